@@ -1,0 +1,112 @@
+"""SweepSpec -> TrialPlans: identities and their rendering, with no clock, network, torch or Ray."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from orchestration.errors import SpecError
+from orchestration.spec import Settings, SweepSpec, build_config
+from rrn_core.config import TrainConfig, iterations_per_epoch, listed_train_images
+
+ID_LENGTH = 12
+"""Hex digits of a trial's identity that are shown and used as its key; 48 bits."""
+
+
+@dataclass(frozen=True)
+class TrialPlan:
+    """One trial as a value: what `plan` prints is what the cluster receives."""
+
+    sweep: str
+    config: TrainConfig
+    varied: tuple[str, ...]
+    """Names of the settings that differ within the sweep, in the order of the file."""
+    proposal: int | None = None
+    """Number of the proposal that an adaptive search made, from 0."""
+
+    @property
+    def trial_id(self) -> str:
+        return self.config.digest()[:ID_LENGTH]
+
+    @property
+    def label(self) -> str:
+        """What a person calls the trial: `1/8 eps=0.6`."""
+        return label({name: getattr(self.config, name) for name in self.varied})
+
+    @property
+    def iterations(self) -> int:
+        """Optimisation steps of the whole run, counted with the published length of the training list."""
+        return self.config.epochs * iterations_per_epoch(self.config, listed_train_images(self.config))
+
+
+def expand(spec: SweepSpec) -> list[TrialPlan]:
+    """All trials of `grid` (product) and `points`, each with every seed; none for an adaptive search.
+
+    Raises:
+        SpecError: a combination that cannot be built, or two equal trials.
+    """
+    if spec.search:
+        return []
+    seeds = [{"seed": seed} for seed in spec.seeds or []] or [{}]
+    named = [(f"points[{i}]", point) for i, point in enumerate(spec.points)]
+    if spec.grid or not spec.points:
+        named = [("grid", dict(zip(spec.grid, values, strict=True))) for values in itertools.product(*spec.grid.values())] + named
+    varied = _varied(spec)
+    faults: list[str] = []
+    plans: dict[str, tuple[str, TrialPlan]] = {}
+    for (where, values), seed in itertools.product(named, seeds):
+        settings = {**values, **seed}
+        try:
+            plan = make_plan(spec, settings, varied=varied)
+        except SpecError as error:
+            faults += [f"{where} ({label(settings)}): {fault}" for fault in error.faults]
+            continue
+        if plan.trial_id in plans:
+            faults.append(f"{where} ({label(settings)}): is the same trial as {plans[plan.trial_id][0]}; remove one")
+        plans.setdefault(plan.trial_id, (f"{where} ({label(settings)})", plan))
+    if faults:
+        raise SpecError(list(dict.fromkeys(faults)))
+    return [plan for _, plan in plans.values()]
+
+
+def make_plan(spec: SweepSpec, settings: Settings, *, varied: tuple[str, ...], proposal: int | None = None) -> TrialPlan:
+    """One trial from the values that vary; raises SpecError where they do not fit together."""
+    return TrialPlan(spec.name, build_config({**spec.settings, **settings}), varied, proposal)
+
+
+def label(settings: Mapping[str, object]) -> str:
+    """`1/8 eps=0.6 seed=1`; a partition stands without its name."""
+    parts = [str(value) if name == "partition" else f"{name}={shown(value)}" for name, value in settings.items()]
+    return " ".join(sorted(parts, key=lambda part: "=" in part)) or "base"
+
+
+def shown(value: object) -> str:
+    """A setting as a person writes it."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def render(plans: Sequence[TrialPlan], states: Mapping[str, str] | None = None) -> str:
+    """The trials as a plain table: identity, varied settings, epochs, iterations, and their state where known."""
+    if not plans:
+        return "no trials"
+    varied = plans[0].varied
+    head = ["trial", *varied, "epochs", "iterations", *(["state"] if states is not None else [])]
+    rows = [
+        [plan.trial_id, *(shown(getattr(plan.config, name)) for name in varied), str(plan.config.epochs), str(plan.iterations)]
+        + ([states.get(plan.trial_id, "new")] if states is not None else [])
+        for plan in plans
+    ]
+    return table([head, *rows])
+
+
+def table(rows: Iterable[Sequence[str]]) -> str:
+    """Left-aligned columns, two spaces apart."""
+    lines = list(rows)
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines)
+
+
+def _varied(spec: SweepSpec) -> tuple[str, ...]:
+    names = [*spec.grid, *(name for point in spec.points for name in point), *(["seed"] if len(spec.seeds or []) > 1 else [])]
+    return tuple(dict.fromkeys(names))

@@ -1,0 +1,258 @@
+"""Everything that changes a result (`TrainConfig`), and where it runs (`Runtime`)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic_core import PydanticCustomError
+
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Probability = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+
+PARTITIONS = ("1/16", "1/8", "1/4", "1/2", "full")
+
+
+class TrainConfig(BaseModel):
+    """One training run as a value. The defaults are the default column of METHOD.md 1.6, VOC 2012 sizes.
+
+    Numbers in brackets below are the paper's equations. Validation is strict: a string is never read as a
+    number, an unknown key is refused, NaN and infinity are refused.
+    """
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+
+    method: Literal["supervised", "cps", "rrn"] = "rrn"
+    """`supervised`: L_sup alone. `cps`: L_sup + lambda1 L_cps. `rrn`: all terms of (7, 8)."""
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    """Seeds the initial weights, the data order, augmentation, CutMix boxes and dropout."""
+
+    # data
+    dataset: Literal["digits", "camvid"] = "digits"
+    partition: str = "1/8"
+    """Share of the training images whose labels are used: 1/16, 1/8, 1/4, 1/2, full, or `n:92` for a count."""
+    partition_by: Literal["every_kth", "seeded", "balanced"] = "every_kth"
+    """`every_kth`: images 0, k, 2k, ... of the ordered list (CPS's and the paper's). `seeded`: a random draw.
+    `balanced`: a seeded draw that evens out the number of images in which each class occurs."""
+    partition_seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    image_size: Annotated[int, Field(ge=64, le=4096)] = 64
+    """Side of a `digits` scene in pixels; other data sets have their own sizes."""
+    train_images: Count = 512
+    """Number of `digits` training scenes; other data sets have their own lists."""
+    val_images: Count = 64
+    """Number of `digits` validation scenes."""
+    crop: Annotated[int, Field(ge=64, le=4096)] = 512
+    """Side of the square training crop and of the evaluation window, in pixels."""
+    scales: Annotated[tuple[Positive, ...], Field(min_length=1)] = (0.5, 0.75, 1.0, 1.5, 1.75, 2.0)
+    """Random resize factors, drawn uniformly (1.25 is missing in the release too)."""
+    hflip: Probability = 0.5
+    cutmix_boxes: Count = 3
+    """Boxes XOR-ed into one CutMix mask (French et al.)."""
+    cutmix_area: tuple[Probability, Probability] = (0.25, 0.5)
+    """Range of the share of the image that all boxes together would cover if none overlapped."""
+
+    # networks
+    backbone: Literal["tiny", "resnet18", "resnet50", "resnet101"] = "resnet50"
+    discriminator: Literal["patch", "image", "pixel"] = "patch"
+    """`patch`: one score per region (the paper). `image`: one per image (the released script). `pixel`: one per pixel."""
+    discriminator_width: Count = 64
+    """Channels of the discriminator's first convolution; the next three have 2, 4 and 8 times as many."""
+    region_kernel: Count = 10
+    """Kernel and stride of the patch classifier on the conv4 map (1/16 of the crop): a region spans 16 x this many pixels."""
+    feature_pool: Count | Literal["auto", "global"] = "auto"
+    """Kernel of the average pooling before feature matching. `auto`: 20, or 50 on a conv4 map of at least 50, as released; `global`
+    where the map is below 20 or would pool to more than one cell."""
+
+    # objective
+    eps: Annotated[float, Field(gt=0, lt=1)] = 0.6
+    """Threshold of the region-consistency map (1, 3). The loss reads it, nothing else does."""
+    lambda1: NonNegative = 1.0
+    """Weight of L_cps (5, 6)."""
+    lambda2: NonNegative = 1.0
+    """Weight of L_dr (3), or of L_ls (1) where `drlc` is off."""
+    lambda3: NonNegative = 0.1
+    """Weight of feature matching L_f (2)."""
+    drlc: bool = True
+    """Dynamic region loss: both discriminators judge each branch (3). Off: each branch by its own discriminator only (1)."""
+    drlc_weighting: Literal["sum_of_masked_means", "eq3_mean_all", "eq3_mean_selected"] = "sum_of_masked_means"
+    region_upsample: Literal["bilinear", "nearest", "footprint", "threshold_first"] = "bilinear"
+    """How a region map becomes a pixel mask. `footprint`: each region covers its true cells, the rest of the crop is never selected.
+    `threshold_first`: bilinear, but the thresholded map is up-sampled and cut at 1/2."""
+    gate: Literal["ge", "gt"] = "ge"
+    """A region is selected where rc >= eps (paper) or rc > eps (release)."""
+    region_label: Literal["own", "teacher", "cross"] = "own"
+    """Target of the region loss: the branch's own argmax on the mixed image, its teacher's mixed label, or the other teacher's."""
+    region_loss_from_epoch: Annotated[int, Field(ge=0)] = 1
+    """Cold start: L_dr is zero before this epoch (counted from 0)."""
+    judge_dropout: bool = True
+    """Dropout of the discriminators stays active while they judge (as released). Off: a deterministic gate."""
+    discriminator_scaling: Literal["batch", "per_image", "unnormalise"] = "batch"
+    """How an image is brought to [0, 1] for the discriminators: min/max over the batch, over each image, or the stored pixel value."""
+    mask_void: bool = False
+    """Zero the discriminators' whole input where the labelled image is void (255)."""
+    feature_matching: Literal["mean", "sum"] = "mean"
+    """L_f as the mean over channels (release) or the L1 norm (2)."""
+    cps_on_labeled: bool = False
+    """Adds the labelled images' half of L_cps (5)."""
+
+    # optimisation
+    batch_size: Annotated[int, Field(ge=2)] = 6
+    """Images per stream (labelled, u0, u1) and step; at least 2, because ASPP normalises a 1x1 map over the batch."""
+    epochs: Count = 32
+    lr: Positive = 0.0025
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    weight_decay: NonNegative = 5e-4
+    poly_power: NonNegative = 0.9
+    warmup_epochs: Annotated[int, Field(ge=0)] = 10
+    discriminator_lr: Positive = 1e-4
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """`bfloat16`: the networks run under autocast; every loss stays in float32."""
+
+    # evaluation
+    ensemble: Literal["none", "logits", "prob"] = "logits"
+    """What `val/miou` is: branch 1 alone, or the weighted mean of both branches' logits or probabilities."""
+    ensemble_weight: Probability = 0.5
+    """Weight of branch 1 in the ensemble."""
+    eval_batch: Count = 8
+    """Windows per forward pass in evaluation."""
+
+    @field_validator("partition")
+    @classmethod
+    def _known_partition(cls, value: str) -> str:
+        counted = value.startswith("n:") and value[2:].isdecimal() and int(value[2:]) >= 1
+        if value not in PARTITIONS and not counted:
+            choices = ", ".join(f'"{p}"' for p in PARTITIONS)
+            raise PydanticCustomError("partition", 'must be one of {choices}, or "n:92" for a count', {"choices": choices})
+        return value
+
+    @field_validator("cutmix_area")
+    @classmethod
+    def _ordered_area(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if value[0] > value[1]:
+            raise PydanticCustomError("cutmix_area", "must be [smallest, largest]", {})
+        return value
+
+    @model_validator(mode="after")
+    def _fits_the_crop(self) -> Self:
+        """The discriminators halve the crop four times: refuse what does not fit their last map, with the arithmetic."""
+        if self.method != "rrn":
+            return self
+        side = self.conv4_side
+        shape = f"crop {self.crop} gives a conv4 map of {side} x {side} (crop / 16)"
+        if self.discriminator == "patch" and self.region_kernel > side:
+            raise PydanticCustomError(
+                "region_kernel",
+                "region_kernel {k} does not fit: {shape}; set region_kernel <= {side} or crop >= {crop}",
+                {"k": self.region_kernel, "shape": shape, "side": side, "crop": 16 * self.region_kernel},
+            )
+        if isinstance(self.feature_pool, int) and not side / 2 < self.feature_pool <= side:
+            raise PydanticCustomError(
+                "feature_pool",
+                "feature_pool {k} does not give one cell: {shape}; set feature_pool to {low}..{side}, auto or global",
+                {"k": self.feature_pool, "shape": shape, "side": side, "low": side // 2 + 1},
+            )
+        return self
+
+    @property
+    def conv4_side(self) -> int:
+        """Side of the discriminator's last feature map for a training crop."""
+        return self.crop // 16
+
+    @property
+    def pool_kernel(self) -> int:
+        """`feature_pool` resolved for this crop; the whole map where it is global."""
+        side = self.conv4_side
+        if isinstance(self.feature_pool, int):
+            return self.feature_pool
+        if self.feature_pool == "auto" and (20 <= side < 40 or 50 <= side < 100):
+            return 20 if side < 40 else 50
+        return side
+
+    def digest(self) -> str:
+        """The identity of the run: SHA-256 of the canonical JSON of every setting, as 64 hex digits."""
+        canonical = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+class Runtime(BaseModel):
+    """Where and how a run is executed; nothing here changes its result, so nothing here is hashed."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    device: str = "auto"
+    """`auto` (CUDA where there is one, else the CPU) or a torch device."""
+    data_root: Path | None = None
+    """Folder of the data set; `digits` needs none."""
+    workers: Annotated[int, Field(ge=0)] = 0
+    """Processes that prepare batches; 0 prepares them in the training process. Batches are the same either way."""
+    threads: Annotated[int, Field(ge=1)] | None = None
+    """CPU threads of the tensor library; unset leaves its own choice. Another number may round differently."""
+    cache_images: bool = True
+    """Keep decoded images in memory."""
+    progress_every: Annotated[int, Field(ge=1)] | None = None
+    """Also report every so many iterations within an epoch; unset reports after each epoch only."""
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "paper": {},
+    "released": {
+        "discriminator": "image",
+        "gate": "gt",
+        "weight_decay": 1e-4,
+    },
+    "digits": {
+        "dataset": "digits",
+        "crop": 64,
+        "hflip": 0.0,
+        "scales": (0.8, 1.0, 1.25),
+        "backbone": "tiny",
+        "discriminator_width": 16,
+        "region_kernel": 1,
+        "lambda1": 0.2,
+        "lambda2": 0.2,
+        "batch_size": 4,
+        "epochs": 5,
+        "lr": 0.1,
+        "warmup_epochs": 1,
+        "eval_batch": 32,
+    },
+}
+"""Named sets of settings. `paper`: the defaults. `released`: what the authors' script does otherwise (METHOD.md 1.6).
+`digits`: the embedded data on a CPU within a minute. Its networks start from random weights, and with the paper's lambda1 = lambda2 = 1
+they would teach each other that all is background before they have seen a digit; hence the smaller ones."""
+
+
+def labeled_count(partition: str, images: int) -> int:
+    """Number of labelled images that `partition` takes of `images`, as every k-th image gives (rounded up).
+
+    Raises:
+        ValueError: a count larger than the data set.
+    """
+    if partition == "full":
+        return images
+    if partition.startswith("n:"):
+        count = int(partition[2:])
+        if count > images:
+            raise ValueError(f'partition "{partition}" asks for {count} labelled images; the training list has {images}')
+        return count
+    return -(-images // int(partition[2:]))
+
+
+def iterations_per_epoch(config: TrainConfig, images: int) -> int:
+    """max(#labelled, #unlabelled) // batch_size, at least 1 (METHOD.md 1.2). `images`: length of the training list."""
+    labeled = labeled_count(config.partition, images)
+    unlabeled = images - labeled or images
+    return max(1, max(labeled, unlabeled) // config.batch_size)
+
+
+def listed_train_images(config: TrainConfig) -> int:
+    """Length of the training list as published: what a plan counts with before the data is seen."""
+    return config.train_images if config.dataset == "digits" else CAMVID_TRAIN_IMAGES
+
+
+CAMVID_TRAIN_IMAGES = 367

@@ -1,0 +1,91 @@
+"""Weak augmentation: mirror, resize, crop and normalise (METHOD.md 1.2)."""
+
+from __future__ import annotations
+
+from typing import TypedDict, TypeVar
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from rrn_core.config import TrainConfig
+from rrn_core.data.batch import IMAGENET_MEAN, IMAGENET_STD
+
+Pixels = NDArray[np.uint8]
+T = TypeVar("T", bound=np.generic)
+
+_NORMALISED = ((np.arange(256)[:, None] / 255.0 - IMAGENET_MEAN) / np.array(IMAGENET_STD)).astype(np.float32)
+"""Normalised value of every pixel value and channel, (256, 3)."""
+
+
+class Decisions(TypedDict):
+    """What chance decides about one image. `start`: top and left of the crop in the resized image."""
+
+    flip: bool
+    scale: float
+    start: tuple[int, int]
+
+
+def augment(
+    image: Pixels, label: Pixels, *, flip: bool, scale: float, start: tuple[int, int], crop: int
+) -> tuple[NDArray[np.float32], Pixels]:
+    """Mirror, resize, crop at `start`, normalise; what the crop exceeds the image by is split evenly over both sides.
+
+    Args:
+        image: (H, W, 3) RGB. label: (H, W).
+
+    Returns:
+        Image (3, crop, crop), normalised, padded with 0 = the mean colour; label (crop, crop), padded with 255.
+    """
+    if flip:
+        image, label = image[:, ::-1], label[:, ::-1]
+    size = _resized(label.shape, scale)
+    part = _crop(_resize(image, size, cv2.INTER_LINEAR), start, crop)
+    part_label = _crop(_resize(label, size, cv2.INTER_NEAREST), start, crop)
+    # normalised after the crop: the same numbers as before it, on fewer pixels
+    return pad(normalise(part), crop, crop, value=0), pad(part_label, crop, crop, value=255)
+
+
+def draw(generator: np.random.Generator, shape: tuple[int, ...], config: TrainConfig) -> Decisions:
+    """Decide at random about an image of `shape` (H, W).
+
+    The last start is one past the end, as released: such a crop is padded by one pixel.
+    """
+    flip = bool(generator.random() < config.hflip)
+    scale = config.scales[generator.integers(len(config.scales))]
+    top, left = (int(generator.integers(side - config.crop + 2)) if side > config.crop else 0 for side in _resized(shape, scale))
+    return Decisions(flip=flip, scale=scale, start=(top, left))
+
+
+def normalise(image: Pixels) -> NDArray[np.float32]:
+    """RGB uint8 (H, W, 3) to float32 (3, H, W) with ImageNet's mean and deviation."""
+    return np.stack([_NORMALISED[:, c][image[..., c]] for c in range(3)])
+
+
+def pad(array: NDArray[T], height: int, width: int, *, value: float | NDArray[T]) -> NDArray[T]:
+    """Centre (..., h, w) on a canvas (..., max(h, height), max(w, width)) filled with `value`; an odd pixel goes to the end.
+
+    `value` may be an array that broadcasts to the canvas.
+    """
+    h, w = array.shape[-2:]
+    down, right = max(height - h, 0), max(width - w, 0)
+    if not (down or right):
+        return array
+    canvas = np.full((*array.shape[:-2], h + down, w + right), value, array.dtype)
+    canvas[..., down // 2 : down // 2 + h, right // 2 : right // 2 + w] = array
+    return canvas
+
+
+def _resized(shape: tuple[int, ...], scale: float) -> tuple[int, int]:
+    return int(shape[0] * scale), int(shape[1] * scale)
+
+
+def _resize(array: Pixels, size: tuple[int, int], interpolation: int) -> Pixels:
+    if array.shape[:2] == size:
+        return array
+    return np.asarray(cv2.resize(np.ascontiguousarray(array), size[::-1], interpolation=interpolation), np.uint8)
+
+
+def _crop(array: Pixels, start: tuple[int, int], crop: int) -> Pixels:
+    top, left = start
+    return array[top : top + crop, left : left + crop]

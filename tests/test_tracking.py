@@ -1,0 +1,517 @@
+"""The MLflow view: equal to the store whatever happens, on a real SQLite database and a real server."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import sqlite3
+import threading
+import time
+import uuid
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from servers import MlflowServer, free_port, wait_until
+
+from orchestration.errors import StoreUnavailable, TrackingError
+from orchestration.manifest import Checkpoint, Entry, Manifest, ObjectRef
+from orchestration.tracking import Tracker, _batches, run_view, ui_command
+from rrn_core.config import TrainConfig
+
+STORE = "s3://bucket/sweeps"
+METRICS = (
+    "train/loss",
+    "train/sup",
+    "train/cps",
+    "train/dr",
+    "train/fm",
+    "train/lr",
+    "val/miou",
+    "val/miou_b1",
+    "val/miou_b2",
+    "val/accuracy",
+)
+
+
+def entry(epoch: int) -> Entry:
+    values = {name: epoch + i / 16 for i, name in enumerate(METRICS)}
+    return Entry(epoch=epoch, step=10 * epoch, time_ms=1_700_000_000_000 + 1000 * epoch, metrics=values)
+
+
+def checkpoint(epoch: int, score: float | None = None) -> Checkpoint:
+    folder = f"sweep/abc/checkpoints/{epoch:08d}-1"
+    objects = {name: ObjectRef(key=f"{folder}/{name}", sha256="0", size=1) for name in ("model.safetensors", "state.pt")}
+    return Checkpoint(step=10 * epoch, epoch=epoch, attempt=1, score=score, objects=objects)
+
+
+def manifest(epochs: int, *, trial_id: str = "abc", seed: int = 3, **changes: Any) -> Manifest:
+    config = TrainConfig(partition="1/8", seed=seed, eps=0.5).model_dump(mode="json")
+    default = {
+        "sweep": "sweep",
+        "trial_id": trial_id,
+        "label": f"1/8 seed={seed}",
+        "config": config,
+        "varied": ("partition", "seed"),
+        "iterations": 100,
+        "attempt": 1,
+        "created_ms": 1_700_000_000_000,
+        "updated_ms": 1_700_000_000_500 + 1000 * epochs,
+        "history": tuple(entry(epoch) for epoch in range(1, epochs + 1)),
+    }
+    return Manifest(**{**default, **changes})
+
+
+class Sweep:
+    """A sweep's store as a dict, its trackers, and what MLflow shows of it."""
+
+    def __init__(self, uri: str) -> None:
+        from mlflow import MlflowClient
+
+        self.uri, self.name = uri, f"sweep-{uuid.uuid4().hex[:8]}"
+        self.client = MlflowClient(tracking_uri=uri)
+        self.store: dict[str, Manifest] = {}
+
+    def put(self, *manifests: Manifest) -> None:
+        self.store |= {m.trial_id: m for m in manifests}
+
+    def tracker(self, *, commit: str = "c0ffee") -> Tracker:
+        tags = {"git_commit": commit, "dirty": "false"}
+        return Tracker(self.uri, sweep=self.name, store=STORE, read=self.store.get, tags=tags, description="what it is for")
+
+    def track(self, *manifests: Manifest, commit: str = "c0ffee") -> None:
+        """One call of the driver, from start to end, on the store with these manifests."""
+        self.put(*manifests)
+        tracker = self.tracker(commit=commit)
+        tracker.start(list(self.store))
+        assert tracker.close(timeout_s=30) == []
+
+    def runs(self, text: str = "tags.`rrn.kind` = 'trial'") -> list[Any]:
+        experiment = self.client.get_experiment_by_name(self.name)
+        return self.client.search_runs([experiment.experiment_id], text) if experiment else []
+
+    def run(self, text: str = "tags.`rrn.kind` = 'trial'") -> Any:
+        (only,) = self.runs(text)
+        return only
+
+    def parent(self) -> Any:
+        return self.run("tags.`rrn.kind` = 'sweep'")
+
+    def points(self, run: Any) -> dict[str, list[tuple[int, float, int]]]:
+        """Every stored point of every metric as (step, value, timestamp), in MLflow's order."""
+        names = sorted(run.data.metrics)
+        return {name: [(p.step, p.value, p.timestamp) for p in self.client.get_metric_history(run.info.run_id, name)] for name in names}
+
+
+def expected_points(epochs: int) -> dict[str, list[tuple[int, float, int]]]:
+    entries = [entry(epoch) for epoch in range(1, epochs + 1)]
+    return {name: [(e.epoch, e.metrics[name], e.time_ms) for e in entries] for name in sorted(METRICS)}
+
+
+@pytest.fixture(scope="session")
+def sqlite_uri(mlflow_database: Path) -> str:
+    return f"sqlite:///{shutil.copy(mlflow_database, mlflow_database.with_name('direct.db'))}"
+
+
+@pytest.fixture(params=["sqlite", "http"])
+def sweep(request: pytest.FixtureRequest) -> Sweep:
+    return Sweep(request.getfixturevalue("sqlite_uri") if request.param == "sqlite" else request.getfixturevalue("mlflow_server").uri)
+
+
+@pytest.fixture
+def local_sweep(sqlite_uri: str) -> Sweep:
+    return Sweep(sqlite_uri)
+
+
+class TestViewOfTheStore:
+    """Holds whatever MLflow keeps its books in."""
+
+    def test_a_growing_trial_is_one_run_with_every_point_once_and_in_order(self, sweep: Sweep) -> None:
+        for epochs in (1, 3, 6):
+            sweep.track(manifest(epochs))
+        assert sweep.points(sweep.run()) == expected_points(6)
+        assert sweep.run().info.end_time == manifest(6).updated_ms
+
+    def test_replaying_everything_adds_nothing(self, sweep: Sweep) -> None:
+        sweep.track(manifest(3), manifest(2, trial_id="def", seed=4, status="finished"))
+        before = [(run.to_dictionary(), sweep.points(run)) for run in sweep.runs()]
+        sweep.track()
+        after = [(run.to_dictionary(), sweep.points(run)) for run in sweep.runs()]
+        assert after == before
+        assert len(after) == 2
+
+    def test_a_death_between_points_and_their_tag_stores_no_point_twice(self, sweep: Sweep) -> None:
+        sweep.track(manifest(3))
+        sweep.client.set_tag(sweep.run().info.run_id, "rrn.logged_epoch", "1")
+        sweep.track(manifest(4))
+        assert sweep.points(sweep.run()) == expected_points(4)
+        assert sweep.run().data.tags["rrn.logged_epoch"] == "4"
+
+    def test_an_interrupted_trial_is_killed_then_runs_again_and_finishes_in_the_same_run(self, sweep: Sweep) -> None:
+        sweep.track(manifest(1))
+        killed = sweep.run()
+        assert (killed.info.status, killed.info.end_time) == ("KILLED", manifest(1).updated_ms)
+        assert sweep.parent().info.status == "KILLED"
+        tracker = sweep.tracker()
+        tracker.start(["abc"])
+        wait_until(lambda: sweep.run().info.status == "RUNNING", deadline_s=20, what="RUNNING")
+        assert sweep.parent().info.status == "RUNNING"
+        sweep.put(manifest(2, status="finished", attempt=2))
+        tracker.notify("abc")
+        wait_until(lambda: sweep.run().info.status == "FINISHED", deadline_s=20, what="FINISHED")
+        assert tracker.close(timeout_s=20) == []
+        done = sweep.run()
+        assert (done.info.run_id, done.info.end_time) == (killed.info.run_id, manifest(2).updated_ms)
+        assert sweep.parent().info.status == "FINISHED"
+
+    def test_a_failed_trial_says_why_until_it_runs_again(self, sweep: Sweep) -> None:
+        sweep.track(manifest(1, status="failed", reason="RuntimeError: out of memory\n" + "x" * 9000))
+        assert sweep.run().info.status == sweep.parent().info.status == "FAILED"
+        assert sweep.run().data.tags["reason"].startswith("RuntimeError: out of memory")
+        sweep.track(manifest(1, attempt=2))
+        assert sweep.run().info.status == "KILLED"
+        assert "reason" not in sweep.run().data.tags
+
+    def test_a_deleted_run_is_rebuilt_completely(self, sweep: Sweep) -> None:
+        sweep.track(manifest(3, status="finished"))
+        before = sweep.run()
+        sweep.client.delete_run(before.info.run_id)
+        sweep.track()
+        after = sweep.run()
+        assert after.info.run_id != before.info.run_id
+        assert (after.data.params, after.data.tags, after.info.start_time, after.info.end_time) == (
+            before.data.params,
+            before.data.tags,
+            before.info.start_time,
+            before.info.end_time,
+        )
+        assert sweep.points(after) == expected_points(3)
+
+    def test_a_run_deleted_while_its_trial_runs_is_rebuilt_at_the_next_epoch(self, sweep: Sweep) -> None:
+        sweep.put(manifest(2))
+        tracker = sweep.tracker()
+        tracker.start(["abc"])
+        wait_until(lambda: [r for r in sweep.runs() if r.data.tags.get("rrn.logged_epoch") == "2"] != [], deadline_s=20, what="2 epochs")
+        sweep.client.delete_run(sweep.run().info.run_id)
+        sweep.put(manifest(3))
+        tracker.notify("abc")
+        assert tracker.close(timeout_s=20) == []
+        assert sweep.points(sweep.run()) == expected_points(3)
+
+    def test_a_deleted_experiment_is_restored(self, sweep: Sweep) -> None:
+        sweep.track(manifest(1))
+        sweep.client.delete_experiment(sweep.parent().info.experiment_id)
+        sweep.track(manifest(2))
+        assert sweep.points(sweep.run()) == expected_points(2)
+
+    def test_every_setting_is_a_parameter_once(self, sweep: Sweep) -> None:
+        sweep.track(manifest(1))
+        sweep.track(manifest(2))
+        params = sweep.run().data.params
+        assert set(params) == set(TrainConfig.model_fields)
+        assert (params["eps"], params["partition"], params["drlc"], params["scales"]) == (
+            "0.5",
+            "1/8",
+            "true",
+            "[0.5, 0.75, 1.0, 1.5, 1.75, 2.0]",
+        )
+
+    def test_a_run_whose_driver_died_before_its_parameters_gets_them(self, sweep: Sweep) -> None:
+        sweep.track()
+        tags = {"rrn.kind": "trial", "trial_id": "abc"}
+        bare = sweep.client.create_run(sweep.parent().info.experiment_id, start_time=manifest(1).created_ms, tags=tags)
+        sweep.track(manifest(1))
+        assert sweep.run().info.run_id == bare.info.run_id
+        assert set(sweep.run().data.params) == set(TrainConfig.model_fields)
+
+    def test_trials_nest_under_the_sweep_and_are_found_by_partition(self, sweep: Sweep) -> None:
+        sweep.track(manifest(1), manifest(1, trial_id="def", seed=4))
+        parent = sweep.parent()
+        children = sweep.runs("tags.partition = '1/8'")
+        assert {run.data.tags["mlflow.parentRunId"] for run in children} == {parent.info.run_id}
+        assert sorted(run.info.run_name for run in children) == ["1/8 seed=3", "1/8 seed=4"]
+        assert parent.info.run_name == sweep.name
+        assert parent.data.tags["mlflow.note.content"] == "what it is for"
+
+    def test_of_two_runs_of_a_trial_the_oldest_counts_and_the_other_steps_aside(self, sweep: Sweep) -> None:
+        sweep.track(manifest(1))
+        first = sweep.run()
+        sweep.client.create_run(
+            first.info.experiment_id, start_time=manifest(1).created_ms + 5, tags={"rrn.kind": "trial", "trial_id": "abc"}
+        )
+        sweep.track(manifest(2))
+        assert sweep.run().info.run_id == first.info.run_id
+        assert sweep.run("tags.`rrn.kind` = 'superseded'").info.status == "KILLED"
+
+    def test_runs_that_a_dead_driver_left_running_get_the_truth(self, sweep: Sweep) -> None:
+        sweep.put(*(manifest(1, trial_id=trial_id, seed=seed) for seed, trial_id in enumerate(("abc", "def", "ghi", "gone"))))
+        dead = sweep.tracker()
+        dead.start(list(sweep.store))
+        wait_until(lambda: len([run for run in sweep.runs() if "rrn.logged_epoch" in run.data.tags]) == 4, deadline_s=20, what="4 runs")
+        dead._abandoned.set()
+        dead.notify("abc")
+        sweep.put(manifest(2, trial_id="def", seed=4, status="finished"))
+        del sweep.store["gone"]
+        successor = sweep.tracker()
+        successor.start(["abc"])
+        expected = {"abc": "RUNNING", "def": "FINISHED", "ghi": "KILLED", "gone": "KILLED"}
+        wait_until(
+            lambda: {run.data.tags["trial_id"]: run.info.status for run in sweep.runs()} == expected, deadline_s=20, what="the truth"
+        )
+        assert successor.close(timeout_s=20) == []
+        assert {run.data.tags["trial_id"]: run.info.status for run in sweep.runs()} == expected | {"abc": "KILLED"}
+
+    def test_a_backlog_larger_than_one_batch_arrives_whole(self, sweep: Sweep) -> None:
+        sweep.track(manifest(230))
+        assert sweep.points(sweep.run()) == expected_points(230)
+
+
+class TestOutages:
+    def test_a_server_killed_while_logging_gets_everything_when_it_is_back(
+        self, mlflow_database: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        server = MlflowServer(Path(shutil.copy(mlflow_database, tmp_path / "mlflow.db")))
+        try:
+            server.start()
+            sweep = Sweep(server.uri)
+            tracker = sweep.tracker()
+            tracker.start(["abc"])
+            for epoch in range(1, 15):
+                sweep.put(manifest(epoch))
+                tracker.notify("abc")
+                time.sleep(0.05)
+            server.kill()
+            sweep.put(manifest(40, status="finished"), manifest(2, trial_id="def", seed=4, status="finished"))
+            tracker.notify("def")  # the only word of this trial meets the outage
+            tracker.notify("abc")
+            wait_until(lambda: "is away" in caplog.text, deadline_s=20, what="the warning")
+            server.start()
+            wait_until(lambda: [run.info.status for run in sweep.runs()] == ["FINISHED"] * 2, deadline_s=60, what="FINISHED")
+            assert tracker.close(timeout_s=60) == []
+            assert sweep.points(sweep.run("tags.trial_id = 'abc'")) == expected_points(40)
+            assert sweep.points(sweep.run("tags.trial_id = 'def'")) == expected_points(2)
+            assert sweep.parent().info.status == "FINISHED"
+            away, back = [record.message for record in caplog.records if record.levelno == logging.WARNING]
+            assert away.startswith(f"MLflow at {server.uri} is away, the sweep goes on and tracking catches up later: ")
+            assert back == "MLflow answers again and is up to date"
+            self.killed_before_the_end(server, sweep)
+        finally:
+            server.kill()
+
+    def killed_before_the_end(self, server: MlflowServer, sweep: Sweep) -> None:
+        """The trial is finished and shown, but the sweep's own run cannot be closed: MLflow does not hold the whole truth."""
+        tracker = sweep.tracker()
+        tracker.start(["abc"])
+        wait_until(lambda: sweep.parent().info.status == "RUNNING", deadline_s=20, what="RUNNING")
+        wait_until(lambda: "abc" in tracker._settled, deadline_s=20, what="abc shown")
+        server.kill()
+        assert tracker.close(timeout_s=3) == ["abc"]
+
+    def test_without_a_server_nothing_blocks_and_close_says_what_is_missing(self, caplog: pytest.LogCaptureFixture) -> None:
+        uri = f"http://user:secret@127.0.0.1:{free_port()}"
+        tracker = Tracker(uri, sweep="sweep", store=STORE, read=lambda _: manifest(1), tags={})
+        tracker.start(["abc"])
+        began = time.monotonic()
+        for i in range(2000):
+            tracker.notify(f"t{i % 5}")
+        assert time.monotonic() - began < 0.5
+        began = time.monotonic()
+        assert sorted(tracker.close(timeout_s=2)) == ["abc", "t0", "t1", "t2", "t3", "t4"]
+        assert time.monotonic() - began < 3
+        assert tracker.experiment_url is None
+        assert "MLflow lacks something of 6 of 6 trials" in caplog.messages[-1]
+        assert sum("is away" in text for text in caplog.messages) <= 1
+        assert "secret" not in caplog.text
+
+    def test_a_server_that_refuses_is_given_up_with_one_line(self, caplog: pytest.LogCaptureFixture) -> None:
+        with forbidding_server() as uri:
+            tracker = Tracker(uri, sweep="sweep", store=STORE, read=lambda _: manifest(1), tags={})
+            tracker.start(["abc"])
+            assert tracker.close(timeout_s=20) == ["abc"]
+        assert not tracker._thread.is_alive()
+        assert "MLflow refused" in caplog.messages[0]
+        assert "not for you" in caplog.messages[0]
+
+    @pytest.mark.parametrize("fault", ["newer schema", "no database", "no folder"])
+    def test_a_database_that_cannot_be_used_is_given_up_with_one_line(
+        self, fault: str, mlflow_database: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        path = tmp_path / "mlflow.db"
+        if fault == "newer schema":
+            shutil.copy(mlflow_database, path)
+            with sqlite3.connect(path) as connection:
+                connection.execute("UPDATE alembic_version SET version_num = 'f00f00f00f00'")
+            connection.close()
+        elif fault == "no database":
+            path.write_text("MLflow was here" * 100)
+        else:
+            (tmp_path / "file").touch()
+            path = tmp_path / "file" / "mlflow.db"
+        tracker = Tracker(f"sqlite:///{path}", sweep="sweep", store=STORE, read=lambda _: manifest(1), tags={})
+        tracker.start(["abc"])
+        assert tracker.close(timeout_s=20) == ["abc"]
+        assert not tracker._thread.is_alive()
+        assert f"cannot use the MLflow database sqlite:///{path}" in caplog.messages[0]
+
+    def test_a_store_that_is_away_delays_only_its_trial(self, local_sweep: Sweep, caplog: pytest.LogCaptureFixture) -> None:
+        def read(trial_id: str) -> Manifest | None:
+            if trial_id == "bad":
+                raise StoreUnavailable("no answer")
+            return local_sweep.store[trial_id]
+
+        local_sweep.put(manifest(2, status="finished"))
+        tracker = Tracker(local_sweep.uri, sweep=local_sweep.name, store=STORE, read=read, tags={})
+        tracker.start(["bad", "abc"])
+        assert tracker.close(timeout_s=20) == ["bad"]
+        assert local_sweep.points(local_sweep.run()) == expected_points(2)
+        assert "trial bad cannot be shown in MLflow for now: no answer" in caplog.text
+
+    def test_a_trial_that_mlflow_refuses_leaves_the_others_alone(self, local_sweep: Sweep, caplog: pytest.LogCaptureFixture) -> None:
+        odd = Entry(epoch=1, step=1, time_ms=1, metrics={"val/miou": 1.0, "not a key ?!": 2.0})
+        local_sweep.put(manifest(1, trial_id="odd", seed=4, history=(odd,)), manifest(2))
+        tracker = local_sweep.tracker()
+        tracker.start(["odd", "abc"])
+        assert tracker.close(timeout_s=20) == ["odd"]
+        assert local_sweep.points(local_sweep.run("tags.trial_id = 'abc'")) == expected_points(2)
+        assert sum("trial odd cannot be shown" in text for text in caplog.messages) == 1
+
+
+class TestTracker:
+    def test_many_threads_may_notify(self, local_sweep: Sweep) -> None:
+        tracker = local_sweep.tracker()
+        tracker.start([])
+
+        def trial(number: int) -> None:
+            for epoch in range(1, 11):
+                local_sweep.put(manifest(epoch, trial_id=f"t{number}", seed=number, status="finished" if epoch == 10 else "running"))
+                tracker.notify(f"t{number}")
+
+        threads = [threading.Thread(target=trial, args=(number,)) for number in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert tracker.close(timeout_s=30) == []
+        assert [run.info.status for run in local_sweep.runs()] == ["FINISHED"] * 6
+        assert all(local_sweep.points(run) == expected_points(10) for run in local_sweep.runs())
+
+    def test_it_is_silent_on_a_new_database_in_a_new_folder(self, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+        sweep = Tracker(f"sqlite:///{tmp_path}/new/mlflow.db", sweep="sweep", store=STORE, read=lambda _: manifest(1), tags={})
+        sweep.start(["abc"])
+        assert sweep.close(timeout_s=100) == []
+        assert capfd.readouterr() == ("", "")
+        assert [path.name for path in (tmp_path / "new").iterdir()] == ["mlflow.db"]
+
+    def test_it_is_silent_towards_a_server(self, mlflow_server: MlflowServer, capfd: pytest.CaptureFixture[str]) -> None:
+        Sweep(mlflow_server.uri).track(manifest(1, status="finished"))
+        assert capfd.readouterr() == ("", "")
+
+    def test_it_names_the_page_that_compares_the_trials(self, local_sweep: Sweep) -> None:
+        tracker = local_sweep.tracker()
+        tracker.start([])
+        tracker.close(timeout_s=20)
+        parent = local_sweep.parent()
+        page = f"http://127.0.0.1:5000/#/experiments/{parent.info.experiment_id}/runs?workflowType=machine_learning"
+        assert (tracker.experiment_url, tracker.comparison_url) == (page, f"{page}&compareRunsMode=CHART")
+        assert tracker.parent_run_id == parent.info.run_id
+
+    def test_a_trial_that_never_started_has_no_run(self, local_sweep: Sweep) -> None:
+        tracker = local_sweep.tracker()
+        tracker.start(["abc"])
+        assert tracker.close(timeout_s=20) == []
+        assert local_sweep.runs() == []
+        assert local_sweep.parent().info.status == "KILLED"
+
+    def test_the_commit_of_a_finished_trial_stays_and_that_of_a_new_attempt_is_added(self, local_sweep: Sweep) -> None:
+        local_sweep.track(manifest(1, trial_id="done", status="finished"), manifest(1), commit="old")
+        local_sweep.track(manifest(2, attempt=2), commit="new")
+        assert {run.data.tags["trial_id"]: run.data.tags["git_commit"] for run in local_sweep.runs()} == {"done": "old", "abc": "new"}
+
+    def test_a_trial_started_afresh_in_the_store_gets_a_new_run(self, local_sweep: Sweep) -> None:
+        local_sweep.track(manifest(3))
+        local_sweep.track(manifest(1, created_ms=1_800_000_000_000))
+        assert local_sweep.points(local_sweep.run()) == expected_points(1)
+        assert local_sweep.points(local_sweep.run("tags.`rrn.kind` = 'superseded'")) == expected_points(3)
+
+    def test_close_without_start_returns(self, sqlite_uri: str) -> None:
+        assert Tracker(sqlite_uri, sweep="sweep", store=STORE, read=lambda _: None, tags={}).close(timeout_s=1) == []
+
+    @pytest.mark.parametrize("uri", ["", "mlruns", "file:///tmp/mlruns", "sqlite:///relative.db", "htp://host", "databricks", "http://"])
+    def test_other_places_are_refused_at_once(self, uri: str) -> None:
+        with pytest.raises(TrackingError, match="must be sqlite"):
+            Tracker(uri, sweep="sweep", store=STORE, read=lambda _: None, tags={})
+
+
+class TestRunView:
+    def test_tags_name_the_last_and_the_first_best_checkpoint(self) -> None:
+        scored = manifest(3, checkpoints=(checkpoint(1, 0.4), checkpoint(2, 0.4), checkpoint(3)))
+        tags = run_view(scored, store=f"{STORE}/", live=True).tags
+        assert tags["checkpoint_best"] == f"{STORE}/sweep/abc/checkpoints/00000001-1"
+        assert tags["checkpoint_last"] == f"{STORE}/sweep/abc/checkpoints/00000003-1"
+
+    def test_tags_are_what_people_filter_by(self) -> None:
+        tags = run_view(manifest(1, proposal=7), store=STORE, live=True).tags
+        assert {
+            name: tags[name] for name in ("sweep", "trial_id", "partition", "seed", "method", "dataset", "attempt", "proposal", "rrn.kind")
+        } == {
+            "sweep": "sweep",
+            "trial_id": "abc",
+            "partition": "1/8",
+            "seed": "3",
+            "method": "rrn",
+            "dataset": "digits",
+            "attempt": "1",
+            "proposal": "7",
+            "rrn.kind": "trial",
+        }
+
+    def test_a_batch_that_ends_within_an_epoch_does_not_count_it_as_logged(self) -> None:
+        wide = [Entry(epoch=epoch, step=epoch, time_ms=epoch, metrics={f"m{i:03}": 0.0 for i in range(600)}) for epoch in (1, 2, 3)]
+        assert [(epoch, len(metrics)) for epoch, metrics in _batches(wide, after=1)] == [(2, 1000), (3, 200)]
+
+    def test_long_values_are_cut_to_what_mlflow_takes(self) -> None:
+        view = run_view(manifest(1, status="failed", reason="x" * 10_000, config={"scales": "y" * 10_000}), store=STORE, live=True)
+        assert (len(view.tags["reason"]), len(view.params["scales"])) == (5000, 6000)
+
+    @pytest.mark.parametrize(
+        ("stored", "live", "shown"),
+        [("running", True, "RUNNING"), ("running", False, "KILLED"), ("finished", False, "FINISHED"), ("failed", True, "FAILED")],
+    )
+    def test_status(self, stored: str, live: bool, shown: str) -> None:
+        view = run_view(manifest(1, status=stored), store=STORE, live=live)
+        assert (view.status, view.end_ms is None) == (shown, shown == "RUNNING")
+
+
+def test_the_ui_command_quotes_what_a_shell_would_split() -> None:
+    assert ui_command("sqlite:////my runs/mlflow.db", port=5001).endswith(
+        "mlflow server --backend-store-uri 'sqlite:////my runs/mlflow.db' --workers 1 --port 5001"
+    )
+    assert ui_command("https://user:secret@host:5000") == "https://host:5000"
+
+
+class _Forbidding(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        body = b"not for you"
+        self.send_response(403)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    do_POST = do_GET  # noqa: N815
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+class forbidding_server:  # noqa: N801
+    """A web server that answers 403 to everything."""
+
+    def __enter__(self) -> str:
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _Forbidding)
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        return f"http://127.0.0.1:{self._server.server_address[1]}"
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()

@@ -1,0 +1,167 @@
+"""training.py and state.py: real training on small scenes; interrupted equals uninterrupted, and nothing is a dead knob."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import pickle
+import random
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from rrn_core import PRESETS, Runtime, TrainConfig, train
+from rrn_core.state import REST, WEIGHTS
+
+SMALL = {"train_images": 32, "val_images": 4, "batch_size": 4, "epochs": 2, "partition": "1/4", "region_loss_from_epoch": 0}
+ONE_THREAD = Runtime(device="cpu", threads=1)
+
+
+def config(**settings: Any) -> TrainConfig:
+    return TrainConfig.model_validate_json(json.dumps(PRESETS["digits"] | SMALL | settings))
+
+
+def final(reports) -> tuple[dict[str, float], dict[str, bytes]]:
+    *_, last = reports
+    return last.metrics, last.state.to_files()
+
+
+def without_time(metrics: dict[str, float]) -> dict[str, float]:
+    return {name: value for name, value in metrics.items() if not name.startswith("perf/")}
+
+
+def test_every_epoch_reports_what_the_method_is_judged_by():
+    reports = list(train(config(), ONE_THREAD))
+    assert [report.epoch for report in reports] == [1, 2]
+    assert [report.iteration for report in reports] == [6, 12]
+    metrics = reports[-1].metrics
+    for name in (
+        *(f"train/{name}" for name in ("loss", "loss_sup", "loss_cps", "loss_dr", "loss_f", "loss_d1", "loss_d2", "lr")),
+        *(f"train/{name}" for name in ("selected1", "selected2", "d1_real", "d1_fake", "d2_real", "d2_fake")),
+        *(f"val/{name}" for name in ("miou", "miou_branch1", "miou_branch2", "miou_ensemble")),
+        *(f"val/iou_{head}/background" for head in ("branch1", "branch2", "ensemble")),
+        *("perf/images_per_s", "perf/peak_memory_mb", "perf/train_s", "perf/eval_s"),
+    ):
+        assert math.isfinite(metrics[name]), name
+    c = config()
+    total = metrics["train/loss_sup"] + c.lambda1 * metrics["train/loss_cps"]
+    total += c.lambda2 * metrics["train/loss_dr"] + c.lambda3 * metrics["train/loss_f"]
+    assert metrics["train/loss"] == pytest.approx(total, rel=1e-5)
+    assert {"train/pseudo_accuracy_inside", "train/pseudo_accuracy_outside"} & set(metrics)
+
+
+def test_the_same_seed_gives_the_same_numbers_and_another_does_not():
+    first, second, other = (final(train(config(seed=seed), ONE_THREAD)) for seed in (1, 1, 2))
+    assert without_time(first[0]) == without_time(second[0])
+    assert first[1][WEIGHTS] == second[1][WEIGHTS]
+    assert first[1][WEIGHTS] != other[1][WEIGHTS]
+
+
+@pytest.mark.parametrize("method", ["supervised", "cps", "rrn"])
+@pytest.mark.parametrize("stop", [2, 6, 8], ids=["in the first epoch", "between epochs", "in the second epoch"])
+def test_an_interrupted_run_equals_the_uninterrupted_one_bit_for_bit(method, stop):
+    runtime = ONE_THREAD.model_copy(update={"progress_every": 2})
+    whole = final(train(config(method=method), runtime))
+    files = next(report.state.to_files() for report in train(config(method=method), runtime) if report.iteration == stop)
+    scramble_random_states()
+    resumed = final(train(config(method=method), runtime, resume_from=files))
+    assert without_time(resumed[0]) == without_time(whole[0])
+    assert resumed[1][WEIGHTS] == whole[1][WEIGHTS]
+    rest, resumed_rest = (torch.load(io.BytesIO(files[REST]), weights_only=True) for files in (whole[1], resumed[1]))
+    for part in ("optimisers", "random", "iteration", "sums"):
+        assert_same(resumed_rest[part], rest[part])
+
+
+def scramble_random_states() -> None:
+    random.seed(99)
+    np.random.seed(99)
+    torch.manual_seed(99)
+
+
+def assert_same(a: Any, b: Any) -> None:
+    if isinstance(a, torch.Tensor):
+        assert torch.equal(a, b)
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys()
+        for key in a:
+            assert_same(a[key], b[key])
+    elif isinstance(a, list | tuple):
+        assert len(a) == len(b)
+        for left, right in zip(a, b, strict=True):
+            assert_same(left, right)
+    else:
+        assert a == b
+
+
+def test_batches_prepared_by_worker_processes_change_nothing():
+    alone = final(train(config(epochs=1), ONE_THREAD))
+    helped = final(train(config(epochs=1), ONE_THREAD.model_copy(update={"workers": 2})))
+    assert helped[1][WEIGHTS] == alone[1][WEIGHTS]
+
+
+def test_a_checkpoint_in_a_directory_resumes_as_well(tmp_path):
+    reports = train(config(), ONE_THREAD)
+    next(reports).state.save(tmp_path / "checkpoint")
+    rest = [report.epoch for report in train(config(), ONE_THREAD, resume_from=tmp_path / "checkpoint")]
+    assert rest == [2]
+
+
+def test_a_finished_checkpoint_yields_nothing_more():
+    files = final(train(config(epochs=1), ONE_THREAD))[1]
+    assert list(train(config(epochs=1), ONE_THREAD, resume_from=files)) == []
+
+
+def test_a_checkpoint_of_another_run_is_refused():
+    files = final(train(config(epochs=1), ONE_THREAD))[1]
+    with pytest.raises(ValueError, match="belongs to run"):
+        next(train(config(epochs=1, eps=0.7), ONE_THREAD, resume_from=files))
+
+
+class Bomb:
+    def __reduce__(self):
+        return (pytest.fail, ("pickled code was executed",))
+
+
+@pytest.mark.parametrize("body", [b"", b"rubbish", pickle.dumps(Bomb())], ids=["empty", "rubbish", "a pickle that would execute"])
+@pytest.mark.parametrize("name", [WEIGHTS, REST])
+def test_a_damaged_checkpoint_is_refused_and_never_executed(name, body):
+    files = final(train(config(epochs=1), ONE_THREAD))[1]
+    with pytest.raises(ValueError, match="cannot be read"):
+        next(train(config(epochs=1), ONE_THREAD, resume_from=files | {name: body}))
+
+
+def test_a_diverging_run_says_so():
+    with pytest.raises(FloatingPointError, match="diverged: loss"):
+        list(train(config(lr=1e9, warmup_epochs=0, epochs=5), ONE_THREAD))
+
+
+def test_camvid_without_a_folder_is_refused_in_one_line():
+    with pytest.raises(ValueError, match="data") as caught:
+        next(train(config(dataset="camvid"), ONE_THREAD))
+    assert "\n" not in str(caught.value)
+
+
+def test_every_setting_is_read():
+    """A field that nobody reads is a knob that sweeps nothing."""
+    read: set[str] = set()
+
+    class Recording(TrainConfig):
+        def __getattribute__(self, name: str) -> Any:
+            if name in TrainConfig.model_fields:
+                read.add(name)
+            return super().__getattribute__(name)
+
+    def recording(**settings: Any) -> TrainConfig:
+        plain = config(epochs=1, **settings)
+        recorder = Recording.model_construct(**dict(plain))
+        read.clear()
+        return recorder
+
+    used: set[str] = set()
+    for settings in ({"warmup_epochs": 0}, {"partition_by": "seeded"}, {"partition_by": "balanced"}):
+        list(train(recording(**settings), ONE_THREAD))
+        used |= read
+    assert used == set(TrainConfig.model_fields)
