@@ -112,7 +112,8 @@ def _plan(arguments: argparse.Namespace) -> int:
     left = sum(plan.iterations for plan in sweep.unfinished)
     print(f"\n{_count(sweep)}; {len(sweep.unfinished)} to run, at most {left} iterations")
     if sweep.spec.search:
-        print(f"{sweep.total - len(sweep.plans)} more proposals by the {sweep.spec.search.sampler} sampler, seed {sweep.spec.search.seed}")
+        print(f"{sweep.total - len(sweep.plans)} still to be proposed by the {sweep.spec.search.sampler} sampler (seed {sweep.spec.search.seed}) from")
+        print("\n".join(f"  {name}: {dimension}" for name, dimension in sweep.spec.space.items()))
     return OK
 
 

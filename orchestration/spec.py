@@ -54,6 +54,11 @@ class Dimension(_Part):
     log: bool = False
     choices: list[str | int | float | bool] | None = None
 
+    def __str__(self) -> str:
+        if self.choices is not None:
+            return f"one of {', '.join(map(str, self.choices))}"
+        return f"{self.low} to {self.high}{', log' if self.log else ''}"
+
 
 class SweepSpec(_Part):
     """A sweep as the user wrote it, checked: every value in `base`, `grid`, `points` and `space` fits TrainConfig."""

@@ -211,7 +211,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "hflip": 0.0,
         "scales": (0.8, 1.0, 1.25),
         "backbone": "tiny",
-        "discriminator_width": 16,
+        "discriminator_width": 8,
         "region_kernel": 1,
         "lambda1": 0.2,
         "lambda2": 0.2,

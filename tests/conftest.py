@@ -10,6 +10,10 @@ import pytest
 from servers import MlflowServer, S3Server, mlflow_template, program
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--write-golden", action="store_true", help="write the golden plans of the shipped sweeps anew")
+
+
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "slow: takes more than ten seconds")
 
