@@ -228,8 +228,8 @@ class _Runner:
         print("mIoU in percent on the validation list; b1, b2, ens: branch 1, branch 2, their ensemble; best: epoch with the best val/miou")
         print(f"checkpoints: {sweep.store.uri}/{sweep.spec.name}")
         print(f"MLflow UI:   {ui_command(sweep.tracking)}")
-        if self._tracker.experiment_url:
-            print(f"then open    {self._tracker.experiment_url}")
+        if self._tracker.comparison_url:
+            print(f"then open    {self._tracker.comparison_url}")
         if interrupted:
             return INTERRUPTED
         return OK if sweep.complete else FAILED

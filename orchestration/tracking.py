@@ -13,6 +13,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote, urlencode
 
 from orchestration.errors import SweepError, TrackingError
 from orchestration.manifest import SCORE, Checkpoint, Entry, Manifest
@@ -137,18 +138,20 @@ class Tracker:
         return behind
 
     @property
-    def experiment_url(self) -> str | None:
-        """The experiment's page in the UI that `ui_command` names; None until MLflow has answered."""
-        return self._page("")
-
-    @property
     def comparison_url(self) -> str | None:
-        """The page with the charts of all trials."""
-        return self._page("&compareRunsMode=CHART")
+        """The page with the charts of all trials, in the UI that `ui_command` names; None until MLflow has answered.
 
-    def _page(self, query: str) -> str | None:
+        Sorted by a metric the UI lists the trials flat; otherwise it folds them away below the sweep's own run.
+        """
         base = f"http://127.0.0.1:{_DEFAULT_PORT}" if self._uri.startswith(_SQLITE) else _without_password(self._uri).rstrip("/")
-        return self.experiment_id and f"{base}/#/experiments/{self.experiment_id}/runs?workflowType=machine_learning{query}"
+        query = {
+            "workflowType": "machine_learning",
+            "compareRunsMode": "CHART",
+            "searchFilter": f"tags.`{_KIND}` = 'trial'",
+            "orderByKey": f"metrics.`{SCORE}`",
+            "orderByAsc": "false",
+        }
+        return self.experiment_id and f"{base}/#/experiments/{self.experiment_id}/runs?{urlencode(query, quote_via=quote)}"
 
     def _work(self) -> None:
         """The thread. It catches everything: neither an outage nor a bug of MLflow may end a sweep."""
