@@ -111,8 +111,8 @@ def _plan(arguments: argparse.Namespace) -> int:
     print(render(sweep.plans, states) if sweep.plans else "no trial proposed yet")
     left = sum(plan.iterations for plan in sweep.unfinished)
     print(f"\n{_count(sweep)}; {len(sweep.unfinished)} to run, at most {left} iterations")
-    if sweep.spec.search:
-        print(f"{sweep.total - len(sweep.plans)} still to be proposed by the {sweep.spec.search.sampler} sampler (seed {sweep.spec.search.seed}) from")
+    if search := sweep.spec.search:
+        print(f"{sweep.total - len(sweep.plans)} still to be proposed by the {search.sampler} sampler (seed {search.seed}) from")
         print("\n".join(f"  {name}: {dimension}" for name, dimension in sweep.spec.space.items()))
     return OK
 
