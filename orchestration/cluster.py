@@ -7,6 +7,7 @@ has done is in the store.
 from __future__ import annotations
 
 import logging
+import socket
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -16,11 +17,11 @@ from typing import Any, Literal, Protocol
 
 import ray
 from ray import tune
-from ray.tune import Callback, FailureConfig, RunConfig, TuneConfig, Tuner
+from ray.tune import Callback, FailureConfig, RunConfig, TuneConfig, TuneError, Tuner
 from ray.tune.experiment import Trial
 from ray.tune.search import Searcher
 
-from orchestration.errors import ClusterError, Fenced
+from orchestration.errors import ClusterError, Fenced, SweepError
 from orchestration.manifest import Manifest, TrialRecord, read_manifest
 from orchestration.plan import TrialPlan
 from orchestration.spec import Resources
@@ -31,6 +32,10 @@ log = logging.getLogger(__name__)
 
 REPORT_EVERY_S = 0.5
 """A trial reports to the driver at most this often, besides after every commit: each report waits for the driver."""
+
+
+DRIVER_WAITS_S = 20.0
+"""How long the driver waits for an absent store: every trial's report waits meanwhile. Trials themselves wait longer."""
 
 
 class Source(Protocol):
@@ -76,19 +81,20 @@ Listener = Callable[[Event], None]
 
 @contextmanager
 def connect(address: str | None) -> Iterator[None]:
-    """Join the Ray cluster at `address`, or start a local one where it is None.
+    """Join the Ray cluster at `address` (`host:port` or `auto`), or start a local one where it is None.
 
     Raises:
         ClusterError: the cluster does not answer.
     """
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    _probe(address)
     try:
         if address is None:
             # "local", because without an address Ray would join any cluster that happens to run on this machine
             ray.init(address="local", include_dashboard=False, object_store_memory=2**27, **quiet)
         else:
             ray.init(address=address, **quiet)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         raise ClusterError(f"Ray at {address or 'this machine'} cannot be reached: {error}; check RAY_ADDRESS and the token") from error
     try:
         yield
@@ -117,8 +123,11 @@ def slots(resources: Resources) -> int:
 def run(source: Source, job: Job, *, resources: Resources, retries: int, listeners: Sequence[Listener]) -> None:
     """Run every plan that `source` yields; returns when none is left. Needs `connect`.
 
-    A trial whose process or node dies, or which raises, starts again up to `retries` times and resumes from the store.
-    A trial that keeps failing is marked failed, and the others go on.
+    A trial whose process or node dies, or which raises, starts again up to `retries` times and resumes from the store;
+    one that would fail in the same way again (bad data, a diverged loss) does not. A failed trial is marked, and the others go on.
+
+    Raises:
+        ClusterError: no node can hold a trial, or Ray itself failed.
     """
     concurrent = slots(resources)
     with tempfile.TemporaryDirectory(prefix="rrn-sweep-") as scratch:
@@ -141,7 +150,11 @@ def run(source: Source, job: Job, *, resources: Resources, retries: int, listene
                 verbose=0,
             ),
         )
-        tuner.fit()
+        try:
+            tuner.fit()
+        except (TuneError, ray.exceptions.RayError) as error:
+            last = str(error).strip().splitlines()[-1:] or [type(error).__name__]
+            raise ClusterError(f"Ray failed: {last[0]}; the same command goes on from the last checkpoints") from error
 
 
 def rrn_trial(config: dict[str, Any]) -> None:
@@ -154,6 +167,9 @@ def rrn_trial(config: dict[str, Any]) -> None:
                 reported_s, committed = time.monotonic(), update.committed
     except Fenced as error:
         # not an error to retry: someone else is training this very trial
+        log.warning("%s", error)
+    except (ValueError, FloatingPointError) as error:
+        # the same settings on the same data would raise it again; the manifest holds the reason
         log.warning("%s", error)
 
 
@@ -190,7 +206,7 @@ class _Events(_NeverRestored, Callback):
 
     def __init__(self, job: Job, source: Source, listeners: Sequence[Listener]) -> None:
         self._job, self._source, self._listeners = job, source, listeners
-        self._store = open_store(job.store)
+        self._store = open_store(job.store, deadline_s=DRIVER_WAITS_S)
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         self._emit(Event("started", trial.config["plan"]))
@@ -204,32 +220,52 @@ class _Events(_NeverRestored, Callback):
         self._emit(Event("retry", trial.config["plan"], reason=_reason(self._manifest(trial), trial)))
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        plan: TrialPlan = trial.config["plan"]
         manifest = self._manifest(trial)
-        if manifest and manifest.status == "finished":
-            self._source.tell(manifest)
-            self._emit(Event("finished", trial.config["plan"]))
+        if manifest is None:
+            self._emit(Event("failed", plan, reason=f"nothing of it in {self._store.uri}; the store must be one that all nodes share"))
+        elif manifest.status == "running":
+            self._emit(Event("elsewhere", plan, reason="another process took this trial over"))
         else:
-            self._emit(Event("elsewhere", trial.config["plan"], reason="another process took this trial over"))
+            self._source.tell(manifest)
+            self._emit(Event("finished" if manifest.status == "finished" else "failed", plan, reason=manifest.reason))
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         plan: TrialPlan = trial.config["plan"]
         manifest = self._manifest(trial)
         reason = _reason(manifest, trial)
         if manifest is None or manifest.status == "running":
-            # The process died without a word. Opening the record fences it off, should it be alive after all.
-            record = TrialRecord.open(self._store, plan, retention=self._job.retention)
-            record.fail(reason=reason, traceback=str(trial.get_error() or ""))
-            manifest = record.manifest
-        self._source.tell(manifest)
+            manifest = self._bury(plan, reason=reason, traceback=str(trial.get_error() or "")) or manifest
+        if manifest:
+            self._source.tell(manifest)
         self._emit(Event("failed", plan, reason=reason))
 
+    def _bury(self, plan: TrialPlan, *, reason: str, traceback: str) -> Manifest | None:
+        """Mark a trial failed whose process died without a word; opening the record fences it off, should it be alive after all."""
+        try:
+            record = TrialRecord.open(self._store, plan, retention=self._job.retention)
+            if record.manifest.status != "finished":
+                record.fail(reason=reason, traceback=traceback)
+            return record.manifest
+        except SweepError as error:
+            log.warning("trial %s failed, and the store could not be told: %s", plan.trial_id, error)
+            return None
+
     def _manifest(self, trial: Trial) -> Manifest | None:
+        """None also where the store does not answer: an exception here would end the whole sweep."""
         plan: TrialPlan = trial.config["plan"]
-        return read_manifest(self._store, plan.sweep, plan.trial_id)
+        try:
+            return read_manifest(self._store, plan.sweep, plan.trial_id)
+        except SweepError as error:
+            log.warning("trial %s: %s", plan.trial_id, error)
+            return None
 
     def _emit(self, event: Event) -> None:
         for listener in self._listeners:
-            listener(event)
+            try:
+                listener(event)
+            except Exception as error:  # a full disk under the log must not end the sweep
+                log.debug("a listener failed: %s", error)
 
 
 def _reason(manifest: Manifest | None, trial: Trial) -> str:
@@ -239,6 +275,19 @@ def _reason(manifest: Manifest | None, trial: Trial) -> str:
     lines = [line.strip() for line in str(trial.get_error() or "").splitlines() if line.strip()]
     error = next((line for line in reversed(lines) if "Error" in line or "died" in line), "its process ended without a word")
     return f"worker lost: {error}"
+
+
+def _probe(address: str | None) -> None:
+    """Fail within seconds where nothing listens; Ray itself would try for minutes."""
+    if address is None or address == "auto":
+        return
+    host, _, port = address.rpartition(":")
+    if "://" in address or not host or not port.isdecimal():
+        raise ClusterError(f"RAY_ADDRESS: must be host:port of a cluster's head or auto, got {address}")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+    except OSError as error:
+        raise ClusterError(f"RAY_ADDRESS: nothing answers at {address}: {error}") from error
 
 
 def _fits(node: dict[str, float], resources: Resources) -> int:

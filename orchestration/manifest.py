@@ -14,7 +14,7 @@ import json
 import logging
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
 
@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from orchestration.errors import Conflict, Corrupt, Fenced, NotFound, StoreError, SweepError
 from orchestration.plan import TrialPlan
-from orchestration.spec import Retention, build_config
+from orchestration.spec import Retention, SweepSpec, build_config
 from orchestration.store import Store
 
 log = logging.getLogger(__name__)
@@ -98,6 +98,11 @@ class Manifest(_Record):
         return self.history[-1] if self.history else None
 
     @property
+    def best_checkpoint(self) -> Checkpoint | None:
+        """The earliest kept checkpoint with the highest score."""
+        return _best(self.checkpoints)
+
+    @property
     def best(self) -> Entry | None:
         """The first epoch with the highest `val/miou`."""
         return max(self.history, key=lambda entry: entry.metrics[SCORE], default=None)
@@ -132,6 +137,19 @@ def restored_plan(manifest: Manifest) -> TrialPlan:
     return plan
 
 
+def proposed(spec: SweepSpec, manifests: Mapping[str, Manifest]) -> list[Manifest]:
+    """The trials that belong to the spec's search, by proposal: same settings outside the space, and values within it."""
+    settings = build_config({**spec.settings, **{name: dimension.first for name, dimension in spec.space.items()}}).model_dump(mode="json")
+    fixed = {name: value for name, value in settings.items() if name not in spec.space}
+
+    def belongs(manifest: Manifest) -> bool:
+        config = manifest.config
+        inside = all(name in config and dimension.holds(config[name]) for name, dimension in spec.space.items())
+        return manifest.proposal is not None and inside and fixed.items() <= config.items()
+
+    return sorted(filter(belongs, manifests.values()), key=lambda m: m.proposal or 0)
+
+
 def tracked(store: Store, sweep: str, uri: str) -> set[str]:
     """Trials whose whole truth the tracking server at `uri` was told when a sweep last ended in order."""
     try:
@@ -142,7 +160,7 @@ def tracked(store: Store, sweep: str, uri: str) -> set[str]:
 
 
 def write_tracked(store: Store, sweep: str, uri: str, trial_ids: Sequence[str]) -> None:
-    """Remember what `tracked` answers."""
+    """Remember what `tracked` answers. `uri` must hold no credential."""
     store.write(f"{sweep}/tracking.json", json.dumps({"uri": uri, "trials": sorted(trial_ids)}).encode())
 
 
@@ -206,14 +224,13 @@ class TrialRecord:
         before = self.manifest.checkpoints
         kept = _retained((*(c for c in before if c.step < step), checkpoint), self._retention)
         self._swap(checkpoints=kept, history=history, seconds=max(seconds, self.manifest.seconds))
-        self._delete([c for c in before if c not in kept])
+        self._drop(lambda: (ref.key for c in before if c not in kept for ref in c.objects.values()))
 
     def finish(self) -> None:
         """The trial is complete; objects that uncommitted uploads left behind are removed."""
         self._swap(status="finished")
-        named = {ref.key for c in self.manifest.checkpoints for ref in c.objects.values()}
         prefix = f"{self.manifest.sweep}/{self.manifest.trial_id}/checkpoints/"
-        self._store.delete([key for key in self._store.keys(prefix) if key not in named])
+        self._drop(lambda: self._store.keys(prefix))
 
     def fail(self, *, reason: str, traceback: str) -> None:
         self._swap(status="failed", reason=reason, traceback=traceback)
@@ -228,9 +245,13 @@ class TrialRecord:
             raise Fenced(f"trial {fresh.trial_id}: attempt {fresh.attempt} was replaced by a later one; its work is dropped") from error
         self.manifest = fresh
 
-    def _delete(self, checkpoints: Sequence[Checkpoint]) -> None:
+    def _drop(self, keys: Callable[[], Iterable[str]]) -> None:
+        """Delete what the manifest does not name. The commit stands already, so a failure here only leaves litter."""
         named = {ref.key for c in self.manifest.checkpoints for ref in c.objects.values()}
-        self._store.delete([ref.key for c in checkpoints for ref in c.objects.values() if ref.key not in named])
+        try:
+            self._store.delete([key for key in keys() if key not in named])
+        except StoreError as error:
+            log.warning("trial %s: old checkpoints were not removed: %s", self.manifest.trial_id, error)
 
 
 def read_checkpoint(store: Store, checkpoint: Checkpoint) -> dict[str, bytes]:
@@ -245,10 +266,15 @@ def read_checkpoint(store: Store, checkpoint: Checkpoint) -> dict[str, bytes]:
 
 def _retained(checkpoints: tuple[Checkpoint, ...], retention: Retention) -> tuple[Checkpoint, ...]:
     keep = set(sorted(c.step for c in checkpoints)[-retention.last :])
-    scored = [c for c in checkpoints if c.score is not None]
-    if retention.best and scored:
-        keep.add(max(scored, key=lambda c: (c.score, -c.step)).step)
+    best = _best(checkpoints)
+    if retention.best and best:
+        keep.add(best.step)
     return tuple(c for c in checkpoints if c.step in keep)
+
+
+def _best(checkpoints: tuple[Checkpoint, ...]) -> Checkpoint | None:
+    scored = (c for c in checkpoints if c.score is not None)
+    return max(scored, key=lambda c: (c.score or 0.0, -c.step), default=None)
 
 
 def _read_or_new(store: Store, plan: TrialPlan, key: str, now_ms: int) -> tuple[Manifest, str | None]:

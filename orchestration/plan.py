@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from orchestration.errors import SpecError
 from orchestration.spec import Settings, SweepSpec, build_config
-from rrn_core.config import TrainConfig, iterations_per_epoch, listed_train_images
+from rrn_core.config import TrainConfig, iterations_per_epoch, labeled_count, listed_train_images
 
 ID_LENGTH = 12
 """Hex digits of a trial's identity that are shown and used as its key; 48 bits."""
@@ -53,26 +53,32 @@ def expand(spec: SweepSpec) -> list[TrialPlan]:
     if spec.grid or not spec.points:
         named = [("grid", dict(zip(spec.grid, values, strict=True))) for values in itertools.product(*spec.grid.values())] + named
     varied = _varied(spec)
-    faults: list[str] = []
+    faults: dict[str, list[str]] = {}
     plans: dict[str, tuple[str, TrialPlan]] = {}
     for (where, values), seed in itertools.product(named, seeds):
         settings = {**values, **seed}
         try:
             plan = make_plan(spec, settings, varied=varied)
         except SpecError as error:
-            faults += [f"{where} ({label(settings)}): {fault}" for fault in error.faults]
+            for fault in error.faults:
+                faults.setdefault(fault, []).append(f"{where} ({label(settings)})")
             continue
         if plan.trial_id in plans:
-            faults.append(f"{where} ({label(settings)}): is the same trial as {plans[plan.trial_id][0]}; remove one")
+            faults.setdefault(f"is the same trial as {plans[plan.trial_id][0]}; remove one", []).append(f"{where} ({label(settings)})")
         plans.setdefault(plan.trial_id, (f"{where} ({label(settings)})", plan))
     if faults:
-        raise SpecError(list(dict.fromkeys(faults)))
+        raise SpecError([f"{places[0]}{_more(len(places) - 1)}: {fault}" for fault, places in faults.items()])
     return [plan for _, plan in plans.values()]
 
 
 def make_plan(spec: SweepSpec, settings: Settings, *, varied: tuple[str, ...], proposal: int | None = None) -> TrialPlan:
     """One trial from the values that vary; raises SpecError where they do not fit together."""
-    return TrialPlan(spec.name, build_config({**spec.settings, **settings}), varied, proposal)
+    plan = TrialPlan(spec.name, build_config({**spec.settings, **settings}), varied, proposal)
+    try:
+        labeled_count(plan.config.partition, listed_train_images(plan.config))
+    except ValueError as error:
+        raise SpecError([str(error)]) from None
+    return plan
 
 
 def label(settings: Mapping[str, object]) -> str:
@@ -105,6 +111,10 @@ def table(rows: Iterable[Sequence[str]]) -> str:
     lines = list(rows)
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines)
+
+
+def _more(others: int) -> str:
+    return f" and {others} more" if others else ""
 
 
 def _varied(spec: SweepSpec) -> tuple[str, ...]:

@@ -10,7 +10,8 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from orchestration.manifest import SCORE, Manifest, restored_plan
+from orchestration.errors import SweepError
+from orchestration.manifest import SCORE, Manifest, proposed, restored_plan
 from orchestration.plan import TrialPlan, make_plan
 from orchestration.spec import Dimension, Search, SweepSpec
 from rrn_core.config import TrainConfig
@@ -34,7 +35,7 @@ class AdaptiveSource:
         self._spec, self._search = spec, spec.search
         self._distributions = {name: _distribution(spec, name, dimension) for name, dimension in spec.space.items()}
         self._study = optuna.create_study(direction="maximize")
-        mine = sorted((m for m in manifests.values() if m.proposal is not None), key=lambda m: m.proposal or 0)
+        mine = proposed(spec, manifests)
         self._known = {m.trial_id for m in mine}
         self._numbers: dict[str, int] = {}
         self._resumable = [restored_plan(m) for m in mine if m.status != "finished"]
@@ -55,14 +56,14 @@ class AdaptiveSource:
             return None
         for repeat in range(MAX_REPEATS):
             trial = self._ask(repeat)
-            plan = make_plan(self._spec, trial.params, varied=tuple(self._spec.space), proposal=self._next_number)
-            if plan.trial_id not in self._known:
+            plan = self._plan(trial)
+            if plan and plan.trial_id not in self._known:
                 self._known.add(plan.trial_id)
                 self._numbers[plan.trial_id] = trial.number
                 self._next_number += 1
                 return plan
             self._study.tell(trial, state=TrialState.FAIL)
-        log.warning("search: %d proposals in a row are known; the space is exhausted after %d trials", MAX_REPEATS, self._next_number)
+        log.warning("search: %d proposals in a row are known or impossible; %d trials exhaust the space", MAX_REPEATS, self._next_number)
         self._next_number = self._search.trials
         return None
 
@@ -79,6 +80,14 @@ class AdaptiveSource:
         samplers = {"random": optuna.samplers.RandomSampler, "tpe": optuna.samplers.TPESampler}
         self._study.sampler = samplers[self._search.sampler](seed=seed)
         return self._study.ask(self._distributions)
+
+    def _plan(self, trial: optuna.Trial) -> TrialPlan | None:
+        """None for values that are each in range but do not fit together."""
+        try:
+            return make_plan(self._spec, trial.params, varied=tuple(self._spec.space), proposal=self._next_number)
+        except SweepError as error:
+            log.info("search: skipped an impossible proposal: %s", error)
+            return None
 
     def _add(self, manifest: Manifest) -> None:
         """Put a stored trial into the study: complete with its value, or running until it is told."""
@@ -100,8 +109,7 @@ def _distribution(spec: SweepSpec, name: str, dimension: Dimension) -> BaseDistr
         return CategoricalDistribution(dimension.choices)
     assert dimension.low is not None
     assert dimension.high is not None
-    whole = TrainConfig.model_fields[name].annotation is int
-    if whole:
+    if isinstance(dimension.low, int) and isinstance(dimension.high, int) and TrainConfig.model_fields[name].annotation is not float:
         return IntDistribution(int(dimension.low), int(dimension.high), log=dimension.log)
     return FloatDistribution(float(dimension.low), float(dimension.high), log=dimension.log)
 

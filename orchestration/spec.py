@@ -54,6 +54,17 @@ class Dimension(_Part):
     log: bool = False
     choices: list[str | int | float | bool] | None = None
 
+    @property
+    def first(self) -> str | int | float | bool | None:
+        """Some value of the range."""
+        return self.choices[0] if self.choices else self.low
+
+    def holds(self, value: Any) -> bool:
+        """Whether `value` lies in the range."""
+        if self.choices is not None:
+            return value in self.choices
+        return isinstance(value, int | float) and (self.low or 0) <= value <= (self.high or 0)
+
     def __str__(self) -> str:
         if self.choices is not None:
             return f"one of {', '.join(map(str, self.choices))}"
@@ -155,8 +166,12 @@ def _structure_faults(spec: SweepSpec) -> list[str]:
         faults.append("seeds: must not be empty")
     if spec.seeds is not None and "seed" in {*spec.grid, *spec.space, *(key for point in spec.points for key in point)}:
         faults.append("seeds: seed is also varied in grid, points or space; keep one of them")
-    if spec.search and (spec.grid or spec.points or len(spec.seeds or []) > 1):
-        faults.append("search: cannot be combined with grid, points or several seeds; put what varies under space")
+    if spec.search and (spec.grid or spec.points or spec.seeds):
+        faults.append("search: cannot be combined with grid, points or seeds; put what varies under space, and a seed under base")
+    if spec.tracking and not re.fullmatch(r"sqlite:///.+|https?://[^/@\s]+(/[^@\s]*)?", spec.tracking):
+        faults.append("tracking: must be sqlite:///PATH or http(s)://HOST (credentials belong in the environment)")
+    varied = {*spec.grid, *spec.space}
+    faults += [f"base.{key}: is varied in grid or space too; keep one of them" for key in spec.base if key in varied]
     if spec.search and not spec.space:
         faults.append("space: search needs at least one setting to vary")
     if spec.space and not spec.search:

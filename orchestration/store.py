@@ -146,6 +146,8 @@ class DirectoryStore:
                 if path.is_file():
                     with self._locked():
                         path.unlink(missing_ok=True)
+                    with suppress(OSError):  # something else lies in the folder
+                        path.parent.rmdir()
 
     def keys(self, prefix: str) -> Iterator[str]:
         if prefix:

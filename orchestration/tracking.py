@@ -7,6 +7,7 @@ import logging
 import re
 import shlex
 import sqlite3
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
@@ -72,7 +73,8 @@ def ui_command(uri: str, *, port: int = _DEFAULT_PORT) -> str:
     if not uri.startswith(_SQLITE):
         return _without_password(uri)
     # By default MLflow starts a job runner and four workers, which take 2.6 GB.
-    return f"MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow server --backend-store-uri {shlex.quote(uri)} --workers 1 --port {port}"
+    command = f"{shlex.quote(sys.executable)} -m mlflow server"
+    return f"MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false {command} --backend-store-uri {shlex.quote(uri)} --workers 1 --port {port}"
 
 
 class Tracker:
@@ -437,8 +439,8 @@ def _trial_tags(manifest: Manifest, store: str) -> dict[str, str]:
     tags |= {"reason": manifest.reason} if manifest.reason else {}
     if manifest.checkpoints:
         tags["checkpoint_last"] = _folder(max(manifest.checkpoints, key=lambda c: c.step), store)
-    if scored := [c for c in manifest.checkpoints if c.score is not None]:
-        tags["checkpoint_best"] = _folder(max(scored, key=lambda c: (c.score or 0.0, -c.step)), store)
+    if manifest.best_checkpoint:
+        tags["checkpoint_best"] = _folder(manifest.best_checkpoint, store)
     return {name: _text(value)[:_LONGEST_TAG] for name, value in tags.items()}
 
 

@@ -57,10 +57,11 @@ class Update:
 def run_trial(plan: TrialPlan, job: Job) -> Iterator[Update]:
     """Train `plan` to its end from wherever the store says it was, yielding an update at every report of the training.
 
-    The manifest is `finished` when the generator ends, `failed` with the reason when it raises.
+    The manifest is `finished` when the generator ends, `failed` with the reason when the training raises.
 
     Raises:
         Fenced: another attempt took the trial over; the manifest is theirs.
+        StoreError: the trial could not even be opened.
     """
     record = TrialRecord.open(open_store(job.store), plan, retention=job.retention)
     if record.manifest.status == "finished":
@@ -72,7 +73,7 @@ def run_trial(plan: TrialPlan, job: Job) -> Iterator[Update]:
     except Fenced:
         raise
     except Exception as error:
-        record.fail(reason=f"{type(error).__name__}: {error}", traceback=traceback.format_exc())
+        record.fail(reason=f"{type(error).__name__}: {' '.join(str(error).split())}", traceback=traceback.format_exc())
         raise
     yield _finished(plan, record.manifest)
 

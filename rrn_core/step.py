@@ -281,11 +281,6 @@ class Optimisers:
         return {name: optimiser for name, optimiser in every.items() if optimiser is not None}
 
 
-def build_optimisers(quartet: Quartet, config: TrainConfig) -> Optimisers:
-    """Fresh optimisers of the parameters of `quartet`."""
-    return Optimisers(quartet, config)
-
-
 def _teacher_label(branch: Callable[[Tensor], Tensor], batch: Batch) -> Tensor:
     with torch.no_grad():
         label0, label1 = hard_labels(branch(batch.u0)), hard_labels(branch(batch.u1))

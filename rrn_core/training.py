@@ -16,7 +16,7 @@ from rrn_core.data.batches import Batches, loader
 from rrn_core.evaluate import evaluate
 from rrn_core.networks import build_quartet
 from rrn_core.state import TrainState, read_files, seed_everything
-from rrn_core.step import build_optimisers, learning_rate, train_step
+from rrn_core.step import Optimisers, learning_rate, train_step
 
 Metrics = dict[str, float]
 
@@ -68,7 +68,7 @@ def _loop(
     per_epoch = batches.iterations_per_epoch
     total = config.epochs * per_epoch
     sums = {name: torch.tensor(value, dtype=torch.float64, device=device) for name, value in state.sums.items()}
-    clock = _Clock(state.seconds)
+    clock, counted_from = _Clock(state.seconds), state.iteration
     for batch in loader(batches, start=state.iteration, stop=total, workers=runtime.workers, pin=device.type == "cuda"):
         epoch = state.iteration // per_epoch
         lr = learning_rate(config, state.iteration, per_epoch)
@@ -79,14 +79,15 @@ def _loop(
         done = state.iteration % per_epoch
         if done and (runtime.progress_every is None or done % runtime.progress_every):
             continue
-        state.sums = _finite({name: value.item() for name, value in sums.items()}, state.iteration)
+        state.sums = _finite(dict(zip(sums, torch.stack(list(sums.values())).tolist(), strict=True)), state.iteration)
         loss = state.sums["loss"] / (done or per_epoch)
         metrics = None
         if not done:
             trained_s = clock.lap()
             metrics = _epoch_metrics(state.sums, per_epoch) | {"train/lr": lr}
             metrics |= evaluate(state.quartet, data.val, data.classes, config, device)
-            metrics |= _costs(config, per_epoch, trained_s, clock.lap(), device)
+            metrics |= _costs(config, state.iteration - counted_from, trained_s, clock.lap(), device)
+            counted_from = state.iteration
             sums, state.sums = {}, {}
         state.seconds = clock.total()
         yield Report(state.iteration, total, state.iteration // per_epoch, loss, metrics, state)
@@ -99,13 +100,15 @@ def _set_up_torch(runtime: Runtime) -> torch.device:
         torch.set_num_threads(runtime.threads)
     # bilinear up-sampling has no deterministic backward pass on CUDA: warn there, be exact everywhere else
     torch.use_deterministic_algorithms(True, warn_only=device.type == "cuda")
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     return device
 
 
 def _fresh_state(config: TrainConfig, num_classes: int, device: torch.device) -> TrainState:
     quartet = build_quartet(config, num_classes).to(device)
-    return TrainState(quartet, build_optimisers(quartet, config), config.digest())
+    return TrainState(quartet, Optimisers(quartet, config), config.digest())
 
 
 def _finite(sums: dict[str, float], iteration: int) -> dict[str, float]:
@@ -137,7 +140,7 @@ def _costs(config: TrainConfig, iterations: int, train_s: float, eval_s: float, 
 
 
 def _peak_memory_mb(device: torch.device) -> float:
-    """Peak allocated GPU memory, or the peak resident set of the process on a CPU, in MiB."""
+    """MiB: peak allocated GPU memory of the run, or on a CPU the peak resident set of the process, which may have run others before."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     import resource

@@ -10,12 +10,13 @@ import time
 from pathlib import Path
 
 import pytest
-from processes import run_sweep, sweep
+from processes import Sweep, run_sweep, sweep
+from servers import wait_until
 
 SMALL = """
 name: small
 preset: digits
-base: {train_images: 64, val_images: 8, epochs: 3, warmup_epochs: 0, partition: "1/4"}
+base: {train_images: 96, val_images: 8, batch_size: 4, epochs: 4, warmup_epochs: 0, partition: "1/4"}
 grid: {eps: [0.4, 0.6]}
 """
 
@@ -30,6 +31,16 @@ def status(here: Path, *options: str) -> dict[str, dict]:
     code, text = run_sweep("status", "small.yaml", "--json", *options, cwd=here, deadline_s=30)
     assert code == 0, text
     return {trial["label"]: trial for trial in json.loads(text)["trials"]}
+
+
+def wait_for_an_epoch(here: Path, running: Sweep) -> None:
+    """Until some trial has committed an epoch and is not done."""
+
+    def begun() -> bool:
+        return any(trial["state"].startswith("resumable") and trial["epochs"][0] for trial in status(here).values())
+
+    wait_until(begun, deadline_s=90, what="a committed epoch")
+    assert running.process.poll() is None, running.text
 
 
 def weights(trial: dict) -> str:
@@ -86,8 +97,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_stopped_sweep_goes_on_to_the_same_weights(here, undisturbed, deadly):
     with sweep("small.yaml", cwd=here) as running:
         running.wait_for("started")
-        while not any(trial["epochs"][0] >= 1 for trial in status(here).values()):
-            assert running.process.poll() is None, running.text
+        wait_for_an_epoch(here, running)
         os.kill(running.process.pid, deadly)
         code = running.wait(deadline_s=90)
         assert code == (-signal.SIGKILL if deadly == signal.SIGKILL else 130), running.text
@@ -107,8 +117,9 @@ def test_a_stopped_sweep_goes_on_to_the_same_weights(here, undisturbed, deadly):
 
 def test_a_killed_trial_process_is_restarted_and_resumes(here):
     with sweep("small.yaml", cwd=here) as running:
-        running.wait_for("epoch 1/3")
-        os.kill(running.trial_processes()[0], signal.SIGKILL)
+        wait_for_an_epoch(here, running)
+        for pid in running.trial_processes():
+            os.kill(pid, signal.SIGKILL)
         assert running.wait(deadline_s=120) == 0, running.text
         assert "starting again from the last checkpoint" in running.text
         assert "resumed at epoch" in running.text
@@ -128,6 +139,35 @@ def test_a_trial_that_fits_no_node_is_refused_with_the_numbers(here):
     code, text = run_sweep("small.yaml", "--set", "resources.gpu=64", cwd=here)
     assert code == 2
     assert "no node can hold a trial: resources ask for cpu 1, gpu 64; the largest of 1 nodes has" in text
+
+
+@pytest.mark.parametrize(
+    ("environment", "line"),
+    [
+        ({"RAY_ADDRESS": "127.0.0.1:1"}, "RAY_ADDRESS: nothing answers at 127.0.0.1:1"),
+        ({"RAY_ADDRESS": "ray://127.0.0.1:1"}, "RAY_ADDRESS: must be host:port of a cluster's head or auto"),
+        ({"RRN_STORE": "/proc/nowhere"}, "/proc/nowhere"),
+    ],
+    ids=["no cluster", "client address", "unwritable store"],
+)
+def test_what_cannot_start_is_told_in_one_line_and_leaves_nothing_running(here, environment, line):
+    code, text = run_sweep("small.yaml", cwd=here, environment=environment, deadline_s=60)
+    assert code == 2, text
+    assert line in text
+    assert "Traceback" not in text
+    if (here / "runs" / "mlflow.db").exists():
+        assert "RUNNING" not in mlflow_statuses(here)
+
+
+def test_a_lost_mlflow_database_is_rebuilt_from_the_store(here):
+    code, text = run_sweep("small.yaml", "--set", "grid.eps=[0.4]", "--set", "epochs=1", cwd=here)
+    assert code == 0, text
+    before = sorted(point[1:] for point in mlflow_points(here))
+    (here / "runs" / "mlflow.db").unlink()
+    code, text = run_sweep("small.yaml", "--set", "grid.eps=[0.4]", "--set", "epochs=1", cwd=here)
+    assert code == 0, text
+    assert ": started" not in text
+    assert sorted(point[1:] for point in mlflow_points(here)) == before
 
 
 def test_a_search_proposes_and_a_restart_keeps_its_trials(here):
@@ -155,7 +195,16 @@ def test_a_search_proposes_and_a_restart_keeps_its_trials(here):
         (["nowhere.yaml"], "nowhere.yaml: cannot be read: No such file or directory"),
         (["small.yaml", "--set", "esp=1"], "small.yaml: esp: unknown key"),
         (["small.yaml", "--set", "store=ftp://x"], "store"),
-        (["small.yaml", "--set", "tracking=ftp://x"], "tracking"),
+        (["small.yaml", "--set", "tracking=ftp://x"], "small.yaml: tracking: must be sqlite:///PATH or http(s)://HOST"),
+        (["small.yaml", "--set", "tracking=http://me:secret@host"], "credentials belong in the environment"),
+        (
+            ["small.yaml", "--set", "partition=n:97"],
+            'grid (eps=0.4) and 1 more: partition "n:97" asks for 97 labelled images; the training list has 96',
+        ),
+        (["small.yaml", "--set", "eps=0.5"], "base.eps: is varied in grid or space too"),
+        (["small.yaml", "--workers", "-1"], "--workers: input should be greater than or equal to 0, got -1"),
+        (["small.yaml", "--set", "dataset=camvid"], "--data-root: trial eps=0.4 needs the folder of camvid; give it, or set RRN_DATA_ROOT"),
+        (["small.yaml", "--set", "dataset=camvid", "--data-root", "nowhere"], "nowhere is not a folder"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(here, arguments, line):

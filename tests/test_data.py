@@ -24,7 +24,7 @@ needs_camvid = pytest.mark.skipif(not CAMVID.is_dir(), reason="CamVid is not in 
 
 
 def config(**changes) -> TrainConfig:
-    preset = {**PRESETS["digits"], "train_images": 40, "val_images": 4, **changes}
+    preset = {**PRESETS["digits"], "train_images": 40, "val_images": 4, "batch_size": 8, **changes}
     return TrainConfig.model_validate_json(TrainConfig.model_construct(**preset).model_dump_json(include=set(preset), warnings=False))
 
 

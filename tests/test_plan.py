@@ -22,7 +22,7 @@ def test_a_grid_is_the_product_in_the_order_of_the_file():
 
 
 def test_every_point_and_cell_runs_with_every_seed():
-    plans = plans_of(grid={"eps": [0.3]}, points=[{"eps": 0.4, "lambda1": 2}], seeds=[1, 2])
+    plans = plans_of(base={"lambda1": 1}, grid={"eps": [0.3]}, points=[{"eps": 0.4, "lambda1": 2}], seeds=[1, 2])
     values = [(plan.config.eps, plan.config.lambda1, plan.config.seed) for plan in plans]
     assert values == [(0.3, 1, 1), (0.3, 1, 2), (0.4, 2, 1), (0.4, 2, 2)]
 

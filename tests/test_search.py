@@ -87,6 +87,24 @@ def test_a_small_space_is_exhausted_without_a_repeat():
     assert len(done) == 2
 
 
+def test_only_trials_of_the_same_search_count():
+    done = run(AdaptiveSource(spec_of(trials=3), {}))
+    other_base = check({"name": "demo", "preset": "digits", "base": {"lr": 0.5}, "search": {"trials": 3}, "space": SPACE})
+    narrower = spec_of(trials=3, space=SPACE | {"eps": {"low": 0.2, "high": 0.201}})
+    wider = spec_of(trials=3, space=SPACE | {"lambda2": {"low": 0.5, "high": 1.0}})
+    for spec in (other_base, narrower, wider):
+        assert len(run(AdaptiveSource(spec, done))) == 3
+    assert len(run(AdaptiveSource(spec_of(trials=3), done))) == 0
+
+
+def test_values_that_do_not_fit_together_are_not_proposed():
+    space = {"crop": {"choices": [64, 128]}, "region_kernel": {"low": 1, "high": 8}}
+    done = run(AdaptiveSource(spec_of("random", 20, space=space), {}))
+    pairs = {(manifest.config["crop"], manifest.config["region_kernel"]) for manifest in done.values()}
+    assert all(kernel <= crop // 16 for crop, kernel in pairs)
+    assert len(pairs) >= 10
+
+
 def test_a_bigger_budget_only_adds():
     before = run(AdaptiveSource(spec_of(trials=3), {}))
     more = run(AdaptiveSource(spec_of(trials=5), before))

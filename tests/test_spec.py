@@ -61,7 +61,9 @@ def test_a_good_file_merges_preset_and_base(write):
         ("seeds: [1.5]", "seeds[0]: must be a whole number, got 1.5"),
         ("points: [{}]", "points[0]: must set something"),
         ("points: [{eps: 2}]", "points[0].eps: must be < 1, got 2"),
-        ("space: {eps: {low: 0.1, high: 0.9}}", "search: space is given, so say {sampler: tpe, trials: N}"),
+        ("space: {lr: {low: 0.1, high: 0.9}}", "search: space is given, so say {sampler: tpe, trials: N}"),
+        ("base: {eps: 0.5}", "base.eps: is varied in grid or space too; keep one of them"),
+        ("tracking: mlflow.db", "tracking: must be sqlite:///PATH or http(s)://HOST (credentials belong in the environment)"),
     ],
 )
 def test_each_fault_is_one_line_with_its_place(write, line, fault):

@@ -16,7 +16,7 @@ from rrn_core import step
 from rrn_core.config import PRESETS, TrainConfig, iterations_per_epoch
 from rrn_core.data.batch import Batch
 from rrn_core.networks import Branch, Discriminator, Quartet, build_quartet
-from rrn_core.step import build_optimisers, learning_rate, train_step
+from rrn_core.step import Optimisers, learning_rate, train_step
 
 CLASSES = 5
 RELEASED = {**PRESETS["released"], "crop": 128, "batch_size": 6, "epochs": 32, "partition": "1/16"}
@@ -38,7 +38,7 @@ def batch(seed=0, *, size=2, side=64, hidden=True):
 
 def run(settings, *, epoch=1, lr=0.01, of=None, steps=1):
     quartet = build_quartet(settings, CLASSES)
-    optimisers = build_optimisers(quartet, settings)
+    optimisers = Optimisers(quartet, settings)
     torch.manual_seed(0)
     for _ in range(steps):
         terms = train_step(quartet, optimisers, of or batch(), settings, epoch=epoch, lr=lr)
@@ -50,7 +50,7 @@ def test_two_iterations_equal_the_release(precision):
     expected = golden.load(f"step128_{precision}")
     settings = TrainConfig.model_validate(RELEASED)
     quartet = _released_quartet(expected, settings, torch.float64 if precision == "f64" else torch.float32)
-    optimisers = build_optimisers(quartet, settings)
+    optimisers = Optimisers(quartet, settings)
     per_epoch = iterations_per_epoch(settings, 10582)
     assert per_epoch == 1653
     for i in range(2):
@@ -88,7 +88,7 @@ def test_a_step_sets_the_rate_of_both_branches_and_leaves_the_discriminators():
 
 def test_normalisation_parameters_and_biases_do_not_decay():
     quartet = build_quartet(config(weight_decay=0.25), CLASSES)
-    decayed, kept = build_optimisers(quartet, config(weight_decay=0.25)).opt1.param_groups
+    decayed, kept = Optimisers(quartet, config(weight_decay=0.25)).opt1.param_groups
     assert (decayed["weight_decay"], kept["weight_decay"]) == (0.25, 0)
     convolutions = [layer.weight for layer in quartet.branch1.modules() if isinstance(layer, nn.Conv2d)]
     assert {id(p) for p in decayed["params"]} == {id(p) for p in convolutions}
@@ -280,7 +280,7 @@ def test_restored_optimisers_continue_as_if_nothing_had_happened(method):
     quartet, optimisers, _ = run(settings)
     twin = build_quartet(settings, CLASSES)
     twin.load_state_dict(quartet.state_dict())
-    restored = build_optimisers(twin, settings)
+    restored = Optimisers(twin, settings)
     restored.load_state_dict(copy.deepcopy(optimisers.state_dict()))
     for nets, opts in ((quartet, optimisers), (twin, restored)):
         torch.manual_seed(7)
