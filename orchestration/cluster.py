@@ -11,8 +11,9 @@ import socket
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import ray
@@ -36,6 +37,10 @@ REPORT_EVERY_S = 0.5
 
 DRIVER_WAITS_S = 20.0
 """How long the driver waits for an absent store: every trial's report waits meanwhile. Trials themselves wait longer."""
+
+
+LOOK_EVERY_S = 10.0
+"""How often the driver looks whether any node is left."""
 
 
 class Source(Protocol):
@@ -88,6 +93,7 @@ def connect(address: str | None) -> Iterator[None]:
     """
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     _probe(address)
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # its tracebacks repeat what an event tells in one line
     try:
         if address is None:
             # "local", because without an address Ray would join any cluster that happens to run on this machine
@@ -207,6 +213,15 @@ class _Events(_NeverRestored, Callback):
     def __init__(self, job: Job, source: Source, listeners: Sequence[Listener]) -> None:
         self._job, self._source, self._listeners = job, source, listeners
         self._store = open_store(job.store, deadline_s=DRIVER_WAITS_S)
+        self._looked_s = time.monotonic()
+
+    def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
+        """Without a node Ray would wait for ever."""
+        if time.monotonic() - self._looked_s < LOOK_EVERY_S:
+            return
+        self._looked_s = time.monotonic()
+        if not any(node["Alive"] for node in ray.nodes()):  # type: ignore[no-untyped-call]
+            raise ClusterError("no node of the Ray cluster is alive any more")
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         self._emit(Event("started", trial.config["plan"]))
@@ -235,7 +250,7 @@ class _Events(_NeverRestored, Callback):
         manifest = self._manifest(trial)
         reason = _reason(manifest, trial)
         if manifest is None or manifest.status == "running":
-            manifest = self._bury(plan, reason=reason, traceback=str(trial.get_error() or "")) or manifest
+            manifest = self._bury(plan, reason=reason, traceback=_error_text(trial)) or manifest
         if manifest:
             self._source.tell(manifest)
         self._emit(Event("failed", plan, reason=reason))
@@ -272,9 +287,16 @@ def _reason(manifest: Manifest | None, trial: Trial) -> str:
     """One line: what the trial itself left in its manifest, or what Ray says of its process."""
     if manifest and manifest.status == "failed" and manifest.reason:
         return manifest.reason
-    lines = [line.strip() for line in str(trial.get_error() or "").splitlines() if line.strip()]
+    lines = [line.strip() for line in _error_text(trial).splitlines() if line.strip()]
     error = next((line for line in reversed(lines) if "Error" in line or "died" in line), "its process ended without a word")
     return f"worker lost: {error}"
+
+
+def _error_text(trial: Trial) -> str:
+    """What Ray wrote of the trial's failures in the driver's scratch folder."""
+    with suppress(OSError):
+        return Path(trial.error_file).read_text(errors="replace") if trial.error_file else ""
+    return ""
 
 
 def _probe(address: str | None) -> None:

@@ -51,7 +51,12 @@ class Sweep:
 
     def trial_processes(self) -> list[int]:
         """Pids of the processes in which Ray runs trials."""
-        return [pid for pid in self._pids() if _command(pid).startswith("ray::") and "IDLE" not in _command(pid)]
+        return [pid for pid in self._pids() if _command(pid).startswith("ray::ImplicitFunc")]
+
+    def pid_of(self, words: str) -> int:
+        """The one process with `words` in its command."""
+        (pid,) = [pid for pid in self._pids() if words in _command(pid).split()[0]]
+        return pid
 
     def end(self) -> None:
         """Kill whatever of it is left."""

@@ -118,12 +118,24 @@ def test_a_stopped_sweep_goes_on_to_the_same_weights(here, undisturbed, deadly):
 def test_a_killed_trial_process_is_restarted_and_resumes(here):
     with sweep("small.yaml", cwd=here) as running:
         wait_for_an_epoch(here, running)
-        for pid in running.trial_processes():
+        killed = running.trial_processes()
+        assert killed
+        for pid in killed:
             os.kill(pid, signal.SIGKILL)
         assert running.wait(deadline_s=120) == 0, running.text
         assert "starting again from the last checkpoint" in running.text
         assert "resumed at epoch" in running.text
     assert sorted(trial["attempts"] for trial in status(here).values())[-1] == 2
+
+
+def test_a_sweep_that_loses_its_only_node_ends_and_goes_on_when_told_again(here):
+    with sweep("small.yaml", cwd=here) as running:
+        wait_for_an_epoch(here, running)
+        os.kill(running.pid_of("raylet/raylet"), signal.SIGKILL)
+        assert running.wait(deadline_s=120) not in (0, 1), running.text
+    code, text = run_sweep("small.yaml", cwd=here)
+    assert code == 0, text
+    assert "RUNNING" not in mlflow_statuses(here)
 
 
 def test_a_failing_trial_leaves_the_others_and_is_told_first(here):
