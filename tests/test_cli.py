@@ -33,11 +33,11 @@ def status(here: Path, *options: str) -> dict[str, dict]:
     return {trial["label"]: trial for trial in json.loads(text)["trials"]}
 
 
-def wait_for_an_epoch(here: Path, running: Sweep) -> None:
+def wait_for_an_epoch(here: Path, running: Sweep, *options: str) -> None:
     """Until some trial has committed an epoch and is not done."""
 
     def begun() -> bool:
-        return any(trial["state"].startswith("resumable") and trial["epochs"][0] for trial in status(here).values())
+        return any(trial["state"].startswith("resumable") and trial["epochs"][0] for trial in status(here, *options).values())
 
     wait_until(begun, deadline_s=90, what="a committed epoch")
     assert running.process.poll() is None, running.text
@@ -129,12 +129,13 @@ def test_a_killed_trial_process_is_restarted_and_resumes(here):
 
 
 def test_a_sweep_that_loses_its_only_node_ends_and_goes_on_when_told_again(here):
-    with sweep("small.yaml", cwd=here) as running:
-        wait_for_an_epoch(here, running)
+    with sweep("small.yaml", "--set", "epochs=25", cwd=here) as running:
+        wait_for_an_epoch(here, running, "--set", "epochs=25")
         os.kill(running.pid_of("raylet/raylet"), signal.SIGKILL)
-        assert running.wait(deadline_s=120) not in (0, 1), running.text
-    code, text = run_sweep("small.yaml", cwd=here)
+        assert running.wait(deadline_s=120) != 0, running.text
+    code, text = run_sweep("small.yaml", "--set", "epochs=25", cwd=here)
     assert code == 0, text
+    assert "resumed at epoch" in text
     assert "RUNNING" not in mlflow_statuses(here)
 
 
