@@ -14,6 +14,8 @@ import pytest
 import torch
 
 from rrn_core import PRESETS, Runtime, TrainConfig, train
+from rrn_core.data import open_dataset
+from rrn_core.evaluate import confusion, miou
 from rrn_core.state import REST, WEIGHTS
 
 SMALL = {"train_images": 32, "val_images": 4, "batch_size": 4, "epochs": 2, "partition": "1/4", "region_loss_from_epoch": 0}
@@ -165,3 +167,12 @@ def test_every_setting_is_read():
         list(train(recording(**settings), ONE_THREAD))
         used |= read
     assert used == set(TrainConfig.model_fields)
+
+
+def test_the_digits_preset_learns_far_beyond_naming_everything_background():
+    learning = TrainConfig(**PRESETS["digits"] | {"partition": "1/4"})
+    truth = open_dataset(learning, ONE_THREAD).val
+    labels = [torch.from_numpy(truth[i][1]).long() for i in range(len(truth))]
+    background = miou(sum(confusion(label, torch.zeros_like(label), 11) for label in labels))
+    *_, last = train(learning, ONE_THREAD)
+    assert last.metrics["val/miou_ensemble"] >= 2 * background
