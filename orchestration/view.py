@@ -14,6 +14,7 @@ from rich.text import Text
 
 from orchestration.cluster import Event
 from orchestration.plan import TrialPlan
+from orchestration.report import duration
 from orchestration.trial import Update
 
 LOG_EVERY_S = 10.0
@@ -73,7 +74,7 @@ class View:
         """`8 trials: 3 waiting, 2 running, 3 done, 0 failed   1:05`"""
         running = len(self._rows)
         waiting = max(0, self._total - running - self._done - self._failed)
-        elapsed = _clock(time.monotonic() - self._started_s)
+        elapsed = duration(time.monotonic() - self._started_s)
         return f"{self._total} trials: {waiting} waiting, {running} running, {self._done} done, {self._failed} failed   {elapsed}"
 
     def _updated(self, row: _Row, update: Update) -> None:
@@ -111,11 +112,5 @@ def _cells(update: Update | None) -> tuple[str, str | ProgressBar, str, str, str
     bar = ProgressBar(total=update.iterations, completed=update.iteration, width=20)
     loss = "-" if update.loss is None else f"{update.loss:.3f}"
     miou = "-" if update.miou is None else f"{update.miou:.3f}"
-    left = "-" if update.eta_s is None else _clock(update.eta_s)
+    left = "-" if update.eta_s is None else duration(update.eta_s)
     return f"{update.epoch}/{update.epochs}", bar, loss, miou, left
-
-
-def _clock(seconds: float) -> str:
-    minutes, second = divmod(int(seconds), 60)
-    hours, minute = divmod(minutes, 60)
-    return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"
