@@ -16,14 +16,16 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from orchestration.errors import Conflict, Corrupt, Fenced, NotFound, StoreError, SweepError
-from orchestration.plan import TrialPlan
+from orchestration.errors import Conflict, Corrupt, Fenced, NotFound, SpecError, StoreError, SweepError
+from orchestration.plan import ID_LENGTH, Resolve, TrialPlan
 from orchestration.spec import Retention, SweepSpec, build_config
 from orchestration.store import Store
+from rrn_core.config import TrainConfig
 
 log = logging.getLogger(__name__)
 
@@ -137,17 +139,34 @@ def restored_plan(manifest: Manifest) -> TrialPlan:
     return plan
 
 
-def proposed(spec: SweepSpec, manifests: Mapping[str, Manifest]) -> list[Manifest]:
-    """The trials that belong to the spec's search, by proposal: same settings outside the space, and values within it."""
-    settings = build_config({**spec.settings, **{name: dimension.first for name, dimension in spec.space.items()}}).model_dump(mode="json")
-    fixed = {name: value for name, value in settings.items() if name not in spec.space}
+def proposed(spec: SweepSpec, manifests: Mapping[str, Manifest], resolve: Resolve = lambda config: config) -> list[Manifest]:
+    """The trials that belong to the spec's search, by proposal: values within the space, and what the file asks for otherwise."""
 
     def belongs(manifest: Manifest) -> bool:
-        config = manifest.config
-        inside = all(name in config and dimension.holds(config[name]) for name, dimension in spec.space.items())
-        return manifest.proposal is not None and inside and fixed.items() <= config.items()
+        values = {name: manifest.config.get(name) for name in spec.space}
+        if manifest.proposal is None or not all(spec.space[name].holds(value) for name, value in values.items()):
+            return False
+        return agree(resolve(build_config({**spec.settings, **values})), manifest)
 
     return sorted(filter(belongs, manifests.values()), key=lambda m: m.proposal or 0)
+
+
+def agree(config: TrainConfig, manifest: Manifest) -> bool:
+    """Whether the trial is the run of `config`, as far as `config` knows the contents of its files."""
+    try:
+        stored = build_config(manifest.config)
+    except SpecError:  # settings of another version of this program
+        return False
+    if stored.digest()[:ID_LENGTH] != manifest.trial_id:
+        return False
+    known = stored.model_copy(update={name: None for name in ("split", "init_sha256") if getattr(config, name) is None})
+    return known.digest() == config.digest()
+
+
+def adopted(plan: TrialPlan, manifests: Iterable[Manifest]) -> TrialPlan:
+    """A plan whose files were not at hand, as the newest trial that was made of it; the plan itself where there is none."""
+    made = [manifest for manifest in manifests if agree(plan.config, manifest)]
+    return replace(plan, config=restored_plan(max(made, key=lambda m: m.updated_ms)).config) if made else plan
 
 
 def tracked(store: Store, sweep: str, uri: str) -> set[str]:

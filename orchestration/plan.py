@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from orchestration.errors import SpecError
 from orchestration.spec import Settings, SweepSpec, build_config
 from rrn_core.config import TrainConfig, iterations_per_epoch, labeled_count, listed_train_images
+
+Resolve = Callable[[TrainConfig], TrainConfig]
+"""Fills in what the files that a configuration names contain (contents.py)."""
 
 ID_LENGTH = 12
 """Hex digits of a trial's identity that are shown and used as its key; 48 bits."""
@@ -36,11 +39,14 @@ class TrialPlan:
 
     @property
     def iterations(self) -> int:
-        """Optimisation steps of the whole run, counted with the published length of the training list."""
-        return self.config.epochs * iterations_per_epoch(self.config, listed_train_images(self.config))
+        """Iterations of the whole run; 0 where only the data, which were not at hand, could tell."""
+        try:
+            return self.config.epochs * iterations_per_epoch(self.config)
+        except ValueError:
+            return 0
 
 
-def expand(spec: SweepSpec) -> list[TrialPlan]:
+def expand(spec: SweepSpec, resolve: Resolve = lambda config: config) -> list[TrialPlan]:
     """All trials of `grid` (product) and `points`, each with every seed; none for an adaptive search.
 
     Raises:
@@ -58,7 +64,7 @@ def expand(spec: SweepSpec) -> list[TrialPlan]:
     for (where, values), seed in itertools.product(named, seeds):
         settings = {**values, **seed}
         try:
-            plan = make_plan(spec, settings, varied=varied)
+            plan = make_plan(spec, settings, varied=varied, resolve=resolve)
         except SpecError as error:
             for fault in error.faults:
                 faults.setdefault(fault, []).append(f"{where} ({label(settings)})")
@@ -71,14 +77,18 @@ def expand(spec: SweepSpec) -> list[TrialPlan]:
     return [plan for _, plan in plans.values()]
 
 
-def make_plan(spec: SweepSpec, settings: Settings, *, varied: tuple[str, ...], proposal: int | None = None) -> TrialPlan:
-    """One trial from the values that vary; raises SpecError where they do not fit together."""
-    plan = TrialPlan(spec.name, build_config({**spec.settings, **settings}), varied, proposal)
-    try:
-        labeled_count(plan.config.partition, listed_train_images(plan.config))
-    except ValueError as error:
-        raise SpecError([str(error)]) from None
-    return plan
+def make_plan(
+    spec: SweepSpec, settings: Settings, *, varied: tuple[str, ...], proposal: int | None = None, resolve: Resolve = lambda config: config
+) -> TrialPlan:
+    """One trial from the values that vary; raises SpecError where they do not fit together, SweepError where `resolve` does."""
+    config = build_config({**spec.settings, **settings})
+    images = listed_train_images(config)
+    if images is not None:
+        try:
+            labeled_count(config.partition, images)
+        except ValueError as error:
+            raise SpecError([str(error)]) from None
+    return TrialPlan(spec.name, resolve(config), varied, proposal)
 
 
 def label(settings: Mapping[str, object]) -> str:
@@ -92,18 +102,30 @@ def shown(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def render(plans: Sequence[TrialPlan], states: Mapping[str, str] | None = None) -> str:
-    """The trials as a plain table: identity, varied settings, epochs, iterations, and their state where known."""
+def render(plans: Sequence[TrialPlan], states: Mapping[str, str] | None = None, costs: Mapping[str, tuple[str, str]] | None = None) -> str:
+    """The trials as a plain table: identity, varied settings, epochs, iterations; time and memory, and their state, where known."""
     if not plans:
         return "no trials"
-    varied = plans[0].varied
-    head = ["trial", *varied, "epochs", "iterations", *(["state"] if states is not None else [])]
-    rows = [
-        [plan.trial_id, *(shown(getattr(plan.config, name)) for name in varied), str(plan.config.epochs), str(plan.iterations)]
-        + ([states.get(plan.trial_id, "new")] if states is not None else [])
-        for plan in plans
+    head = [
+        "trial",
+        *_columns(plans[0]),
+        "epochs",
+        "iterations",
+        *(["time", "memory"] if costs else []),
+        *(["state"] if states is not None else []),
     ]
-    return table([head, *rows])
+    return table([head, *(_rendered(plan, states, costs) for plan in plans)])
+
+
+def _columns(plan: TrialPlan) -> list[str]:
+    return [name for name in plan.varied if name != "epochs"]  # which has a column of its own
+
+
+def _rendered(plan: TrialPlan, states: Mapping[str, str] | None, costs: Mapping[str, tuple[str, str]] | None) -> list[str]:
+    settings = [shown(getattr(plan.config, name)) for name in _columns(plan)]
+    cost = costs.get(plan.trial_id, ("-", "-")) if costs else ()
+    state = [states.get(plan.trial_id, "new")] if states is not None else []
+    return [plan.trial_id, *settings, str(plan.config.epochs), str(plan.iterations or "?"), *cost, *state]
 
 
 def table(rows: Iterable[Sequence[str]]) -> str:

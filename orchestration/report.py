@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import mean, stdev
 from typing import Any
 
 from orchestration.manifest import Entry, Manifest
-from orchestration.plan import TrialPlan, shown, table
+from orchestration.plan import TrialPlan, label, shown, table
+from orchestration.spec import Published, PublishedRow
 
 HEADS = ("branch1", "branch2", "ensemble")
 
@@ -30,6 +33,37 @@ def failures(plans: Sequence[TrialPlan], manifests: Mapping[str, Manifest]) -> l
     return [f"FAILED {plan.trial_id} {plan.label}: {manifest.reason}" for plan, manifest in found if manifest.status == "failed"]
 
 
+@dataclass(frozen=True)
+class Comparison:
+    """A published number beside those of our finished trials that differ in nothing but the seed. All in percent."""
+
+    name: str
+    metric: str
+    value: float | None
+    last: tuple[float, ...] = ()
+    """After the last epoch, one for each trial."""
+    best: tuple[float, ...] = ()
+    """At the epoch where this very metric is highest."""
+
+
+def comparisons(numbers: Published, plans: Sequence[TrialPlan], manifests: Mapping[str, Manifest]) -> list[Comparison]:
+    """Every published number with what we have for it; one `when` that fits several kinds of trials gives one comparison for each."""
+    return [comparison for row in numbers.rows for comparison in _compared(row, plans, manifests)]
+
+
+def published(numbers: Published, plans: Sequence[TrialPlan], manifests: Mapping[str, Manifest]) -> str:
+    """Published numbers beside ours, in percent, with how ours were measured below."""
+    head = ["row", "metric", "published", "ours: last", "diff", "best", "diff", "seeds"]
+    rows = [_compared_row(comparison) for comparison in comparisons(numbers, plans, manifests)]
+    notes = [
+        f"published: {numbers.source}",
+        "ours: in percent, mean +- sample standard deviation over the seeds of finished trials; last: after the last epoch;"
+        " best: at the epoch where the row's own metric is highest, chosen on the very images that it is measured on",
+        *(f"split: {split}" for split in dict.fromkeys(_split(plan) for plan in plans)),
+    ]
+    return "\n".join([table([head, *rows]), *notes])
+
+
 def state(manifest: Manifest | None) -> str:
     """`new`, `finished`, `failed at epoch 3`, or `resumable at epoch 3`."""
     if manifest is None:
@@ -42,6 +76,56 @@ def state(manifest: Manifest | None) -> str:
 def as_json(plans: Sequence[TrialPlan], manifests: Mapping[str, Manifest]) -> list[dict[str, Any]]:
     """The state of every trial for other programs; checkpoints and metrics of the last and the best epoch."""
     return [_as_json(plan, manifests.get(plan.trial_id)) for plan in plans]
+
+
+def _compared(row: PublishedRow, plans: Sequence[TrialPlan], manifests: Mapping[str, Manifest]) -> list[Comparison]:
+    kinds: dict[str, list[TrialPlan]] = {}
+    for plan in plans:
+        if _fits(plan, row):
+            kinds.setdefault(_kind(plan, row), []).append(plan)
+    name = row.name or label(row.when)
+    return [
+        _comparison(row, f"{name} {kind}" if len(kinds) > 1 else name, [manifests[p.trial_id] for p in fitting if p.trial_id in manifests])
+        for kind, fitting in (kinds or {"": []}).items()
+    ]
+
+
+def _fits(plan: TrialPlan, row: PublishedRow) -> bool:
+    settings = plan.config.model_dump(mode="json", include=set(row.when))
+    return all(settings[key] == value for key, value in row.when.items())
+
+
+def _kind(plan: TrialPlan, row: PublishedRow) -> str:
+    """What a fitting trial varies beyond the row and the seed."""
+    return label({key: getattr(plan.config, key) for key in plan.varied if key not in {*row.when, "seed"}})
+
+
+def _comparison(row: PublishedRow, name: str, manifests: Iterable[Manifest]) -> Comparison:
+    histories = [[100 * entry.metrics[row.metric] for entry in m.history] for m in manifests if m.status == "finished"]
+    return Comparison(name, row.metric, row.value, tuple(values[-1] for values in histories), tuple(map(max, histories)))
+
+
+def _compared_row(comparison: Comparison) -> list[str]:
+    value, last, best = comparison.value, comparison.last, comparison.best
+    published = "-" if value is None else f"{value:.2f}"
+    ours = [_spread(last), _difference(last, value), _spread(best), _difference(best, value)]
+    return [comparison.name, comparison.metric.removeprefix("val/"), published, *ours, str(len(last) or "-")]
+
+
+def _spread(values: Sequence[float]) -> str:
+    if not values:
+        return "-"
+    return f"{mean(values):.2f}" + (f" +- {stdev(values):.2f}" if len(values) > 1 else "")
+
+
+def _difference(values: Sequence[float], value: float | None) -> str:
+    return f"{mean(values) - value:+.2f}" if values and value is not None else "-"
+
+
+def _split(plan: TrialPlan) -> str:
+    config, split = plan.config, plan.config.split
+    images = f" of {split.val} images" if split else ""
+    return f"measured on the validation list of {config.dataset}{images}, labelled images by partition_by: {config.partition_by}"
 
 
 def _row(plan: TrialPlan, manifest: Manifest | None) -> list[str]:

@@ -12,7 +12,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from orchestration.errors import SweepError
 from orchestration.manifest import SCORE, Manifest, proposed, restored_plan
-from orchestration.plan import TrialPlan, make_plan
+from orchestration.plan import Resolve, TrialPlan, make_plan
 from orchestration.spec import Dimension, Search, SweepSpec
 from rrn_core.config import TrainConfig
 
@@ -29,13 +29,14 @@ class AdaptiveSource:
     a restart therefore proposes exactly what an undisturbed search would have.
     """
 
-    def __init__(self, spec: SweepSpec, manifests: Mapping[str, Manifest]) -> None:
+    def __init__(self, spec: SweepSpec, manifests: Mapping[str, Manifest], resolve: Resolve = lambda config: config) -> None:
         assert spec.search is not None
+        self._resolve = resolve
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._spec, self._search = spec, spec.search
         self._distributions = {name: _distribution(spec, name, dimension) for name, dimension in spec.space.items()}
         self._study = optuna.create_study(direction="maximize")
-        mine = proposed(spec, manifests)
+        mine = proposed(spec, manifests, resolve)
         self._known = {m.trial_id for m in mine}
         self._numbers: dict[str, int] = {}
         self._resumable = [restored_plan(m) for m in mine if m.status != "finished"]
@@ -84,7 +85,7 @@ class AdaptiveSource:
     def _plan(self, trial: optuna.Trial) -> TrialPlan | None:
         """None for values that are each in range but do not fit together."""
         try:
-            return make_plan(self._spec, trial.params, varied=tuple(self._spec.space), proposal=self._next_number)
+            return make_plan(self._spec, trial.params, varied=tuple(self._spec.space), proposal=self._next_number, resolve=self._resolve)
         except SweepError as error:
             log.info("search: skipped an impossible proposal: %s", error)
             return None

@@ -71,6 +71,25 @@ class Dimension(_Part):
         return f"{self.low} to {self.high}{', log' if self.log else ''}"
 
 
+class PublishedRow(_Part):
+    """A published number, and which trials to compare with it: those whose settings are as `when` says."""
+
+    when: Settings
+    metric: Literal["val/miou", "val/miou_branch1", "val/miou_branch2", "val/miou_ensemble"] = "val/miou"
+    value: Annotated[float, Field(ge=0, le=100)] | None
+    """In percent; null where nothing was published, which still shows ours."""
+    name: str | None = None
+    """What the source calls the row."""
+
+
+class Published(_Part):
+    """Numbers to compare the sweep with."""
+
+    source: Annotated[str, Field(min_length=1)]
+    """Where they stand, and what is known of how they were measured."""
+    rows: list[PublishedRow]
+
+
 class SweepSpec(_Part):
     """A sweep as the user wrote it, checked: every value in `base`, `grid`, `points` and `space` fits TrainConfig."""
 
@@ -82,6 +101,7 @@ class SweepSpec(_Part):
     seeds: list[Annotated[int, Field(ge=0, lt=2**31)]] | None = None
     search: Search | None = None
     space: dict[str, Dimension] = {}
+    published: Published | None = None
     resources: Resources = Resources()
     retries: Annotated[int, Field(ge=0)] = 2
     retention: Retention = Retention()
@@ -134,7 +154,7 @@ def check(document: Mapping[str, Any]) -> SweepSpec:
         # what is sound so far is checked further, so that all faults are told at once
         unsound = {fault["loc"][0] for fault in error.errors()}
         spec = SweepSpec.model_validate({"name": "unsound"} | {key: value for key, value in document.items() if key not in unsound})
-    faults += [*_base_faults(spec), *_grid_faults(spec), *_points_faults(spec), *_space_faults(spec)]
+    faults += [*_base_faults(spec), *_grid_faults(spec), *_points_faults(spec), *_space_faults(spec), *_published_faults(spec)]
     if faults:
         raise SpecError(faults)
     return spec
@@ -151,6 +171,16 @@ def build_config(settings: Settings, *, path: str = "") -> TrainConfig:
         return TrainConfig.model_validate_json(json.dumps(settings, default=str))
     except ValidationError as error:
         raise SpecError(_faults(error, TrainConfig, path=path)) from None
+
+
+def settings_of(overrides: Iterable[str]) -> Settings:
+    """TrainConfig fields from `field=value` texts. Raises SpecError for anything else."""
+    document: dict[str, Any] = {"base": {}}
+    for override in overrides:
+        _override(document, override)
+    if others := [key for key in document if key != "base"]:
+        raise SpecError([f"--set {others[0]}: unknown setting{suggestion(others[0], TrainConfig.model_fields)}"])
+    return dict(document["base"])
 
 
 def suggestion(word: object, choices: Iterable[str]) -> str:
@@ -227,6 +257,19 @@ def _space_faults(spec: SweepSpec) -> list[str]:
             faults.append(f"{path}.low: must be > 0 for log, got {dimension.low}")
         for name, value in ends:
             faults += _value_faults(spec.settings, key, value, f"{path}.{name}")
+    return faults
+
+
+def _published_faults(spec: SweepSpec) -> list[str]:
+    if spec.published is None:
+        return []
+    faults = [] if spec.published.rows else ["published.rows: must not be empty"]
+    for i, row in enumerate(spec.published.rows):
+        path = f"published.rows[{i}].when"
+        if not row.when:
+            faults.append(f'{path}: must name a setting, such as {{partition: "1/8"}}')
+        for key, value in row.when.items():
+            faults += _value_faults(spec.settings, key, value, f"{path}.{key}")
     return faults
 
 

@@ -378,6 +378,19 @@ def _open_experiment(uri: str, sweep: str, *, tags: Mapping[str, str], descripti
         raise TrackingError(f"MLflow at {_without_password(uri)} refused the experiment {sweep}: {error}") from error
 
 
+def make_experiment(uri: str, sweep: str) -> None:
+    """Find or make the sweep's experiment, as its first run would: proves that MLflow is there and may be written to.
+
+    Raises:
+        TrackingError: it is not, whatever the reason.
+    """
+    try:
+        with _translated():
+            _experiment_id(_client(uri), uri, sweep)
+    except (_Away, _Gone) as error:
+        raise TrackingError(f"{error}; is it up, and the address right?") from error
+
+
 def _client(uri: str) -> MlflowClient:
     from mlflow import MlflowClient
 

@@ -10,11 +10,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from types import TracebackType
 
+from orchestration.contents import weights_key
 from orchestration.errors import Fenced
 from orchestration.manifest import SCORE, Entry, Manifest, TrialRecord
 from orchestration.plan import TrialPlan
 from orchestration.spec import Retention
-from orchestration.store import open_store
+from orchestration.store import Store, open_store
 from rrn_core.config import Runtime
 from rrn_core.training import Report, train
 
@@ -63,12 +64,13 @@ def run_trial(plan: TrialPlan, job: Job) -> Iterator[Update]:
         Fenced: another attempt took the trial over; the manifest is theirs.
         StoreError: the trial could not even be opened.
     """
-    record = TrialRecord.open(open_store(job.store), plan, retention=job.retention)
+    store = open_store(job.store)
+    record = TrialRecord.open(store, plan, retention=job.retention)
     if record.manifest.status == "finished":
         yield _finished(plan, record.manifest)
         return
     try:
-        yield from _train(plan, job, record)
+        yield from _train(plan, job, record, store)
         record.finish()
     except Fenced:
         raise
@@ -78,7 +80,7 @@ def run_trial(plan: TrialPlan, job: Job) -> Iterator[Update]:
     yield _finished(plan, record.manifest)
 
 
-def _train(plan: TrialPlan, job: Job, record: TrialRecord) -> Iterator[Update]:
+def _train(plan: TrialPlan, job: Job, record: TrialRecord, store: Store) -> Iterator[Update]:
     found = record.load_checkpoint()
     step, files = (found[0].step, found[1]) if found else (0, None)
     update = _first(plan, record.manifest, step if found else None)
@@ -86,7 +88,7 @@ def _train(plan: TrialPlan, job: Job, record: TrialRecord) -> Iterator[Update]:
     saved_s, entries = time.monotonic(), list[Entry]()
     pace = _Pace(step)
     with _Committer(record) as committer:
-        for report in train(plan.config, job.runtime, resume_from=files):
+        for report in train(plan.config, job.runtime, resume_from=files, init_weights=None if found else _init_weights(plan, store)):
             if report.metrics is not None:
                 entries.append(Entry(epoch=report.epoch, step=report.iteration, time_ms=time.time_ns() // 10**6, metrics=report.metrics))
             if report.metrics is not None or time.monotonic() - saved_s >= job.checkpoint_every_s:
@@ -94,6 +96,12 @@ def _train(plan: TrialPlan, job: Job, record: TrialRecord) -> Iterator[Update]:
                 saved_s, entries = time.monotonic(), []
             update = _next(update, report, pace, committed=record.manifest.epochs)
             yield update
+
+
+def _init_weights(plan: TrialPlan, store: Store) -> bytes | None:
+    """The weights to start from, which the driver has put into the store."""
+    sha256 = plan.config.init_sha256
+    return store.read(weights_key(sha256))[0] if sha256 else None
 
 
 class _Committer:

@@ -15,7 +15,20 @@ NonNegative = Annotated[float, Field(ge=0)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
 PARTITIONS = ("1/16", "1/8", "1/4", "1/2", "full")
+
+
+class Split(BaseModel):
+    """The images of a run as its identity knows them: how many, and a SHA-256 of their names in order and by role, and of the classes."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+
+    labeled: Count
+    unlabeled: Count
+    val: Count
+    sha256: Digest
 
 
 class TrainConfig(BaseModel):
@@ -33,13 +46,24 @@ class TrainConfig(BaseModel):
     """Seeds the initial weights, the data order, augmentation, CutMix boxes and dropout."""
 
     # data
-    dataset: Literal["digits", "camvid"] = "digits"
+    dataset: Literal["digits", "camvid", "voc", "cityscapes", "folder"] = "digits"
+    train_list: str | None = None
+    """File with the ordered training images, instead of the data set's own list. This and the two lists below are read in the spelling of
+    CPS, of UniMatch or as bare names; a relative path starts at the sweep file, at the data root, or at the data set's own lists."""
     partition: str = "1/8"
     """Share of the training images whose labels are used: 1/16, 1/8, 1/4, 1/2, full, or `n:92` for a count."""
-    partition_by: Literal["every_kth", "seeded", "balanced"] = "every_kth"
+    partition_by: Literal["every_kth", "seeded", "balanced", "list"] = "every_kth"
     """`every_kth`: images 0, k, 2k, ... of the ordered list (CPS's and the paper's). `seeded`: a random draw.
-    `balanced`: a seeded draw that evens out the number of images in which each class occurs."""
+    `balanced`: a seeded draw that evens out the number of images in which each class occurs.
+    `list`: the images of `labeled_list`; `partition` is then no more than their name."""
     partition_seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    labeled_list: str | None = None
+    """File with the labelled images; `{k}` in its name stands for the 8 of "1/8" or the 92 of "n:92"."""
+    unlabeled_list: str | None = None
+    """File with the unlabelled images, like `labeled_list`; without it, the training images that `labeled_list` does not name."""
+    split: Split | None = None
+    """What the lists and the partition come to. A sweep fills it in from the data, so that other images make another run; training refuses
+    images that differ. Unset, nothing is compared; `digits` needs none, its scenes are made from the settings."""
     image_size: Annotated[int, Field(ge=64, le=4096)] = 64
     """Side of a `digits` scene in pixels; other data sets have their own sizes."""
     train_images: Count = 512
@@ -58,6 +82,11 @@ class TrainConfig(BaseModel):
 
     # networks
     backbone: Literal["tiny", "resnet18", "resnet50", "resnet101"] = "resnet50"
+    init_weights: str | None = None
+    """Weights to start from, as `rrn-sweep weights import` writes them: a path like the lists' above, or `store:` and a key of the store.
+    An ImageNet backbone starts both branches; whole branches, and discriminators where the file has them, start the same parts."""
+    init_sha256: Digest | None = None
+    """SHA-256 of that file. A sweep fills it in; training refuses other contents."""
     discriminator: Literal["patch", "image", "pixel"] = "patch"
     """`patch`: one score per region (the paper). `image`: one per image (the released script). `pixel`: one per pixel."""
     discriminator_width: Count = 64
@@ -99,10 +128,18 @@ class TrainConfig(BaseModel):
     """L_f as the mean over channels (release) or the L1 norm (2)."""
     cps_on_labeled: bool = False
     """Adds the labelled images' half of L_cps (5)."""
+    supervised_ce: Literal["plain", "ohem"] = "plain"
+    """L_sup over all labelled pixels, or online hard example mining: only over those that are predicted badly (CPS on Cityscapes)."""
+    ohem_threshold: Annotated[float, Field(gt=0, le=1)] = 0.7
+    """Pixels whose true class has at most this probability are hard."""
+    ohem_min_kept: Count = 50_000
+    """At least so many pixels per image of the batch count as hard, the worst ones first."""
 
     # optimisation
     batch_size: Annotated[int, Field(ge=2)] = 6
     """Images per stream (labelled, u0, u1) and step; at least 2, because ASPP normalises a 1x1 map over the batch."""
+    accumulate: Count = 1
+    """Iterations whose gradients are averaged into one optimiser step; every epoch starts a new group, its last iteration ends one."""
     epochs: Count = 32
     lr: Positive = 0.0025
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
@@ -136,6 +173,16 @@ class TrainConfig(BaseModel):
         if value[0] > value[1]:
             raise PydanticCustomError("cutmix_area", "must be [smallest, largest]", {})
         return value
+
+    @model_validator(mode="after")
+    def _lists_belong_together(self) -> Self:
+        if (self.partition_by == "list") != (self.labeled_list is not None):
+            raise PydanticCustomError("lists", "partition_by: list and labeled_list need each other", {})
+        if self.unlabeled_list is not None and self.labeled_list is None:
+            raise PydanticCustomError("lists", "unlabeled_list needs labeled_list", {})
+        if self.dataset == "digits" and (self.train_list or self.labeled_list):
+            raise PydanticCustomError("lists", "digits has no files, so it takes no lists", {})
+        return self
 
     @model_validator(mode="after")
     def _fits_the_crop(self) -> Self:
@@ -173,9 +220,22 @@ class TrainConfig(BaseModel):
             return 20 if side < 40 else 50
         return side
 
+    @property
+    def partition_number(self) -> str:
+        """What `{k}` stands for in the name of a list: 8 of "1/8", 92 of "n:92", full."""
+        return self.partition.removeprefix("1/").removeprefix("n:")
+
     def digest(self) -> str:
-        """The identity of the run: SHA-256 of the canonical JSON of every setting, as 64 hex digits."""
-        canonical = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        """The identity of the run: SHA-256 of the canonical JSON of every setting, as 64 hex digits.
+
+        Where the contents of lists and weights are known, they count, and not where the files lay.
+        """
+        settings = self.model_dump(mode="json")
+        if self.split:
+            settings |= {"train_list": None, "labeled_list": None, "unlabeled_list": None}
+        if self.init_sha256:
+            settings["init_weights"] = None
+        canonical = json.dumps(settings, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()
 
 
@@ -188,22 +248,108 @@ class Runtime(BaseModel):
     """`auto` (CUDA where there is one, else the CPU) or a torch device."""
     data_root: Path | None = None
     """Folder of the data set; `digits` needs none."""
+    lists_root: Path | None = None
+    """Where relative paths of lists and weights start first: the folder of the sweep file."""
     workers: Annotated[int, Field(ge=0)] = 0
     """Processes that prepare batches; 0 prepares them in the training process. Batches are the same either way."""
     threads: Annotated[int, Field(ge=1)] | None = None
     """CPU threads of the tensor library; unset leaves its own choice. Another number may round differently."""
-    cache_images: bool = True
-    """Keep decoded images in memory."""
+    cache_images: bool | None = None
+    """Keep decoded images in memory; unset: where they take less than 2 GiB."""
     progress_every: Annotated[int, Field(ge=1)] | None = None
     """Also report every so many iterations within an epoch; unset reports after each epoch only."""
 
 
 PRESETS: dict[str, dict[str, Any]] = {
-    "paper": {},
+    "paper": {
+        "crop": 512,
+        "scales": (0.5, 0.75, 1.0, 1.5, 1.75, 2.0),
+        "hflip": 0.5,
+        "cutmix_boxes": 3,
+        "cutmix_area": (0.25, 0.5),
+        "backbone": "resnet50",
+        "discriminator": "patch",
+        "discriminator_width": 64,
+        "region_kernel": 10,
+        "feature_pool": "auto",
+        "eps": 0.6,
+        "lambda1": 1.0,
+        "lambda2": 1.0,
+        "lambda3": 0.1,
+        "drlc": True,
+        "drlc_weighting": "sum_of_masked_means",
+        "region_upsample": "bilinear",
+        "gate": "ge",
+        "region_label": "own",
+        "region_loss_from_epoch": 1,
+        "judge_dropout": True,
+        "discriminator_scaling": "batch",
+        "mask_void": False,
+        "feature_matching": "mean",
+        "cps_on_labeled": False,
+        "supervised_ce": "plain",
+        "batch_size": 6,
+        "accumulate": 1,
+        "epochs": 32,
+        "lr": 0.0025,
+        "momentum": 0.9,
+        "weight_decay": 5e-4,
+        "poly_power": 0.9,
+        "warmup_epochs": 10,
+        "discriminator_lr": 1e-4,
+        "ensemble": "logits",
+        "ensemble_weight": 0.5,
+    },
     "released": {
+        "crop": 512,
+        "scales": (0.5, 0.75, 1.0, 1.5, 1.75, 2.0),
+        "hflip": 0.5,
+        "cutmix_boxes": 3,
+        "cutmix_area": (0.25, 0.5),
+        "backbone": "resnet50",
         "discriminator": "image",
+        "discriminator_width": 64,
+        "region_kernel": 10,
+        "feature_pool": "auto",
+        "eps": 0.6,
+        "lambda1": 1.0,
+        "lambda2": 1.0,
+        "lambda3": 0.1,
+        "drlc": True,
+        "drlc_weighting": "sum_of_masked_means",
+        "region_upsample": "bilinear",
         "gate": "gt",
+        "region_label": "own",
+        "region_loss_from_epoch": 1,
+        "judge_dropout": True,
+        "discriminator_scaling": "batch",
+        "mask_void": False,
+        "feature_matching": "mean",
+        "cps_on_labeled": False,
+        "supervised_ce": "plain",
+        "batch_size": 6,
+        "accumulate": 1,
+        "epochs": 32,
+        "lr": 0.0025,
+        "momentum": 0.9,
         "weight_decay": 1e-4,
+        "poly_power": 0.9,
+        "warmup_epochs": 10,
+        "discriminator_lr": 1e-4,
+        "ensemble": "logits",
+        "ensemble_weight": 0.5,
+    },
+    "cityscapes": {
+        "dataset": "cityscapes",
+        "crop": 800,
+        "eps": 0.7,
+        "lambda1": 5.0,
+        "supervised_ce": "ohem",
+        "batch_size": 4,
+        "accumulate": 2,
+        "epochs": 128,
+        "lr": 0.02,
+        "warmup_epochs": 0,
     },
     "digits": {
         "dataset": "digits",
@@ -222,7 +368,9 @@ PRESETS: dict[str, dict[str, Any]] = {
         "eval_batch": 32,
     },
 }
-"""Named sets of settings. `paper`: the defaults. `released`: what the authors' script does otherwise (METHOD.md 1.6).
+"""Named sets of settings. `paper` and `released` (the authors' script) name the same settings, to be compared line by line (METHOD.md 1.6);
+`paper` equals the defaults, and both have the epochs of partition 1/16. `cityscapes`: the paper's values for it, on top of the defaults;
+where the paper is silent (OHEM, no warm-up, the epochs of 1/16), those of CPS on Cityscapes.
 `digits`: the embedded data on a CPU within a minute. Its networks start from random weights, and with the paper's lambda1 = lambda2 = 1
 they would teach each other that all is background before they have seen a digit; hence the smaller ones."""
 
@@ -243,16 +391,31 @@ def labeled_count(partition: str, images: int) -> int:
     return -(-images // int(partition[2:]))
 
 
-def iterations_per_epoch(config: TrainConfig, images: int) -> int:
-    """max(#labelled, #unlabelled) // batch_size, at least 1 (METHOD.md 1.2). `images`: length of the training list."""
+def iterations_per_epoch(config: TrainConfig, images: int | None = None) -> int:
+    """max(#labelled, #unlabelled) // batch_size, at least 1 (METHOD.md 1.2).
+
+    Args:
+        images: length of the training list, where `config.split` does not tell the counts; unset: as published.
+
+    Raises:
+        ValueError: nobody knows how many images there are, or the partition asks for more.
+    """
+    if config.split:
+        return max(1, max(config.split.labeled, config.split.unlabeled) // config.batch_size)
+    images = images or listed_train_images(config)
+    if images is None:
+        raise ValueError(f"dataset {config.dataset}: the number of images is known only from the data; give the data root")
     labeled = labeled_count(config.partition, images)
     unlabeled = images - labeled or images
     return max(1, max(labeled, unlabeled) // config.batch_size)
 
 
-def listed_train_images(config: TrainConfig) -> int:
-    """Length of the training list as published: what a plan counts with before the data is seen."""
-    return config.train_images if config.dataset == "digits" else CAMVID_TRAIN_IMAGES
+def listed_train_images(config: TrainConfig) -> int | None:
+    """Length of the training list as published, which a plan counts with before the data are seen; None where there is none."""
+    if config.dataset == "digits":
+        return config.train_images
+    own = config.train_list is None and config.partition_by != "list"
+    return PUBLISHED_TRAIN_IMAGES.get(config.dataset) if own else None
 
 
-CAMVID_TRAIN_IMAGES = 367
+PUBLISHED_TRAIN_IMAGES = {"camvid": 367, "voc": 10582, "cityscapes": 2975}

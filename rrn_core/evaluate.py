@@ -26,21 +26,35 @@ Forward = Callable[[Tensor], Tensor]
 _HEADS = ("branch1", "branch2", "ensemble")
 
 
-def evaluate(quartet: Quartet, images: Images, classes: Sequence[str], config: TrainConfig, device: torch.device) -> dict[str, float]:
+def evaluate(
+    quartet: Quartet, images: Images, classes: Sequence[str], config: TrainConfig, device: torch.device, *, stride: int | None = None
+) -> dict[str, float]:
     """mIoU and IoU per class, in 0..1, of both branches and of their ensemble, from one forward pass of each branch per window.
 
     `val/miou` is what `config.ensemble` names; with `none`, `val/miou_ensemble` is still reported, of logits. A class that neither
     occurs nor is predicted has no IoU: its key is left out. The train or eval mode of the branches is restored.
+    Each image is read once, in order, when its turn comes.
+
+    Args:
+        stride: of the windows, as in `slide_all`.
     """
     confusions = torch.zeros(len(_HEADS), len(classes), len(classes), dtype=torch.int64, device=device)
     pairs = (images[i] for i in range(len(images)))
     labels: deque[Pixels] = deque()
     with _evaluating(quartet.branch1, quartet.branch2), torch.inference_mode():
         forward = _heads(quartet, config, device)
-        for scores in slide_all(_parted(pairs, labels), forward, crop=config.crop, batch=config.eval_batch):
+        for scores in slide_all(_parted(pairs, labels), forward, crop=config.crop, stride=stride, batch=config.eval_batch):
             gt = torch.from_numpy(labels.popleft()).to(device)
             confusions += torch.stack([confusion(gt, pred, len(classes)) for pred in scores.argmax(dim=1)])
     return _metrics(confusions.cpu(), classes, config.ensemble)
+
+
+def predict(quartet: Quartet, image: Pixels, config: TrainConfig, device: torch.device, *, stride: int | None = None) -> Pixels:
+    """Class of every pixel (H, W) of an RGB image (H, W, 3), by what `config.ensemble` names: what `evaluate` scores as `val/miou`."""
+    head = _HEADS.index("branch1" if config.ensemble == "none" else "ensemble")
+    with _evaluating(quartet.branch1, quartet.branch2), torch.inference_mode():
+        scores = slide(image, _heads(quartet, config, device), crop=config.crop, stride=stride, batch=config.eval_batch)
+        return scores[head].argmax(dim=0).to(torch.uint8).cpu().numpy()
 
 
 def slide(image: Pixels, forward: Forward, *, crop: int, stride: int | None = None, batch: int = 1) -> Tensor:
@@ -56,7 +70,12 @@ def slide_all(images: Iterable[Pixels], forward: Forward, *, crop: int, stride: 
 
     Args:
         batch: windows per forward pass; a pass takes windows of as many images as it needs to be full.
+
+    Raises:
+        ValueError: a stride that would leave gaps.
     """
+    if stride is not None and not 1 <= stride <= crop:
+        raise ValueError(f"stride: must be 1..{crop}, the crop, got {stride}")
     layouts: deque[_Layout] = deque()
     windows = _windows(images, layouts, crop, stride or math.ceil(crop * 2 / 3))
     scores = (score for chunk in _chunks(windows, batch) for score in forward(torch.from_numpy(np.stack(chunk))))
@@ -64,6 +83,11 @@ def slide_all(images: Iterable[Pixels], forward: Forward, *, crop: int, stride: 
         layout = layouts.popleft()
         rest = islice(scores, len(layout.corners) - 1)
         yield layout.assemble(first, rest)
+
+
+def window_starts(length: int, crop: int, stride: int) -> list[int]:
+    """Where the windows of a row or column of `length` >= `crop` pixels begin; the last one is flush with the end."""
+    return [*range(0, length - crop, stride), length - crop]
 
 
 def confusion(gt: Tensor, pred: Tensor, num_classes: int) -> Tensor:
@@ -155,7 +179,7 @@ def _windows(images: Iterable[Pixels], layouts: deque[_Layout], crop: int, strid
     for image in images:
         canvas = _canvas(image, crop)
         height, width = canvas.shape[1:]
-        corners = list(product(_starts(height, crop, stride), _starts(width, crop, stride)))
+        corners = list(product(window_starts(height, crop, stride), window_starts(width, crop, stride)))
         layouts.append(_Layout((height, width), (image.shape[0], image.shape[1]), crop, corners))
         for top, left in corners:
             yield canvas[:, top : top + crop, left : left + crop]
@@ -166,10 +190,6 @@ def _canvas(image: Pixels, crop: int) -> NDArray[np.float32]:
     if max(image.shape[:2]) <= crop:
         return pad(normalise(image), crop, crop, value=0)
     return pad(normalise(image), crop, crop, value=normalise(np.zeros((1, 1, 3), np.uint8)))
-
-
-def _starts(length: int, crop: int, stride: int) -> list[int]:
-    return [*range(0, length - crop, stride), length - crop]
 
 
 def _chunks(windows: Iterator[NDArray[np.float32]], size: int) -> Iterator[list[NDArray[np.float32]]]:

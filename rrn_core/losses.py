@@ -21,6 +21,21 @@ def supervised_loss(logits: Tensor, labels: Tensor) -> Tensor:
     return total / (labels != VOID).sum().clamp(min=1)
 
 
+def ohem_loss(logits: Tensor, labels: Tensor, *, threshold: float, min_kept: int) -> Tensor:
+    """L_sup of one branch over hard pixels only: mean cross entropy where the true class has at most the probability of the cut.
+
+    The cut is `threshold`, or the `min_kept`-th smallest of these probabilities where that is larger; with no more than `min_kept` labelled
+    pixels in the batch all of them count (CPS on Cityscapes). 0 with zero gradient where every label is void. Shapes as `supervised_loss`.
+    """
+    ce = F.cross_entropy(_at_least_float32(logits), labels, ignore_index=VOID, reduction="none")
+    # 1 at void pixels: they rank last, so k needs no count of the others, for which a GPU would have to be waited for.
+    probability = torch.exp(-ce.detach())
+    smallest = probability.flatten().topk(min(min_kept, labels.numel()), largest=False, sorted=False).values
+    easy = probability > smallest.max().clamp(min=threshold)
+    # Not `<=`: a NaN is kept, so that a diverged loss shows.
+    return local_selection_loss(ce, (labels != VOID) & ~easy)
+
+
 def cps_loss(z1: Tensor, z2: Tensor, label1: Tensor, label2: Tensor) -> Tensor:
     """L_cps (5): each branch learns from the other's labels, over all pixels. Logits (B, K, H, W), labels (B, H, W)."""
     return F.cross_entropy(_at_least_float32(z1), label2) + F.cross_entropy(_at_least_float32(z2), label1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -118,7 +118,19 @@ def build_quartet(config: TrainConfig, num_classes: int) -> Quartet:
         branch1, branch2 = (Branch(config.backbone, num_classes) for _ in range(2))
         branch2.backbone.load_state_dict(branch1.backbone.state_dict())
         D1, D2 = (_discriminator(config, num_classes) if config.method == "rrn" else None for _ in range(2))
-    quartet = Quartet(branch1, branch2, D1, D2)
+    return _laid_out(Quartet(branch1, branch2, D1, D2))
+
+
+def quartet_of(weights: Mapping[str, Tensor], backbone: str, num_classes: int) -> Quartet:
+    """Both branches with the values of `weights` (branch1.*, branch2.*), and no discriminators."""
+    with torch.device("meta"):
+        branch1, branch2 = (Branch(backbone, num_classes) for _ in range(2))
+    quartet = Quartet(branch1, branch2, None, None)
+    quartet.load_state_dict(weights, assign=True)
+    return _laid_out(quartet)
+
+
+def _laid_out(quartet: Quartet) -> Quartet:
     # Maps follow the layout of the weights. The CPU is faster in this one, and so is bfloat16 on a GPU; the stubs do not know the argument.
     quartet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return quartet

@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load as load_safetensors
-from safetensors.torch import save as save_safetensors
 
+from rrn_core.config import TrainConfig
 from rrn_core.networks import Quartet
 from rrn_core.step import Optimisers
+from rrn_core.weights import WEIGHTS, pack, training_facts, unpack
 
-WEIGHTS, REST = "model.safetensors", "state.pt"
+REST = "state.pt"
 
 
 @dataclass
@@ -30,21 +30,21 @@ class TrainState:
 
     quartet: Quartet
     optimisers: Optimisers
-    config_digest: str
+    config: TrainConfig
     iteration: int = 0
-    """Optimisation steps done."""
+    """Iterations done."""
     sums: dict[str, float] = field(default_factory=dict)
     """Sums of the step's values over the epoch under way."""
     seconds: float = 0.0
     """Seconds of training and evaluation so far, over all attempts."""
 
     def to_files(self) -> dict[str, bytes]:
-        """`model.safetensors` (every network) and `state.pt` (the rest); equal states give equal weights files."""
-        weights = {name: tensor.detach().cpu().contiguous() for name, tensor in self.quartet.state_dict().items()}
+        """`model.safetensors` (every network, the settings) and `state.pt` (the rest); equal states give equal weights files."""
+        facts = training_facts(self.config, self.quartet.branch1.classifier.out_channels)
         rest = io.BytesIO()
         torch.save(
             {
-                "config_digest": self.config_digest,
+                "config_digest": self.config.digest(),
                 "iteration": self.iteration,
                 "sums": self.sums,
                 "seconds": self.seconds,
@@ -53,7 +53,7 @@ class TrainState:
             },
             rest,
         )
-        return {WEIGHTS: save_safetensors(weights), REST: rest.getvalue()}
+        return {WEIGHTS: pack(self.quartet.state_dict(), facts), REST: rest.getvalue()}
 
     def load_files(self, files: Mapping[str, bytes]) -> None:
         """Take everything over from `to_files`, random generators included; executes no pickled code.
@@ -62,12 +62,12 @@ class TrainState:
             ValueError: files of another configuration, or damaged ones.
         """
         try:
-            weights = load_safetensors(files[WEIGHTS])
+            weights, _ = unpack(files[WEIGHTS])
             rest: dict[str, Any] = torch.load(io.BytesIO(files[REST]), map_location="cpu", weights_only=True)
         except Exception as error:  # the loaders raise many kinds for a damaged file
             raise ValueError(f"the checkpoint cannot be read: {error}") from error
-        if rest["config_digest"] != self.config_digest:
-            raise ValueError(f"the checkpoint belongs to run {rest['config_digest'][:12]}, this is run {self.config_digest[:12]}")
+        if rest["config_digest"] != (own := self.config.digest()):
+            raise ValueError(f"the checkpoint belongs to run {rest['config_digest'][:12]}, this is run {own[:12]}")
         self.quartet.load_state_dict(weights)
         self.optimisers.load_state_dict(rest["optimisers"])
         self.iteration, self.sums, self.seconds = rest["iteration"], rest["sums"], rest["seconds"]

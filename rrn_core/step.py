@@ -24,6 +24,7 @@ from rrn_core.losses import (
     feature_matching_loss,
     hard_labels,
     local_selection_loss,
+    ohem_loss,
     one_hot,
     pixel_cross_entropy,
     region_mask,
@@ -36,21 +37,38 @@ from rrn_core.networks import Branch, Discriminator, Quartet
 Terms = dict[str, Tensor]
 
 
-def train_step(quartet: Quartet, optimisers: Optimisers, batch: Batch, config: TrainConfig, *, epoch: int, lr: float) -> Terms:
-    """One step of (7, 8) in the released order (METHOD.md 1.3); the networks and optimisers change in place.
+@dataclass(frozen=True)
+class Group:
+    """Where an iteration stands among those whose gradients are averaged into one optimiser step."""
+
+    begins: bool = True
+    ends: bool = True
+    size: int = 1
+    """Iterations of the group."""
+
+
+ALONE = Group()
+
+
+def train_step(
+    quartet: Quartet, optimisers: Optimisers, batch: Batch, config: TrainConfig, *, epoch: int, lr: float, group: Group = ALONE
+) -> Terms:
+    """One iteration of (7, 8) in the released order (METHOD.md 1.3); the networks and optimisers change in place.
 
     The order of the passes fixes the running statistics of batch normalisation: u0, u1, the mix, the labelled images.
 
     Args:
         epoch: counted from 0; the region loss starts at `config.region_loss_from_epoch`.
-        lr: learning rate of both branches in this step; the discriminators' is constant.
+        lr: learning rate of both branches where the group ends, unused before; the discriminators' is constant.
+        group: the optimisers forget the gradients where it begins and step, with the mean over its iterations, where it ends.
 
     Returns:
         Detached scalars, still on the device: `loss` and its unweighted terms, the discriminators' losses and mean scores, the shares of
         selected regions, and the counts behind the accuracy of the pseudo labels.
     """
     quartet.train()
-    optimisers.start(lr=lr)
+    if group.begins:
+        optimisers.forget()
     f1, f2 = _autocast(quartet.branch1, config), _autocast(quartet.branch2, config)
 
     mixed = None if config.method == "supervised" else mixed_pass(f1, f2, batch)
@@ -58,18 +76,19 @@ def train_step(quartet: Quartet, optimisers: Optimisers, batch: Batch, config: T
     verdicts = None if mixed is None or pairs is None else judge(quartet, mixed, pairs, config)
 
     s1, s2 = f1(batch.x), f2(batch.x)
-    terms = {"loss_sup": supervised_loss(s1, batch.y) + supervised_loss(s2, batch.y)}
+    terms = {"loss_sup": supervised_term(s1, s2, batch, config)}
     if mixed is not None:
         terms["loss_cps"] = cps_term(mixed, s1, s2, config)
     if verdicts is not None:
         terms |= region_terms(verdicts, config, epoch=epoch)
     terms["loss"] = total_loss(terms, config)
-    torch.autograd.backward(terms["loss"])
+    torch.autograd.backward(terms["loss"] / group.size)
 
     if pairs is not None:
         terms |= discriminator_terms(quartet, pairs, config)
-        torch.autograd.backward(terms["loss_d1"] + terms["loss_d2"])
-    optimisers.step()
+        torch.autograd.backward((terms["loss_d1"] + terms["loss_d2"]) / group.size)
+    if group.ends:
+        optimisers.step(lr=lr)
     if mixed is not None:
         terms |= diagnostics(mixed, verdicts)
     return {name: value.detach() for name, value in terms.items()}
@@ -92,6 +111,14 @@ def learning_rate(config: TrainConfig, iteration: int, iterations_per_epoch: int
         return config.lr * iteration / warmup
     total = config.epochs * iterations_per_epoch
     return float(config.lr * (1 - iteration / total) ** config.poly_power)
+
+
+def group_of(config: TrainConfig, iteration: int, iterations_per_epoch: int) -> Group:
+    """Groups of `config.accumulate` iterations; every epoch begins a new one, and its last one may be shorter."""
+    done = iteration % iterations_per_epoch
+    place = done % config.accumulate
+    size = min(config.accumulate, iterations_per_epoch - (done - place))
+    return Group(begins=place == 0, ends=place == size - 1, size=size)
 
 
 @dataclass(frozen=True)
@@ -148,6 +175,14 @@ def mixed_pass(f1: Callable[[Tensor], Tensor], f2: Callable[[Tensor], Tensor], b
     image = torch.where(pasted, batch.u1, batch.u0)
     hidden = torch.where(pasted[:, 0], batch.hidden1, batch.hidden0)
     return Mixed(image, label1, label2, f1(image), f2(image), hidden)
+
+
+def supervised_term(s1: Tensor, s2: Tensor, batch: Batch, config: TrainConfig) -> Tensor:
+    """L_sup (4) of both branches, whose logits of the labelled images are `s1` and `s2`."""
+    if config.supervised_ce == "plain":
+        return supervised_loss(s1, batch.y) + supervised_loss(s2, batch.y)
+    hard = partial(ohem_loss, threshold=config.ohem_threshold, min_kept=config.ohem_min_kept * config.batch_size)
+    return hard(s1, batch.y) + hard(s2, batch.y)
 
 
 def cps_term(mixed: Mixed, s1: Tensor, s2: Tensor, config: TrainConfig) -> Tensor:
@@ -257,14 +292,15 @@ class Optimisers:
         self.optD1 = _adam(quartet.D1, config)
         self.optD2 = _adam(quartet.D2, config)
 
-    def start(self, *, lr: float) -> None:
-        """Forget the gradients and set the branches' learning rate; the discriminators' never changes."""
+    def forget(self) -> None:
+        """Drop the gradients."""
         for optimiser in self._present().values():
             optimiser.zero_grad()
+
+    def step(self, *, lr: float) -> None:
+        """Step every network, the branches with `lr`; the discriminators' learning rate never changes."""
         for group in (*self.opt1.param_groups, *self.opt2.param_groups):
             group["lr"] = lr
-
-    def step(self) -> None:
         for optimiser in self._present().values():
             optimiser.step()
 

@@ -13,10 +13,12 @@ import torch
 from rrn_core.config import Runtime, TrainConfig
 from rrn_core.data import DataSet, open_dataset
 from rrn_core.data.batches import Batches, loader
+from rrn_core.data.lists import find_list
 from rrn_core.evaluate import evaluate
 from rrn_core.networks import build_quartet
 from rrn_core.state import TrainState, read_files, seed_everything
-from rrn_core.step import Optimisers, learning_rate, train_step
+from rrn_core.step import Group, Optimisers, group_of, learning_rate, train_step
+from rrn_core.weights import initialise
 
 Metrics = dict[str, float]
 
@@ -27,7 +29,7 @@ class Report:
 
     iteration: int
     iterations: int
-    """Optimisation steps of the whole run."""
+    """Iterations of the whole run, of which `accumulate` make one optimisation step."""
     epoch: int
     """Epochs completed."""
     loss: float
@@ -37,29 +39,51 @@ class Report:
 
 
 def train(
-    config: TrainConfig, runtime: Runtime | None = None, *, resume_from: Path | Mapping[str, bytes] | None = None
+    config: TrainConfig,
+    runtime: Runtime | None = None,
+    *,
+    resume_from: Path | Mapping[str, bytes] | None = None,
+    init_weights: bytes | None = None,
 ) -> Iterator[Report]:
     """Run the training that `config` describes, from its start or from a checkpoint, and yield a report after every epoch.
 
+    Reports within an epoch wait for the end of a group of accumulated gradients, so that no checkpoint holds half a group.
     A run that was interrupted and resumed equals the uninterrupted one bit for bit on the CPU (same machine, same number of threads).
 
     Args:
         runtime: where to run; the defaults suit the embedded data.
         resume_from: directory that `report.state.save` wrote, or the files of `report.state.to_files`.
+        init_weights: contents of `config.init_weights`, where they are not to be read from that path.
 
     Raises:
         ValueError: data or checkpoint that do not fit the configuration.
         FloatingPointError: the loss is no longer finite.
     """
     runtime = runtime or Runtime()
-    device = _set_up_torch(runtime)
+    device = set_up_torch(runtime)
     seed_everything(config.seed)
     data = open_dataset(config, runtime)
     batches = Batches(config, data)
     state = _fresh_state(config, len(data.classes), device)
     if resume_from is not None:
         state.load_files(read_files(resume_from) if isinstance(resume_from, Path) else resume_from)
+    elif config.init_weights is not None:
+        body = init_weights or find_list(config.init_weights, number="", roots=(runtime.lists_root, runtime.data_root, Path())).read_bytes()
+        initialise(state.quartet, body, sha256=config.init_sha256)
     yield from _loop(config, runtime, data, batches, state, device)
+
+
+def set_up_torch(runtime: Runtime) -> torch.device:
+    """The device of a run; torch set to the runtime's threads and to be as repeatable as the device allows."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu") if runtime.device == "auto" else torch.device(runtime.device)
+    if runtime.threads:
+        torch.set_num_threads(runtime.threads)
+    # bilinear up-sampling has no deterministic backward pass on CUDA: warn there, be exact everywhere else
+    torch.use_deterministic_algorithms(True, warn_only=device.type == "cuda")
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    return device
 
 
 def _loop(
@@ -72,12 +96,13 @@ def _loop(
     for batch in loader(batches, start=state.iteration, stop=total, workers=runtime.workers, pin=device.type == "cuda"):
         epoch = state.iteration // per_epoch
         lr = learning_rate(config, state.iteration, per_epoch)
-        values = train_step(state.quartet, state.optimisers, batch.to(device), config, epoch=epoch, lr=lr)
+        group = group_of(config, state.iteration, per_epoch)
+        values = train_step(state.quartet, state.optimisers, batch.to(device), config, epoch=epoch, lr=lr, group=group)
         for name, value in values.items():
             sums[name] = sums[name] + value if name in sums else value.double()
         state.iteration += 1
         done = state.iteration % per_epoch
-        if done and (runtime.progress_every is None or done % runtime.progress_every):
+        if done and not _is_due(done, group, runtime.progress_every):
             continue
         state.sums = _finite(dict(zip(sums, torch.stack(list(sums.values())).tolist(), strict=True)), state.iteration)
         loss = state.sums["loss"] / (done or per_epoch)
@@ -94,21 +119,14 @@ def _loop(
         clock.resume()
 
 
-def _set_up_torch(runtime: Runtime) -> torch.device:
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu") if runtime.device == "auto" else torch.device(runtime.device)
-    if runtime.threads:
-        torch.set_num_threads(runtime.threads)
-    # bilinear up-sampling has no deterministic backward pass on CUDA: warn there, be exact everywhere else
-    torch.use_deterministic_algorithms(True, warn_only=device.type == "cuda")
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    return device
-
-
 def _fresh_state(config: TrainConfig, num_classes: int, device: torch.device) -> TrainState:
     quartet = build_quartet(config, num_classes).to(device)
-    return TrainState(quartet, Optimisers(quartet, config), config.digest())
+    return TrainState(quartet, Optimisers(quartet, config), config)
+
+
+def _is_due(done: int, group: Group, every: int | None) -> bool:
+    """Whether to report after `done` iterations of an epoch: at the end of the group in which a multiple of `every` was reached."""
+    return every is not None and group.ends and done % every < group.size
 
 
 def _finite(sums: dict[str, float], iteration: int) -> dict[str, float]:

@@ -9,7 +9,10 @@ import sqlite3
 import time
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
+from own_data import make_folder
 from processes import Sweep, run_sweep, sweep
 from servers import wait_until
 
@@ -202,6 +205,50 @@ def test_a_search_proposes_and_a_restart_keeps_its_trials(here):
     assert {label: after[label] for label in before} == before
 
 
+OWN = """
+name: own
+preset: digits
+base: {dataset: folder, epochs: 1, batch_size: 2, warmup_epochs: 0, partition: "1/2"}
+grid: {eps: [0.4]}
+"""
+
+
+def test_images_of_ones_own_are_checked_trained_evaluated_and_predicted(tmp_path):
+    data = make_folder(tmp_path / "data")
+    (tmp_path / "own.yaml").write_text(OWN)
+    place = ("--data-root", "data")
+
+    code, text = run_sweep("check", "own.yaml", *place, cwd=tmp_path)
+    assert (code, "FAULT" in text) == (0, False), text
+    assert "4 labelled, 4 unlabelled, 2 validation images" in text
+    code, text = run_sweep("plan", "own.yaml", *place, "--probe", cwd=tmp_path)
+    assert code == 0
+    assert "CPU-hours for what is to run" in text
+
+    code, text = run_sweep("own.yaml", *place, cwd=tmp_path)
+    assert code == 0, text
+    (trial,) = json.loads(run_sweep("status", "own.yaml", "--json", cwd=tmp_path)[1])["trials"]  # without the data at hand
+    assert trial["state"] == "finished"
+    key = trial["checkpoints"][-1]["objects"]["model.safetensors"]["key"]
+    checkpoint = f"runs/store/{key}"
+    code, text = run_sweep("evaluate", checkpoint, *place, "--json", cwd=tmp_path)
+    assert code == 0, text
+    assert json.loads(text)["miou"]["ensemble"] == trial["last"]["metrics"]["val/miou"]
+    code, text = run_sweep("predict", checkpoint, "data/images/im0.png", "data/images/im9.png", "--out", "seen", *place, cwd=tmp_path)
+    assert code == 0, text
+    assert sorted(path.name for path in (tmp_path / "seen").iterdir()) == ["im0.png", "im0_overlay.png", "im9.png", "im9_overlay.png"]
+
+    code, text = run_sweep("weights", "import", checkpoint, "--out", "start.safetensors", cwd=tmp_path)
+    assert code == 0, text
+    code, text = run_sweep("own.yaml", "--set", "init_weights=start.safetensors", *place, cwd=tmp_path)
+    assert (code, "skipped" in text) == (0, False), text
+
+    cv2.imwrite(str(data / "masks" / "im0.png"), np.full((64, 64), 7, np.uint8))
+    code, text = run_sweep("check", "own.yaml", *place, cwd=tmp_path)
+    assert code == 2
+    assert any(line.startswith("FAULT") and "im0" in line for line in text.splitlines()), text
+
+
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
@@ -218,6 +265,11 @@ def test_a_search_proposes_and_a_restart_keeps_its_trials(here):
         (["small.yaml", "--workers", "-1"], "--workers: input should be greater than or equal to 0, got -1"),
         (["small.yaml", "--set", "dataset=camvid"], "--data-root: trial eps=0.4 needs the folder of camvid; give it, or set RRN_DATA_ROOT"),
         (["small.yaml", "--set", "dataset=camvid", "--data-root", "nowhere"], "nowhere is not a folder"),
+        (["small.yaml", "--set", "init_weights=no.safetensors"], "init_weights: no.safetensors is neither beside the sweep file nor"),
+        (["evaluate", "nowhere.safetensors"], "nowhere.safetensors: no such file"),
+        (["evaluate", "small.yaml"], "small.yaml"),
+        (["weights", "import", "small.yaml", "--out", "a.safetensors"], "small.yaml"),
+        (["predict", "nowhere", "a.png", "--out", "x", "--set", "esp=1"], "--set esp: unknown setting"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(here, arguments, line):

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from rrn_core.config import PRESETS, Runtime, TrainConfig, iterations_per_epoch
-from rrn_core.data import digits, open_dataset
+from rrn_core.data import digits, find_split, open_dataset
 from rrn_core.data.augment import augment, draw, normalise, pad
 from rrn_core.data.batch import IMAGENET_MEAN, IMAGENET_STD
 from rrn_core.data.batches import Batches, loader
@@ -123,30 +123,36 @@ def test_class_names_can_be_part_of_a_metric_name():
 
 @pytest.fixture
 def tiny_camvid(tmp_path):
-    """Two images, a listed in the original's way, b after it, and nothing else."""
-    for split in ("train", "val"):
+    """Two images a split, listed in the original's way: b (v_b), then a (v_a)."""
+    for split, names in (("train", ("b", "a")), ("val", ("v_b", "v_a"))):
         for kind in ("", "annot"):
             (tmp_path / f"{split}{kind}").mkdir()
-        for name in "ab":
+        for name in names:
             image = np.full((6, 8, 3), (30, 20, 10), np.uint8)  # blue, green, red on disk
             cv2.imwrite(str(tmp_path / split / f"{name}.png"), image)
             cv2.imwrite(str(tmp_path / f"{split}annot" / f"{name}.png"), np.arange(48, dtype=np.uint8).reshape(6, 8) % 12)
-        lines = [f"/SegNet/CamVid/{split}/{name}.png /SegNet/CamVid/{split}annot/{name}.png" for name in "ba"]
+        lines = [f"/SegNet/CamVid/{split}/{name}.png /SegNet/CamVid/{split}annot/{name}.png" for name in names]
         (tmp_path / f"{split}.txt").write_text("\n".join(lines) + "\n\n")
     return tmp_path
 
 
+def tiny(root):
+    """Configuration and place of `tiny_camvid`, every image labelled."""
+    return TrainConfig(dataset="camvid", partition="full"), Runtime(data_root=root, cache_images=False)
+
+
 def test_original_lists_are_read_in_their_order(tiny_camvid):
-    assert CamVid(tiny_camvid, "train").names == ("b", "a")
+    assert CamVid(tiny_camvid).train_names() == ("b", "a")
+    assert open_dataset(*tiny(tiny_camvid)).train.names == ("b", "a")
 
 
 def test_a_folder_without_a_list_is_read_by_name(tiny_camvid):
-    (tiny_camvid / "val.txt").unlink()
-    assert CamVid(tiny_camvid, "val").names == ("a", "b")
+    (tiny_camvid / "train.txt").unlink()
+    assert CamVid(tiny_camvid).train_names() == ("a", "b")
 
 
 def test_images_are_rgb_and_class_eleven_is_void(tiny_camvid):
-    image, label = CamVid(tiny_camvid, "train")[0]
+    image, label = open_dataset(*tiny(tiny_camvid)).train[0]
     assert image[0, 0].tolist() == [10, 20, 30]
     assert set(np.unique(label).tolist()) == {*range(11), 255}
     assert (label == 255).sum() == 4
@@ -154,38 +160,42 @@ def test_images_are_rgb_and_class_eleven_is_void(tiny_camvid):
 
 def test_a_missing_label_is_named(tiny_camvid):
     (tiny_camvid / "trainannot" / "a.png").unlink()
-    with pytest.raises(ValueError, match=r"trainannot: a\.png is missing, train lists it$"):
-        CamVid(tiny_camvid, "train")
+    with pytest.raises(ValueError, match=r"^dataset camvid: a: to be labelled, but without a label file$"):
+        find_split(*tiny(tiny_camvid))
+    (tiny_camvid / "valannot" / "v_b.png").unlink()
+    with pytest.raises(ValueError, match=r"^dataset camvid: v_b: a validation image without a label file$"):
+        find_split(*tiny(tiny_camvid))
 
 
 def test_a_missing_image_is_named(tiny_camvid):
     (tiny_camvid / "train" / "a.png").unlink()
-    with pytest.raises(ValueError, match=r"train: a\.png or a\.jpg is missing"):
-        CamVid(tiny_camvid, "train")
+    with pytest.raises(ValueError, match=r"train: a\.png or a\.jpg is missing, train lists it$"):
+        open_dataset(*tiny(tiny_camvid))
 
 
 def test_a_label_of_another_size_is_named_with_both_sizes(tiny_camvid):
     cv2.imwrite(str(tiny_camvid / "trainannot" / "a.png"), np.zeros((5, 8), np.uint8))
     with pytest.raises(ValueError, match=r"a\.png: 8 x 5, but a\.png is 8 x 6$"):
-        CamVid(tiny_camvid, "train")[1]
+        open_dataset(*tiny(tiny_camvid)).train[1]
 
 
 def test_a_label_out_of_range_is_named_with_its_value(tiny_camvid):
-    cv2.imwrite(str(tiny_camvid / "trainannot" / "a.png"), np.full((6, 8), 31, np.uint8))
-    with pytest.raises(ValueError, match=r"a\.png: labels must be 0\.\.11, got 31$"):
-        CamVid(tiny_camvid, "train")[1]
+    cv2.imwrite(str(tiny_camvid / "trainannot" / "a.png"), np.full((6, 8), 131, np.uint8))
+    with pytest.raises(ValueError, match=r"a\.png: labels must be 0\.\.11 or 255, got 131$"):
+        open_dataset(*tiny(tiny_camvid)).train[1]
 
 
 def test_a_colour_label_is_refused_instead_of_read_as_grey(tiny_camvid):
     cv2.imwrite(str(tiny_camvid / "trainannot" / "a.png"), np.zeros((6, 8, 3), np.uint8))
-    with pytest.raises(ValueError, match=r"a\.png: expected an 8-bit grey image of labels"):
-        CamVid(tiny_camvid, "train")[1]
+    with pytest.raises(ValueError, match=r"a\.png: expected an 8-bit grey or palette image of labels, got mode RGB$"):
+        open_dataset(*tiny(tiny_camvid)).train[1]
 
 
+@pytest.mark.parametrize("folder", ["val", "valannot"])
 @pytest.mark.parametrize("content", [b"", b"not an image"])
-def test_an_unreadable_file_is_named_before_training_starts(tiny_camvid, content):
-    (tiny_camvid / "val" / "a.png").write_bytes(content)
-    with pytest.raises(ValueError, match=r"val/a\.png: not a readable image$"):
+def test_an_unreadable_file_is_named_before_training_starts(tiny_camvid, folder, content):
+    (tiny_camvid / folder / "v_a.png").write_bytes(content)
+    with pytest.raises(ValueError, match=rf"{folder}/v_a\.png: not a readable image$"):
         open_dataset(TrainConfig(dataset="camvid"), Runtime(data_root=tiny_camvid))
 
 
@@ -196,7 +206,7 @@ def test_camvid_without_a_root_says_what_to_do():
 
 def test_a_root_without_the_layout_is_named(tmp_path):
     with pytest.raises(ValueError, match="train: no such folder; data_root must hold train/"):
-        CamVid(tmp_path, "train")
+        CamVid(tmp_path).train_names()
 
 
 @needs_camvid

@@ -10,7 +10,8 @@ from torch import nn
 
 from rrn_core.config import PRESETS, TrainConfig
 from rrn_core.data.batch import IMAGENET_MEAN, IMAGENET_STD
-from rrn_core.evaluate import confusion, evaluate, iou, miou, slide, slide_all
+from rrn_core.evaluate import confusion, evaluate, iou, miou, predict, slide, slide_all
+from rrn_core.networks import build_quartet
 
 CASES = ("big_100x150", "wide_50x150", "small_40x60", "exact_64x64", "plus1_64x65", "tall_130x63")
 CPU = torch.device("cpu")
@@ -188,6 +189,28 @@ def test_the_number_of_windows_a_pass_changes_no_metric_and_each_branch_runs_onc
         assert pair.branch1.batches == pair.branch2.batches
         assert sum(pair.branch1.batches) == 8  # 2 x 2 windows an image
     assert results[0] == results[1] == results[2]
+
+
+def test_real_networks_give_the_same_numbers_whatever_the_number_of_windows_a_pass():
+    quartet = build_quartet(settings(seed=3), 3)
+    results = [evaluate(quartet, Grey(), CLASSES, settings(crop=64, eval_batch=batch), CPU) for batch in (1, 3, 32)]
+    assert results[0] == results[1] == results[2]
+
+
+def test_a_smaller_stride_takes_more_windows_and_one_with_gaps_is_refused():
+    pair = Pair(0.2, 0.7)
+    evaluate(pair, Grey(), CLASSES, settings(crop=64), CPU, stride=16)
+    assert sum(pair.branch1.batches) == 2 * 2 * 3  # images of 70 x 90 and 70 x 93
+    with pytest.raises(ValueError, match=r"stride: must be 1\.\.64, the crop, got 65$"):
+        evaluate(pair, Grey(), CLASSES, settings(crop=64), CPU, stride=65)
+
+
+@pytest.mark.parametrize(("ensemble", "weight", "head"), [("logits", 0.1, "ensemble"), ("prob", 0.5, "ensemble"), ("none", 0.1, "branch1")])
+def test_a_prediction_is_what_the_evaluation_scores(ensemble, weight, head):
+    c, pair, images = settings(crop=64, ensemble=ensemble, ensemble_weight=weight), Pair(0.2, 0.7), Grey()
+    counts = sum(confusion(*map(torch.from_numpy, (images[i][1], predict(pair, images[i][0], c, CPU))), 3) for i in range(2))
+    metrics = evaluate(pair, images, CLASSES, c, CPU)
+    assert miou(counts) == metrics["val/miou"] == metrics[f"val/miou_{head}"]
 
 
 @pytest.mark.parametrize("training", [True, False])

@@ -191,6 +191,42 @@ def test_supervised_loss_is_the_mean_over_pixels_that_have_a_label():
     assert losses.supervised_loss(logits, labels).item() == pytest.approx(cross_entropy(logits, labels, ignore_index=255).item())
 
 
+@pytest.mark.parametrize("threshold", [0.1, 0.5, 1.0])
+@pytest.mark.parametrize("min_kept", [1, 5, 50, 117, 118, 119, 128, 10_000])
+def test_hard_pixels_are_those_that_a_plain_sort_finds(threshold, min_kept):
+    generator = torch.Generator().manual_seed(0)
+    logits = 3 * torch.randn(2, 3, 8, 8, generator=generator, dtype=torch.float64)
+    labels = torch.randint(0, 3, (2, 8, 8), generator=generator)
+    labels[0, 0], labels[1, 0, :2] = 255, 255
+    assert (labels != 255).sum() == 118
+    loss = losses.ohem_loss(logits, labels, threshold=threshold, min_kept=min_kept)
+    assert loss.item() == pytest.approx(_slow_ohem(logits.numpy(), labels.numpy(), threshold, min_kept), rel=1e-12)
+
+
+def test_hard_pixels_alone_get_a_gradient_and_the_cut_gets_none():
+    logits = torch.tensor([[2.0, -2.0, 0.5], [0.0, 0.0, 0.0]]).view(1, 2, 1, 3).requires_grad_()
+    losses.ohem_loss(logits, torch.zeros(1, 1, 3, dtype=torch.int64), threshold=0.7, min_kept=1).backward()
+    reference = logits.detach().clone().requires_grad_()
+    cross_entropy(reference[..., 1:], torch.zeros(1, 1, 2, dtype=torch.int64)).backward()
+    torch.testing.assert_close(logits.grad, reference.grad)
+    assert not logits.grad[..., 0].any()
+
+
+def test_no_labelled_pixel_gives_hard_example_mining_zero_and_zero_gradient():
+    logits = torch.randn(2, 3, 4, 4, requires_grad=True)
+    loss = losses.ohem_loss(logits, torch.full((2, 4, 4), 255), threshold=0.7, min_kept=5)
+    loss.backward()
+    assert loss.item() == 0
+    assert not logits.grad.any()
+
+
+@pytest.mark.parametrize("broken", [1, 16], ids=["one pixel", "every pixel"])
+def test_hard_example_mining_does_not_hide_a_diverged_prediction(broken):
+    logits = torch.zeros(1, 2, 4, 4)
+    logits.view(2, 16)[:, :broken] = torch.nan
+    assert losses.ohem_loss(logits, torch.zeros(1, 4, 4, dtype=torch.int64), threshold=0.7, min_kept=3).isnan()
+
+
 def test_feature_matching_by_sum_is_the_papers_norm():
     labeled, unlabeled = torch.randn(4, 8, 1, 1), torch.randn(4, 8, 1, 1)
     by_sum = losses.feature_matching_loss(labeled, unlabeled, reduction="sum")
@@ -222,6 +258,7 @@ def test_losses_of_bfloat16_tensors_are_computed_in_float32_also_under_autocast(
     with torch.autocast("cpu", torch.bfloat16):
         values = [
             losses.supervised_loss(z, labels),
+            losses.ohem_loss(z, labels, threshold=0.7, min_kept=5),
             losses.cps_loss(z, z, labels, labels),
             losses.pixel_cross_entropy(z, labels).mean(),
             losses.discriminator_loss(z, z),
@@ -236,6 +273,15 @@ class _Labeled:
 
     def __init__(self, x, y):
         self.x, self.y = x, y
+
+
+def _slow_ohem(logits, labels, threshold, min_kept):
+    """Hard example mining as a list of (probability of the true class) that is sorted."""
+    exp = np.exp(logits)
+    chances = exp / exp.sum(axis=1, keepdims=True)
+    true = sorted(chances[b, labels[b, y, x], y, x] for b, y, x in np.argwhere(labels != 255))
+    cut = max(threshold, true[min_kept - 1]) if len(true) > min_kept else 1.0
+    return -np.mean([np.log(chance) for chance in true if chance <= cut])
 
 
 def _mask(rc, size, *, eps=0.6, gate="ge", upsample="bilinear", cell=1):

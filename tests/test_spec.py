@@ -101,6 +101,33 @@ def test_each_fault_of_a_search_space_is_told(write, space, fault):
     assert faults_of(write(f"name: demo\npreset: digits\nsearch: {{sampler: tpe, trials: 3}}\nspace: {space}\n")) == [fault]
 
 
+@pytest.mark.parametrize(
+    ("published", "fault"),
+    [
+        ("{source: x, rows: []}", "published.rows: must not be empty"),
+        ("{rows: [{when: {eps: 0.3}, value: 1}]}", "published.source: is required"),
+        ("{source: x, rows: [{when: {eps: 0.3}}]}", "published.rows[0].value: is required"),
+        ("{source: x, rows: [{when: {eps: 0.3}, value: 100.5}]}", "published.rows[0].value: must be <= 100, got 100.5"),
+        ("{source: x, rows: [{when: {}, value: 1}]}", 'published.rows[0].when: must name a setting, such as {partition: "1/8"}'),
+        ("{source: x, rows: [{when: {epsilon: 1}, value: 1}]}", 'published.rows[0].when.epsilon: unknown setting; did you mean "eps"?'),
+        ("{source: x, rows: [{when: {eps: 2}, value: 1}]}", "published.rows[0].when.eps: must be < 1, got 2"),
+        ("{source: x, rows: [{wen: {eps: 0.3}, value: 1}]}", "published.rows[0].when: is required"),
+        (
+            "{source: x, rows: [{when: {eps: 0.3}, value: 1, metric: miou_ensemble}]}",
+            "published.rows[0].metric: must be one of val/miou, val/miou_branch1, val/miou_branch2, val/miou_ensemble, "
+            'got "miou_ensemble"; did you mean "val/miou_ensemble"?',
+        ),
+    ],
+)
+def test_each_fault_of_published_numbers_is_told(write, published, fault):
+    assert fault in faults_of(write(GOOD + f"published: {published}\n"))
+
+
+def test_a_published_number_may_be_missing_and_is_of_the_judged_metric_unless_said(write):
+    spec = load(write(GOOD + "published: {source: x, rows: [{when: {eps: 0.3}, value: null}]}\n"))
+    assert (spec.published.rows[0].metric, spec.published.rows[0].value) == ("val/miou", None)
+
+
 def test_all_faults_are_told_at_once(write):
     text = "name: x\npreset: digit\nbase: {lr: '1', epsilon: 1}\ngrid: {eps: [3]}\nsedes: [1]\nresources: {cpu: 0}\n"
     places = [fault.split(":")[0] for fault in faults_of(write(text))]
@@ -137,8 +164,8 @@ def test_overrides_go_through_the_same_checks(write):
     assert faults_of(path, overrides=["name.x=1"]) == ["--set name.x=1: name is not a mapping in the file"]
 
 
-inner_keys = st.sampled_from(["eps", "lr", "seed", "x", "low", "choices"])
-outer_keys = st.sampled_from(["name", "preset", "base", "grid", "points", "seeds", "search", "space", "store"])
+inner_keys = st.sampled_from(["eps", "lr", "seed", "x", "low", "choices", "rows", "when", "value", "source"])
+outer_keys = st.sampled_from(["name", "preset", "base", "grid", "points", "seeds", "search", "space", "store", "published"])
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(inner_keys, inner, max_size=3),

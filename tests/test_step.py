@@ -16,10 +16,10 @@ from rrn_core import step
 from rrn_core.config import PRESETS, TrainConfig, iterations_per_epoch
 from rrn_core.data.batch import Batch
 from rrn_core.networks import Branch, Discriminator, Quartet, build_quartet
-from rrn_core.step import Optimisers, learning_rate, train_step
+from rrn_core.step import Group, Optimisers, group_of, learning_rate, train_step
 
 CLASSES = 5
-RELEASED = {**PRESETS["released"], "crop": 128, "batch_size": 6, "epochs": 32, "partition": "1/16"}
+RELEASED = {**PRESETS["released"], "crop": 128, "partition": "1/16"}
 TINY = {**PRESETS["digits"], "scales": (1.0,), "batch_size": 2, "region_loss_from_epoch": 0, "discriminator_width": 4, "eps": 0.4}
 
 
@@ -134,6 +134,7 @@ def test_a_step_reports_the_terms_of_its_method_as_detached_scalars(method, own)
         {"feature_pool": "global"},
         {"judge_dropout": False},
         {"cps_on_labeled": True},
+        {"supervised_ce": "ohem"},
     ],
     ids=lambda settings: "-".join(str(value) for pair in settings.items() for value in pair),
 )
@@ -141,6 +142,41 @@ def test_every_option_takes_a_finite_step(settings):
     quartet, _, terms = run(config(**settings))
     assert all(value.isfinite() for value in terms.values())
     assert all(parameter.isfinite().all() for parameter in quartet.parameters())
+
+
+def test_hard_example_mining_keeps_its_share_of_pixels_for_every_image_of_the_batch():
+    def loss_sup(**settings):
+        return run(config(method="supervised", **settings))[2]["loss_sup"].item()
+
+    pixels, never = 64 * 64, {"supervised_ce": "ohem", "ohem_threshold": 1e-9}
+    assert loss_sup(**never, ohem_min_kept=pixels) == pytest.approx(loss_sup(), rel=1e-6)
+    assert loss_sup(**never, ohem_min_kept=pixels // 2) > 1.1 * loss_sup()
+
+
+def test_groups_of_iterations_start_anew_with_every_epoch_and_its_last_may_be_short():
+    groups = [group_of(config(accumulate=3), i, 7) for i in range(14)]
+    first, middle, last = Group(True, False, 3), Group(False, False, 3), Group(False, True, 3)
+    assert groups == 2 * [first, middle, last, first, middle, last, Group(True, True, 1)]
+    assert {group_of(config(), i, 7) for i in range(14)} == {Group()}
+
+
+@pytest.mark.parametrize("method", ["supervised", "cps", "rrn"])
+def test_a_group_steps_once_with_the_mean_gradient_and_the_rate_of_its_last_iteration(method):
+    settings = config(method=method)
+    parts = [run(settings, of=batch(i))[0] for i in (1, 2)]
+    quartet = build_quartet(settings, CLASSES)
+    before = {name: parameter.detach().clone() for name, parameter in quartet.named_parameters()}
+    optimisers = Optimisers(quartet, settings)
+    for i, (lr, group) in enumerate([(9.0, Group(True, False, 2)), (0.01, Group(False, True, 2))], start=1):
+        assert all(torch.equal(parameter, before[name]) for name, parameter in quartet.named_parameters())
+        torch.manual_seed(0)
+        train_step(quartet, optimisers, batch(i), settings, epoch=1, lr=lr, group=group)
+    one, other = (dict(part.named_parameters()) for part in parts)
+    for name, parameter in quartet.named_parameters():
+        torch.testing.assert_close(parameter.grad, (one[name].grad + other[name].grad) / 2, rtol=1e-4, atol=1e-7)
+        assert not torch.equal(parameter, before[name])
+    bias = "branch1.classifier.bias"  # does not decay, and has no momentum yet
+    torch.testing.assert_close(before[bias] - quartet.branch1.classifier.bias, 0.01 * quartet.branch1.classifier.bias.grad)
 
 
 def test_the_total_is_the_weighted_sum_of_the_terms():

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import math
 import pickle
 import random
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from rrn_core import PRESETS, Runtime, TrainConfig, train
 from rrn_core.data import open_dataset
@@ -75,6 +78,31 @@ def test_an_interrupted_run_equals_the_uninterrupted_one_bit_for_bit(method, sto
     rest, resumed_rest = (torch.load(io.BytesIO(files[REST]), weights_only=True) for files in (whole[1], resumed[1]))
     for part in ("optimisers", "random", "iteration", "sums"):
         assert_same(resumed_rest[part], rest[part])
+
+
+@pytest.mark.parametrize("stop", [2, 7])
+def test_an_interrupted_run_that_accumulates_gradients_equals_the_uninterrupted_one_bit_for_bit(stop):
+    settings = {"accumulate": 2, "train_images": 28}  # 5 iterations an epoch: groups of 2, 2 and 1
+    runtime = ONE_THREAD.model_copy(update={"progress_every": 1})
+    whole = final(train(config(**settings), runtime))
+    files = next(report.state.to_files() for report in train(config(**settings), runtime) if report.iteration == stop)
+    scramble_random_states()
+    resumed = final(train(config(**settings), runtime, resume_from=files))
+    assert without_time(resumed[0]) == without_time(whole[0])
+    assert resumed[1][WEIGHTS] == whole[1][WEIGHTS]
+
+
+@pytest.mark.parametrize(("every", "reported"), [(1, [2, 4, 5, 7, 9, 10]), (3, [4, 5, 9, 10]), (None, [5, 10])])
+def test_reports_wait_for_the_end_of_a_group_of_accumulated_gradients(every, reported):
+    runtime = ONE_THREAD.model_copy(update={"progress_every": every})
+    reports = train(config(method="supervised", accumulate=2, train_images=28), runtime)
+    assert [report.iteration for report in reports] == reported
+
+
+def test_accumulated_gradients_make_one_optimiser_step_a_group():
+    *_, last = train(config(accumulate=2, train_images=28), ONE_THREAD)
+    steps = {value["step"].item() for value in last.state.optimisers.optD1.state.values()}
+    assert steps == {2 * 3}
 
 
 def scramble_random_states() -> None:
@@ -146,7 +174,7 @@ def test_camvid_without_a_folder_is_refused_in_one_line():
     assert "\n" not in str(caught.value)
 
 
-def test_every_setting_is_read():
+def test_every_setting_is_read(tmp_path):
     """A field that nobody reads is a knob that sweeps nothing."""
     read: set[str] = set()
 
@@ -163,10 +191,43 @@ def test_every_setting_is_read():
         return recorder
 
     used: set[str] = set()
-    for settings in ({"warmup_epochs": 0}, {"partition_by": "seeded"}, {"partition_by": "balanced"}):
-        list(train(recording(**settings), ONE_THREAD))
+    weights = final(train(config(epochs=1), ONE_THREAD))[1][WEIGHTS]
+    start = {"init_weights": "weights", "init_sha256": hashlib.sha256(weights).hexdigest()}
+    in_files = ONE_THREAD.model_copy(update={"data_root": write_folder(tmp_path)})
+    lists = {"dataset": "folder", "train_list": "all.txt", "partition_by": "list", "labeled_list": "all.txt", "unlabeled_list": "rest.txt"}
+    partitions = [{"partition_by": "seeded"}, {"partition_by": "balanced"}]
+    for settings in ({"warmup_epochs": 0}, *partitions, {"supervised_ce": "ohem"}, start, lists):
+        list(train(recording(**settings), in_files, init_weights=weights))
         used |= read
     assert used == set(TrainConfig.model_fields)
+
+
+def write_folder(root: Path) -> Path:
+    """A data set of five images in files: a, b and v have labels, c and d have none."""
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 64, 64, 3), dtype=np.uint8)
+    for folder in ("images", "masks"):
+        (root / folder).mkdir()
+    for name, image in zip("abvcd", pixels, strict=True):
+        Image.fromarray(image).save(root / "images" / f"{name}.png")
+    for name in "abv":
+        Image.fromarray(np.eye(64, dtype=np.uint8)).save(root / "masks" / f"{name}.png")
+    (root / "dataset.yaml").write_text("classes: [background, line]")
+    for file, names in (("val", "v"), ("all", "ab"), ("rest", "cd")):
+        (root / f"{file}.txt").write_text("\n".join(names))
+    return root
+
+
+def test_the_paper_preset_is_the_defaults_and_the_released_one_differs_only_where_the_script_does():
+    paper, released = PRESETS["paper"], PRESETS["released"]
+    assert TrainConfig(**paper) == TrainConfig()
+    assert paper.keys() == released.keys()
+    assert {name for name in paper if paper[name] != released[name]} == {"discriminator", "gate", "weight_decay"}
+
+
+def test_the_cityscapes_preset_has_the_paper_s_pool_and_regions_of_an_800_px_crop():
+    settings = TrainConfig(**PRESETS["cityscapes"])
+    assert settings.pool_kernel == 50
+    assert settings.conv4_side // settings.region_kernel == 5
 
 
 def test_the_digits_preset_learns_far_beyond_naming_everything_background():

@@ -12,12 +12,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from rrn_core.config import TrainConfig, iterations_per_epoch
-from rrn_core.data import DataSet, Images
+from rrn_core.config import TrainConfig
+from rrn_core.data import DataSet, split_indices
 from rrn_core.data.augment import augment, draw
 from rrn_core.data.batch import Batch
 from rrn_core.data.cutmix import box_masks
-from rrn_core.partition import labeled_indices, unlabeled_indices
 
 
 class Stream(IntEnum):
@@ -51,11 +50,8 @@ class Batches(Dataset[Batch]):
     def __init__(self, config: TrainConfig, dataset: DataSet) -> None:
         self._config = config
         self._images = dataset.train
-        count = len(self._images)
-        sets = _class_sets(self._images) if config.partition_by == "balanced" else None
-        self.labeled = labeled_indices(config.partition, count, by=config.partition_by, seed=config.partition_seed, class_sets=sets)
-        self.unlabeled = unlabeled_indices(self.labeled, count)
-        self.iterations_per_epoch = iterations_per_epoch(config, count)
+        self.labeled, self.unlabeled = split_indices(config, dataset)
+        self.iterations_per_epoch = max(1, max(len(self.labeled), len(self.unlabeled)) // config.batch_size)
 
     def __getitem__(self, iteration: int) -> Batch:
         x, y = self._stream(Stream.LABELED, self.labeled, iteration)
@@ -105,10 +101,6 @@ def loader(batches: Batches, *, start: int, stop: int, workers: int, pin: bool) 
         generator=torch.Generator(),  # the loader seeds its workers from it, and else from the global state
     )
     return (Batch(**tensors) for tensors in fields)
-
-
-def _class_sets(images: Images) -> list[frozenset[int]]:
-    return [frozenset(np.unique(images[i][1]).tolist()) - {255} for i in range(len(images))]
 
 
 def _fields(batch: Any) -> dict[str, Tensor]:

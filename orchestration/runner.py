@@ -1,0 +1,189 @@
+"""Run what a sweep lacks, with a live view and a tracker, and say how it ended."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from orchestration import report
+from orchestration.errors import SweepError
+from orchestration.manifest import Manifest, read_manifest
+from orchestration.plan import TrialPlan
+from orchestration.sweep import Sweep
+from rrn_core.config import Runtime
+
+if TYPE_CHECKING:
+    from orchestration.cluster import Event
+
+RAY_SETTINGS = {
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # no CSV, JSON and TensorBoard copies of every report
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C is ours: the store makes an immediate stop safe
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+MLFLOW_SETTINGS = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",  # it edits the environment from a thread
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # the tracker has its own back-off
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+}
+
+
+class Runner:
+    """One run of a sweep; `environment` names the Ray cluster, if any, in RAY_ADDRESS."""
+
+    def __init__(self, sweep: Sweep, runtime: Runtime, *, environment: Mapping[str, str], say: Callable[[str], None]) -> None:
+        from orchestration.tracking import Tracker
+
+        self._sweep, self._runtime, self._say = sweep, runtime, say
+        self._ray_address = environment.get("RAY_ADDRESS") or None
+        self._committed: dict[str, int] = {}
+        tags = {"sweep_file": str(sweep.file), **git_state()}
+        self._tracker = Tracker(sweep.tracking, sweep=sweep.name, store=sweep.store.uri, read=self._manifest, tags=tags)
+
+    def run(self) -> Sweep:
+        """Train what is not finished; how it ended, for the exit code.
+
+        Raises:
+            SweepError: files that the unfinished trials need are missing, or the store, MLflow or Ray refuse.
+            KeyboardInterrupt: stopped, with the books in order.
+        """
+        sweep = self._sweep
+        _require_files(sweep, self._runtime, remote=self._ray_address is not None)
+        self._say(f"sweep {sweep.name}: {sweep.count}")
+        for line in _skipped(sweep):
+            self._say(line)
+        # an unwritable store is told here, before anything is started
+        sweep.write_tracked(sweep.tracked())
+        sweep.contents.upload()
+        self._tracker.start([plan.trial_id for plan in sweep.plans])
+        interrupted: KeyboardInterrupt | None = None
+        try:
+            if not sweep.complete:
+                self._train()
+        except KeyboardInterrupt as stop:
+            interrupted = stop
+            self._say("\ninterrupted: finishing the books; the same command goes on from the last checkpoints")
+        finally:
+            behind = self._close()
+        ended = sweep.reread()
+        ended.write_tracked({plan.trial_id for plan in ended.plans} - {plan.trial_id for plan in ended.unfinished} - set(behind))
+        self._conclude(ended)
+        if interrupted:
+            raise interrupted
+        return ended
+
+    def _close(self) -> list[str]:
+        """Tell MLflow how it ended, whatever ended it; a second Ctrl-C cuts this short."""
+        with suppress(KeyboardInterrupt):
+            return self._tracker.close(timeout_s=60)
+        return [plan.trial_id for plan in self._sweep.plans]
+
+    def _train(self) -> None:
+        from rich.console import Console
+
+        from orchestration import cluster
+        from orchestration.trial import Job
+        from orchestration.view import View
+
+        sweep = self._sweep
+        console = Console(width=None if sys.stdout.isatty() else 200, highlight=False)
+        job = Job(sweep.store.uri, self._runtime, sweep.spec.retention)
+        with cluster.connect(self._ray_address):
+            stop_on_sigterm()  # again, because Ray puts its own handler, which aborts
+            view = View(console, total=sweep.total, finished=len(sweep.plans) - len(sweep.unfinished))
+            with view:
+                cluster.run(
+                    self._source(),
+                    job,
+                    resources=sweep.spec.resources,
+                    retries=sweep.spec.retries,
+                    listeners=[view, self._track],
+                )
+
+    def _manifest(self, trial_id: str) -> Manifest | None:
+        return read_manifest(self._sweep.store, self._sweep.name, trial_id)
+
+    def _track(self, event: Event) -> None:
+        """Tell the tracker of what was committed, not of mere progress."""
+        trial_id, committed = event.plan.trial_id, event.update.committed if event.update else -1
+        if self._committed.get(trial_id) != committed:
+            self._committed[trial_id] = committed
+            self._tracker.notify(trial_id)
+
+    def _source(self) -> Any:
+        if self._sweep.spec.search:
+            from orchestration.search import AdaptiveSource
+
+            return AdaptiveSource(self._sweep.spec, self._sweep.manifests, self._sweep.contents.resolve)
+        from orchestration.cluster import FixedSource
+
+        return FixedSource(self._sweep.unfinished)
+
+    def _conclude(self, sweep: Sweep) -> None:
+        from orchestration.tracking import ui_command
+
+        self._say(f"\n{report.summary(sweep.plans, sweep.manifests)}\n\n{sweep.count}")
+        self._say(
+            "mIoU in percent on the validation list; b1, b2, ens: branch 1, branch 2, their ensemble; best: epoch with the best val/miou"
+        )
+        if sweep.spec.published:
+            self._say(f"\n{report.published(sweep.spec.published, sweep.plans, sweep.manifests)}\n")
+        self._say(f"checkpoints: {sweep.store.uri}/{sweep.name}")
+        self._say(f"MLflow UI:   {ui_command(sweep.tracking)}")
+        if self._tracker.comparison_url:
+            self._say(f"then open    {self._tracker.comparison_url}")
+
+
+def stop_on_sigterm() -> None:
+    """Batch systems stop a job with SIGTERM: take it as Ctrl-C."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
+def git_state() -> dict[str, str]:
+    """Commit of the code that runs and whether it was changed since; `unknown` outside a checkout."""
+    folder = Path(__file__).parent
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", Path(__file__).name)  # else the package merely lies inside someone else's checkout
+        return {"git_commit": git("rev-parse", "HEAD"), "dirty": str(bool(git("status", "--porcelain"))).lower()}
+    except (OSError, subprocess.SubprocessError):
+        return {"git_commit": "unknown", "dirty": "unknown"}
+
+
+def _require_files(sweep: Sweep, runtime: Runtime, *, remote: bool) -> None:
+    """Refuse a sweep without its data or weights before anything is started; a folder that only the cluster has cannot be looked at."""
+    for plan in sweep.unfinished:
+        if plan.config.dataset != "digits":
+            _require_data(plan, runtime.data_root, remote=remote)
+        if plan.config.init_weights and not plan.config.init_sha256:
+            raise SweepError(
+                f"init_weights: {plan.config.init_weights} is neither beside the sweep file nor under the data root; "
+                f"make it from a released file with: rrn-sweep weights import FILE --out {plan.config.init_weights}"
+            )
+
+
+def _require_data(plan: TrialPlan, root: Path | None, *, remote: bool) -> None:
+    if root is None:
+        raise SweepError(f"--data-root: trial {plan.label} needs the folder of {plan.config.dataset}; give it, or set RRN_DATA_ROOT")
+    if not root.is_dir() and not (remote and plan.iterations):
+        raise SweepError(f"--data-root: {root} is not a folder")
+
+
+def _skipped(sweep: Sweep) -> list[str]:
+    lines = []
+    for plan in sweep.plans:
+        state = report.state(sweep.manifests.get(plan.trial_id))
+        if state != "new":
+            lines.append(f"{plan.trial_id} {plan.label}: {'skipped, ' if state == 'finished' else ''}{state}")
+    return lines

@@ -1,0 +1,151 @@
+"""Cityscapes: as downloaded, or flat with trainIds as CPS published it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rrn_core.data.files import VOID, Layout, Record, SplitName, label_table, listed_in, plain_table, present
+from rrn_core.data.lists import read_list
+
+CLASSES = (
+    "road",
+    "sidewalk",
+    "building",
+    "wall",
+    "fence",
+    "pole",
+    "traffic_light",
+    "traffic_sign",
+    "vegetation",
+    "terrain",
+    "sky",
+    "person",
+    "rider",
+    "car",
+    "truck",
+    "bus",
+    "train",
+    "motorcycle",
+    "bicycle",
+)
+
+PALETTE = (
+    (128, 64, 128),
+    (244, 35, 232),
+    (70, 70, 70),
+    (102, 102, 156),
+    (190, 153, 153),
+    (153, 153, 153),
+    (250, 170, 30),
+    (220, 220, 0),
+    (107, 142, 35),
+    (152, 251, 152),
+    (70, 130, 180),
+    (220, 20, 60),
+    (255, 0, 0),
+    (0, 0, 142),
+    (0, 0, 70),
+    (0, 60, 100),
+    (0, 80, 100),
+    (0, 0, 230),
+    (119, 11, 32),
+)
+
+LABEL_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
+"""What the 19 classes are called in the files of the download; the other ids of 0..33 are void."""
+
+
+def open_cityscapes(root: Path) -> Layout:
+    """The layout found at `root`.
+
+    Raises:
+        ValueError: neither is there, or gtFine holds no label files.
+    """
+    if (root / "leftImg8bit").is_dir():
+        return _Download(root)
+    if (root / "images" / "train").is_dir():
+        return _Flat(root)
+    raise ValueError(f"{root}: not Cityscapes; data_root must hold leftImg8bit/ and gtFine/, or CPS's images/ and segmentation/")
+
+
+class _Cityscapes:
+    """What both layouts share.
+
+    Every k-th image equals the published partitions only in the order of CPS's `train.txt` (METHOD.md 0.6), which is used where it lies in
+    the root or in config_new/. Without it the training images are sorted by name, and every k-th are others than the published ones.
+    """
+
+    classes = CLASSES
+    palette = PALETTE
+
+    def __init__(self, root: Path) -> None:
+        lists = root / "config_new"
+        self.list_folder = lists if lists.is_dir() else root
+        self._root = root
+
+    def train_names(self) -> tuple[str, ...]:
+        file = present([self._root / "train.txt", self.list_folder / "train.txt"])
+        return read_list(file) if file else self._sorted("train")
+
+    def unlabeled_names(self) -> tuple[str, ...]:
+        return ()
+
+    def val_names(self) -> tuple[str, ...]:
+        return self._sorted("val")
+
+    def _image_folders(self, split: SplitName) -> list[Path]:
+        raise NotImplementedError
+
+    def _sorted(self, split: SplitName) -> tuple[str, ...]:
+        folders = self._image_folders(split)
+        names = sorted(name for folder in folders for name in listed_in(folder, ".png"))
+        if not names:
+            raise ValueError(f"{self._root}: no {split} images; copy those of leftImg8bit_trainvaltest.zip there")
+        return tuple(names)
+
+
+class _Download(_Cityscapes):
+    """leftImg8bit and gtFine by city; labels are labelIds, or trainIds where no labelIds are there at all."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        # decided once for all files: the two kinds share most values, and a mixture would go unnoticed
+        kinds = ("labelIds", "labelTrainIds")
+        self._kind = next((kind for kind in kinds if any((root / "gtFine" / "train").glob(f"*/*_gtFine_{kind}.png"))), None)
+        if self._kind is None:
+            raise ValueError(f"{root / 'gtFine'}: no train/CITY/*_gtFine_labelIds.png; unpack gtFine_trainvaltest.zip there")
+        self.table = _label_ids() if self._kind == "labelIds" else plain_table(len(CLASSES))
+
+    def find(self, name: str, split: SplitName) -> Record:
+        city = name.partition("_")[0]
+        folder, labels = self._root / "leftImg8bit" / split / city, self._root / "gtFine" / split / city
+        return _record(name, folder / f"{name}_leftImg8bit.png", labels / f"{name}_gtFine_{self._kind}.png")
+
+    def _image_folders(self, split: SplitName) -> list[Path]:
+        return list((self._root / "leftImg8bit" / split).glob("*"))
+
+
+class _Flat(_Cityscapes):
+    """CPS's images/SPLIT/x.png and segmentation/SPLIT/x_gtFine.png; labels are trainIds (METHOD.md 3)."""
+
+    table = plain_table(len(CLASSES))
+
+    def find(self, name: str, split: SplitName) -> Record:
+        return _record(name, self._root / "images" / split / f"{name}.png", self._root / "segmentation" / split / f"{name}_gtFine.png")
+
+    def _image_folders(self, split: SplitName) -> list[Path]:
+        return [self._root / "images" / split]
+
+
+def _label_ids() -> NDArray[np.int16]:
+    # 255 stays refused: the download never holds it, files that were overwritten with trainIds do
+    return label_table({**dict.fromkeys(range(34), VOID), **{value: k for k, value in enumerate(LABEL_IDS)}})
+
+
+def _record(name: str, image: Path, label: Path) -> Record:
+    if not image.is_file():
+        raise ValueError(f"{image.parent}: {image.name} is missing, a list names {name}")
+    return Record(name, image, present([label]))

@@ -1,0 +1,211 @@
+"""Measures what a run will cost: a few whole steps and one evaluation batch on made-up images, and the arithmetic up to a trial."""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from rrn_core.config import Runtime, TrainConfig
+from rrn_core.data import open_dataset
+from rrn_core.data.batch import Batch
+from rrn_core.evaluate import evaluate, window_starts
+from rrn_core.networks import Quartet, build_quartet
+from rrn_core.step import Optimisers, train_step
+from rrn_core.training import set_up_torch
+
+Pixels = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What was measured on one device. The preparation of batches is not in it: workers hide it, or it comes on top."""
+
+    seconds_per_iteration: float
+    seconds_per_window: float
+    """Of evaluation, both branches."""
+    peak_memory_mb: float
+    """MiB: on CUDA the peak of allocated memory; on a CPU by how much the peak of the resident set grew."""
+
+    def trial_s(self, *, iterations: int, epochs: int, windows: int) -> float:
+        """Seconds of a whole trial; `windows`: of one evaluation."""
+        return iterations * self.seconds_per_iteration + epochs * windows * self.seconds_per_window
+
+
+@dataclass(frozen=True)
+class Task:
+    """What of a data set decides about cost."""
+
+    num_classes: int
+    val_images: int
+    val_size: tuple[int, int]
+    """Height and width of a typical validation image."""
+
+    def windows(self, crop: int) -> int:
+        """Windows of one evaluation over all validation images."""
+        stride = math.ceil(crop * 2 / 3)
+        rows, columns = (len(window_starts(max(side, crop), crop, stride)) for side in self.val_size)
+        return self.val_images * rows * columns
+
+
+PUBLISHED = {
+    "camvid": Task(11, 101, (360, 480)),
+    "voc": Task(21, 1449, (375, 500)),
+    "cityscapes": Task(19, 500, (1024, 2048)),
+}
+"""Data sets whose cost is known without their files."""
+
+
+def task_of(config: TrainConfig, runtime: Runtime) -> Task:
+    """The task of `config`; only dataset `folder` is opened for it, and its first validation image taken as typical.
+
+    Raises:
+        ValueError: as `open_dataset`.
+    """
+    if config.dataset == "digits":
+        return Task(11, config.val_images, (config.image_size, config.image_size))
+    if config.dataset in PUBLISHED:
+        known = PUBLISHED[config.dataset]
+        return Task(known.num_classes, config.split.val if config.split else known.val_images, known.val_size)
+    data = open_dataset(config, runtime.model_copy(update={"cache_images": False}))
+    height, width = data.val[0][1].shape
+    return Task(len(data.classes), len(data.val), (height, width))
+
+
+def probe(config: TrainConfig, runtime: Runtime, *, num_classes: int, iterations: int = 3) -> Cost:
+    """Run `iterations` whole training steps, after one that is not counted, and one evaluation batch, on random images.
+
+    The region loss takes part. Torch's settings and global random state are left as they were.
+
+    Raises:
+        torch.OutOfMemoryError: the run does not fit the device.
+    """
+    with _as_in_training(runtime) as device:
+        before_mb = _reset_peak_mb(device)
+        quartet = build_quartet(config, num_classes).to(device)
+        optimisers = Optimisers(quartet, config)
+        batch = _random_batch(config, num_classes).to(device)
+
+        def step() -> None:
+            # without a rate of learning nothing can diverge, at the same cost
+            train_step(quartet, optimisers, batch, config, epoch=config.region_loss_from_epoch, lr=0.0)
+
+        per_iteration = _seconds(step, iterations, device)
+        per_window = _evaluation_s(quartet, config, num_classes, device) / config.eval_batch
+        return Cost(per_iteration, per_window, _peak_mb(device) - before_mb)
+
+
+def checkpoint_bytes(config: TrainConfig, num_classes: int) -> int:
+    """Size of what a checkpoint of `config` holds: the networks, the momentum of the branches, both moments of the discriminators."""
+    with torch.device("meta"):
+        quartet = build_quartet(config, num_classes)
+    weights: int = sum(tensor.nbytes for tensor in quartet.state_dict().values())
+    momentum = _parameter_bytes(quartet.branch1, quartet.branch2) if config.momentum else 0
+    moments = 2 * _parameter_bytes(quartet.D1, quartet.D2)
+    return weights + momentum + moments
+
+
+def _parameter_bytes(*networks: nn.Module | None) -> int:
+    return sum(parameter.nbytes for network in networks if network for parameter in network.parameters())
+
+
+def _random_batch(config: TrainConfig, num_classes: int) -> Batch:
+    generator = torch.Generator().manual_seed(0)
+    size, side = config.batch_size, config.crop
+
+    def images() -> Tensor:
+        return torch.randn(size, 3, side, side, generator=generator)
+
+    def labels() -> Tensor:
+        return torch.randint(num_classes, (size, side, side), generator=generator)
+
+    mask = torch.randint(2, (size, 1, side, side), generator=generator).float()
+    return Batch(x=images(), y=labels(), u0=images(), u1=images(), mask=mask, hidden0=labels(), hidden1=labels())
+
+
+class _RandomImages:
+    """Images of one window each."""
+
+    def __init__(self, count: int, crop: int, num_classes: int) -> None:
+        generator = np.random.default_rng(0)
+        self.names: Sequence[str] = [str(i) for i in range(count)]
+        self._image = generator.integers(256, size=(crop, crop, 3), dtype=np.uint8)
+        self._label = generator.integers(num_classes, size=(crop, crop), dtype=np.uint8)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int, /) -> tuple[Pixels, Pixels]:
+        return self._image, self._label
+
+
+def _evaluation_s(quartet: Quartet, config: TrainConfig, num_classes: int, device: torch.device) -> float:
+    """Seconds of one full evaluation batch."""
+    classes = [str(k) for k in range(num_classes)]
+    evaluate(quartet, _RandomImages(1, config.crop, num_classes), classes, config, device)
+    full = _RandomImages(config.eval_batch, config.crop, num_classes)
+    return _timed(lambda: evaluate(quartet, full, classes, config, device), device)
+
+
+def _seconds(run: Callable[[], object], times: int, device: torch.device) -> float:
+    """Median of `times` runs, after one that is not counted."""
+    run()
+    return float(np.median([_timed(run, device) for _ in range(times)]))
+
+
+def _timed(run: Callable[[], object], device: torch.device) -> float:
+    _wait_for(device)
+    started = time.perf_counter()
+    run()
+    _wait_for(device)
+    return time.perf_counter() - started
+
+
+def _wait_for(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+@contextmanager
+def _as_in_training(runtime: Runtime) -> Iterator[torch.device]:
+    """Torch as training sets it up; afterwards as it was."""
+    exact, only_warned = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    filled = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
+    threads = torch.get_num_threads()
+    try:
+        with warnings.catch_warnings(), torch.random.fork_rng():
+            warnings.simplefilter("ignore")  # of operations that CUDA cannot repeat exactly
+            yield set_up_torch(runtime)
+    finally:
+        torch.use_deterministic_algorithms(exact, warn_only=only_warned)
+        torch.utils.deterministic.fill_uninitialized_memory = filled  # type: ignore[attr-defined]
+        torch.set_num_threads(threads)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+def _reset_peak_mb(device: torch.device) -> float:
+    """Let the peak start anew; MiB that are in use already."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return torch.cuda.memory_allocated(device) / 2**20
+    with suppress(OSError):  # only Linux; elsewhere the growth of the process's whole peak counts
+        Path("/proc/self/clear_refs").write_text("5")
+    return _peak_mb(device)
+
+
+def _peak_mb(device: torch.device) -> float:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10

@@ -1,0 +1,171 @@
+"""Checkpoints of RRN and CPS and ImageNet backbones: read without executing anything, recognised, checked, renamed."""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load as load_safetensors
+from torch import Tensor
+
+from rrn_core.weights import ANCHOR, BRANCHES, COUNTER, Facts, first_sentence, pack, recognise, shapes_of
+
+_Names = dict[str, str]
+"""Our name of a tensor, and its name in the file that is imported."""
+
+
+@dataclass(frozen=True)
+class Imported:
+    """Weights read from a file of others, complete and of the right shapes."""
+
+    facts: Facts
+    tensors: dict[str, Tensor]
+    """By our names; float32, the counters of the normalisation int64."""
+    matched: tuple[str, ...]
+    """Our names of what the file holds."""
+    missing: tuple[str, ...]
+    """Counters of batches, which nothing reads, that the file lacks; they are 0."""
+    unexpected: tuple[str, ...]
+    """The file's names of what was left out: optimisers, a classifier of ImageNet, layers that nothing uses."""
+
+    def to_bytes(self) -> bytes:
+        """Equal imports give equal bytes."""
+        return pack(self.tensors, self.facts)
+
+    def __str__(self) -> str:
+        facts = self.facts
+        what = "a backbone" if facts.kind == "backbone" else f"both branches, {facts.num_classes} classes"
+        judges = f"; D1 and D2: {facts.discriminator}" if facts.discriminator else ""
+        lines = [f"{facts.source}: {what}, {facts.backbone}{judges}", f"taken     {len(self.matched)} tensors"]
+        if self.missing:
+            lines.append(f"missing   {len(self.missing)} counters {COUNTER}, set to 0")
+        if self.unexpected:
+            groups = Counter(key.partition(".")[0] for key in self.unexpected)
+            lines.append("left out  " + ", ".join(f"{name} ({count})" for name, count in groups.items()))
+        return "\n".join(lines)
+
+
+def read_released(file: Path) -> Imported:
+    """A checkpoint of RRN or CPS, or an ImageNet backbone with a deep stem, as torch or safetensors file.
+
+    Nesting and `module.` in front of names are ignored; backbone and number of classes follow from the shapes.
+
+    Raises:
+        ValueError: a file that is missing, damaged or holds more than tensors; networks that are not ours, with the first differences.
+    """
+    found = _read(file)
+    try:
+        return _recognise(found, file)
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from None
+
+
+def _read(file: Path) -> dict[str, Tensor]:
+    """Every tensor of the file by its path of keys."""
+    if not file.is_file():
+        raise ValueError(f"{file}: no such file")
+    try:
+        if file.suffix == ".safetensors":
+            return load_safetensors(file.read_bytes())
+        return dict(_tensors(torch.load(file, map_location="cpu", weights_only=True)))
+    except pickle.UnpicklingError as error:
+        if code := re.search(r"GLOBAL:? ([\w.]+)", str(error)):
+            raise ValueError(
+                f"{file}: holds {code[1]} beside tensors; loading it could run code, so it is refused: where you trust its author, "
+                "load it there and save its state_dict alone"
+            ) from None
+        raise ValueError(f"{file}: not a torch checkpoint; get it again") from None
+    except Exception as error:  # the loaders raise many kinds for a damaged file
+        raise ValueError(f"{file}: not readable ({first_sentence(error)}); get it again") from error
+
+
+def _tensors(value: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:
+    if isinstance(value, Tensor):
+        yield path, value
+    elif isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _tensors(inner, f"{path}.{key}" if path else str(key))
+
+
+def _recognise(found: Mapping[str, Tensor], file: Path) -> Imported:
+    usable = [key for key in found if not any(part.startswith("optim") for part in key.split("."))]
+    branches = _branch_names(usable)
+    names = branches or _backbone_names(found, usable)
+    facts, missing = recognise(shapes_of({name: found[key] for name, key in names.items()}))
+    taken = names | (_discriminator_names(usable) if branches else {})
+    tensors = {name: _own(found[key]) for name, key in taken.items()} | {name: torch.zeros((), dtype=torch.int64) for name in missing}
+    origin = {"source": file.name, "source_sha256": _file_sha256(file), "discriminator": _discriminator_kind(tensors)}
+    used = set(taken.values())
+    return Imported(facts.model_copy(update=origin), tensors, tuple(taken), missing, tuple(key for key in found if key not in used))
+
+
+def _branch_names(keys: Iterable[str]) -> _Names:
+    names: _Names = {}
+    for key in keys:
+        parts = [part for part in key.split(".") if part != "module"]
+        start = next((i for i, part in enumerate(parts) if part in BRANCHES), None)
+        if start is None:
+            continue
+        name = ".".join(parts[start:])
+        if name in names:
+            raise ValueError(f"{names[name]} and {key} both hold {name}; save the networks that you want alone")
+        names[name] = key
+    return names
+
+
+def _backbone_names(found: Mapping[str, Tensor], keys: Iterable[str]) -> _Names:
+    prefixes = _prefixes(keys, ANCHOR)
+    if len(prefixes) != 1:
+        what = f"{len(prefixes)} ResNets" if prefixes else "neither branch1.* and branch2.* nor a ResNet's layer1.*"
+        raise ValueError(f"holds {what}, expected two branches or one ResNet; its keys start {', '.join(list(found)[:3]) or 'nowhere'}")
+    prefix = prefixes[0]
+    if prefix + "conv1.0.weight" not in found:
+        stem = found.get(prefix + "conv1.weight")
+        got = "another one" if stem is None else f"one convolution of {' x '.join(map(str, stem.shape))}"
+        raise ValueError(
+            f"its stem is {got}, expected three of 3 x 3 (conv1.0, conv1.3, conv1.6); use a v1c ResNet, such as resnet50_v1c.pth"
+        )
+    ours = re.compile(re.escape(prefix) + r"((conv1|bn1|layer[1-4])\..+)")
+    return {f"backbone.{match[1]}": key for key in keys if (match := ours.fullmatch(key))}
+
+
+def _discriminator_names(keys: Iterable[str]) -> _Names:
+    """Of exactly two discriminators; the first by name belongs to branch 1. `fc` beside a classifier is never used, and stays out."""
+    there = set(keys)
+    prefixes = [prefix for prefix in _prefixes(there, "conv4.weight") if all(f"{prefix}conv{i}.weight" in there for i in (1, 2, 3))]
+    if len(prefixes) != 2:
+        return {}
+    names: _Names = {}
+    for ours, prefix in zip(("D1", "D2"), prefixes, strict=True):
+        last = "classifier" if f"{prefix}classifier.weight" in there else "fc"
+        layers = (f"{layer}.{part}" for layer in ("conv1", "conv2", "conv3", "conv4", last) for part in ("weight", "bias"))
+        names |= {f"{ours}.{layer}": prefix + layer for layer in layers if prefix + layer in there}
+    return names
+
+
+def _discriminator_kind(tensors: Mapping[str, Tensor]) -> str | None:
+    """By the last layer, as released: `pixel` has a 4 x 4 kernel, a region one of another size, `image` has no map at all."""
+    if "D1.classifier.weight" in tensors:
+        return "pixel" if tensors["D1.classifier.weight"].shape[-1] == 4 else "patch"
+    return "image" if "D1.fc.weight" in tensors else None
+
+
+def _prefixes(keys: Iterable[str], tensor: str) -> list[str]:
+    """What stands before `tensor` in the keys that end with it, sorted."""
+    return sorted(key.removesuffix(tensor) for key in keys if key == tensor or key.endswith(f".{tensor}"))
+
+
+def _own(tensor: Tensor) -> Tensor:
+    return tensor.float().contiguous().clone() if tensor.is_floating_point() else tensor.long().clone()
+
+
+def _file_sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,293 @@
+"""Weights as files: safetensors under the names of a quartet's parameters, with what the file says of itself, to and from networks."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors.torch import load as load_safetensors
+from safetensors.torch import save as save_safetensors
+from torch import Tensor, nn
+
+from rrn_core.config import TrainConfig
+from rrn_core.networks import Branch, Quartet, branch_spec, quartet_of
+
+WEIGHTS = "model.safetensors"
+"""Name of the networks' file in a checkpoint."""
+
+BACKBONES: tuple[str, ...] = get_args(TrainConfig.model_fields["backbone"].annotation)
+
+_FACTS = "rrn-sweep"
+"""The only key of the metadata: safetensors writes several in an order that changes from run to run."""
+
+COUNTER = "num_batches_tracked"
+BRANCHES = ("branch1", "branch2")
+ANCHOR = "layer1.0.conv1.weight"
+"""A tensor that every ResNet has."""
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+class Facts(BaseModel):
+    """What a weights file says of itself."""
+
+    model_config = ConfigDict(frozen=True)
+
+    kind: Literal["branches", "backbone"]
+    """`branches`: branch1.*, branch2.*, and D1.*, D2.* where there are discriminators. `backbone`: backbone.* alone."""
+    backbone: str
+    num_classes: int | None = None
+    discriminator: str | None = None
+    """Kind of the discriminators in the file."""
+    config: dict[str, Any] | None = None
+    """Settings of the run, where the file is a checkpoint of ours."""
+    source: str | None = None
+    """Name of the file that was imported, and its SHA-256."""
+    source_sha256: str | None = None
+
+
+@dataclass(frozen=True)
+class Model:
+    """Both branches in eval mode, without discriminators, and the settings to evaluate them with."""
+
+    quartet: Quartet
+    num_classes: int
+    config: TrainConfig
+    """The run's settings, or the defaults for an imported file, with the caller's changes. What concerns training alone is reset."""
+    facts: Facts
+
+
+def pack(tensors: Mapping[str, Tensor], facts: Facts) -> bytes:
+    """A safetensors file; equal values give equal bytes."""
+    text = json.dumps(facts.model_dump(mode="json", exclude_none=True), sort_keys=True, separators=(",", ":"))
+    return save_safetensors({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, metadata={_FACTS: text})
+
+
+def unpack(body: bytes) -> tuple[dict[str, Tensor], Facts]:
+    """What `pack` wrote. Raises ValueError for a damaged file, or one that something else wrote."""
+    try:
+        tensors = load_safetensors(body)
+    except Exception as error:  # the loader raises many kinds for a damaged file
+        raise ValueError(f"not a readable safetensors file ({first_sentence(error)})") from error
+    facts = _facts(body)
+    if facts is None:
+        raise ValueError("the file does not say what it holds; convert it with rrn-sweep weights import")
+    return tensors, facts
+
+
+def initialise(quartet: Quartet, body: bytes, *, sha256: str | None = None) -> str:
+    """Put the weights of a file that `pack` wrote into a fresh quartet, and say in one line what was put where.
+
+    A backbone goes into both branches. Branches go in whole, and their discriminators where both sides have the same kind and sizes.
+
+    Raises:
+        ValueError: contents other than `sha256`, another backbone, another number of classes.
+    """
+    if sha256 and (found := hashlib.sha256(body).hexdigest()) != sha256:
+        raise ValueError(f"init_weights: planned with SHA-256 {sha256[:12]}, found {found[:12]}; restore the file, or plan anew")
+    try:
+        tensors, facts = unpack(body)
+        _match(quartet, facts)
+        source = facts.source or "a checkpoint"
+        if facts.kind == "backbone":
+            for branch in (quartet.branch1, quartet.branch2):
+                _load(branch.backbone, tensors, "backbone.")
+            return f"{source}: backbone {facts.backbone} in both branches"
+        for name in BRANCHES:
+            _load(quartet.get_submodule(name), tensors, f"{name}.")
+        return f"{source}: both branches; {_start_discriminators(quartet, tensors, facts)}"
+    except ValueError as error:
+        raise ValueError(f"init_weights: {error}") from None
+
+
+def load_model(source: Path | bytes, *, name: str = "checkpoint", changes: Mapping[str, Any] | None = None) -> Model:
+    """Both branches of a checkpoint (its folder, its `model.safetensors`, or the bytes of that) or of an imported file.
+
+    Args:
+        name: what to call bytes in an error.
+        changes: settings by name, as JSON would hold them, instead of the file's own.
+
+    Raises:
+        ValueError: a file without both branches, or settings that cannot be.
+    """
+    body, where = (source, name) if isinstance(source, bytes) else _body(source)
+    try:
+        tensors, facts = unpack(body)
+        if facts.kind == "backbone" or facts.num_classes is None:
+            raise ValueError("holds a backbone alone; there is nothing to evaluate before it was trained")
+        config = _evaluation_config(facts, changes or {})
+        branches = {name: tensor for name, tensor in tensors.items() if name.startswith(BRANCHES)}
+        recognise(shapes_of(branches))
+        quartet = quartet_of(branches, facts.backbone, facts.num_classes)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
+    except RuntimeError as error:  # tensors that contradict the facts
+        raise ValueError(f"{where}: {first_sentence(error)}") from error
+    return Model(quartet.eval(), facts.num_classes, config, facts)
+
+
+def recognise(shapes: Shapes) -> tuple[Facts, tuple[str, ...]]:
+    """Kind, backbone and number of classes of tensors by their names and shapes, and the counters of batches that are missing.
+
+    Raises:
+        ValueError: they are not a backbone or two branches of ours, with the first differences.
+    """
+    kind: Literal["branches", "backbone"] = "backbone" if f"backbone.{ANCHOR}" in shapes else "branches"
+    prefix = "backbone." if kind == "backbone" else "branch1.backbone."
+    classifier = shapes.get("branch1.classifier.weight")
+    facts = Facts(kind=kind, backbone=_backbone_name(shapes, prefix), num_classes=classifier[0] if classifier else None)
+    expected = _expected(facts)
+    _compare(shapes, expected, facts)
+    return facts, tuple(name for name in expected if name not in shapes)
+
+
+def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+
+
+def first_sentence(error: Exception) -> str:
+    """Of an error of a library, on one line."""
+    return " ".join(str(error).split()).partition(". ")[0][:160] or type(error).__name__
+
+
+def training_facts(config: TrainConfig, num_classes: int) -> Facts:
+    """What a checkpoint of a run says of itself. Where files lay is left out once their contents are known, as in the run's identity."""
+    settings = config.model_dump(mode="json")
+    if config.split:
+        settings |= {"train_list": None, "labeled_list": None, "unlabeled_list": None}
+    if config.init_sha256:
+        settings["init_weights"] = None
+    return Facts(
+        kind="branches",
+        backbone=config.backbone,
+        num_classes=num_classes,
+        discriminator=config.discriminator if config.method == "rrn" else None,
+        config=settings,
+    )
+
+
+def _backbone_name(shapes: Shapes, prefix: str) -> str:
+    if prefix + ANCHOR not in shapes:
+        raise ValueError(f"{prefix}{ANCHOR} is missing; expected a DeepLabv3+ on a ResNet, as RRN and CPS save it")
+    block = "bottleneck" if f"{prefix}layer1.0.conv3.weight" in shapes else "basic"
+    blocks = tuple(_count(shapes, rf"{prefix}layer{stage}\.(\d+)\.conv1\.weight") for stage in (1, 2, 3, 4))
+    width = shapes[prefix + ANCHOR][0]
+    for name in BACKBONES:
+        spec = branch_spec(name)
+        if (spec.block, spec.blocks, spec.widths[0]) == (block, blocks, width):
+            return name
+    got = f"{block} blocks {', '.join(map(str, blocks))} of {width} channels"
+    raise ValueError(f"its ResNet has {got}, which is none of {', '.join(BACKBONES)}")
+
+
+def _count(shapes: Shapes, pattern: str) -> int:
+    return sum(re.fullmatch(pattern, name) is not None for name in shapes)
+
+
+def _expected(facts: Facts) -> Shapes:
+    with torch.device("meta"):
+        branch = Branch(facts.backbone, facts.num_classes or 1)
+    shapes = shapes_of(branch.state_dict())
+    if facts.kind == "backbone":
+        return {name: shape for name, shape in shapes.items() if name.startswith("backbone.")}
+    return {f"{which}.{name}": shape for which in BRANCHES for name, shape in shapes.items()}
+
+
+def _compare(got: Shapes, expected: Shapes, facts: Facts) -> None:
+    """Raises ValueError with the first differences; counters may be missing."""
+    faults = [f"{name} is missing" for name in expected if name not in got and not name.endswith(COUNTER)]
+    faults += [f"{name} is not ours" for name in got if name not in expected]
+    wrong = [name for name, shape in got.items() if expected.get(name, shape) != shape]
+    faults += [f"{name} is {_size(got[name])}, expected {_size(expected[name])}" for name in wrong]
+    if faults:
+        what = facts.backbone if facts.kind == "backbone" else f"two branches on {facts.backbone} with {facts.num_classes} classes"
+        more = f"; and {len(faults) - 3} more" if len(faults) > 3 else ""
+        raise ValueError(f"looks like {what}, but {'; '.join(faults[:3])}{more}")
+
+
+def _match(quartet: Quartet, facts: Facts) -> None:
+    """Raises ValueError where the quartet is of other sizes."""
+    asked = _backbone_name(shapes_of(quartet.branch1.state_dict()), "backbone.")
+    if facts.backbone != asked:
+        raise ValueError(f"the weights are of {facts.backbone}, the run is of {asked}; set backbone: {facts.backbone}")
+    classes = quartet.branch1.classifier.out_channels
+    if facts.kind == "branches" and facts.num_classes != classes:
+        raise ValueError(f"the weights are for {facts.num_classes} classes, the data have {classes}; start from an ImageNet backbone")
+
+
+def _start_discriminators(quartet: Quartet, tensors: Mapping[str, Tensor], facts: Facts) -> str:
+    if quartet.D1 is None:
+        return "the method has no discriminators"
+    if facts.discriminator is None:
+        return "discriminators as drawn, the file has none"
+    if facts.discriminator != quartet.D1.kind:
+        return f"discriminators as drawn, those of the file are of kind {facts.discriminator}, the run's of kind {quartet.D1.kind}"
+    for name, judge in zip(("D1", "D2"), quartet.discriminators(), strict=True):
+        if shapes_of(judge.state_dict()) != shapes_of(_part(tensors, f"{name}.")):
+            return "discriminators as drawn, those of the file are of other sizes"
+    for name, judge in zip(("D1", "D2"), quartet.discriminators(), strict=True):
+        _load(judge, tensors, f"{name}.")
+    return "both discriminators"
+
+
+def _load(module: nn.Module, tensors: Mapping[str, Tensor], prefix: str) -> None:
+    try:
+        module.load_state_dict(_part(tensors, prefix))
+    except RuntimeError as error:
+        raise ValueError(first_sentence(error)) from error
+
+
+def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _body(source: Path) -> tuple[bytes, Path]:
+    file = source / WEIGHTS if source.is_dir() else source
+    if not file.is_file():
+        raise ValueError(f"{file}: no such file")
+    return file.read_bytes(), file
+
+
+def _evaluation_config(facts: Facts, changes: Mapping[str, Any]) -> TrainConfig:
+    if changes.get("backbone", facts.backbone) != facts.backbone:
+        raise ValueError(f"backbone: the weights are of {facts.backbone}, got {changes['backbone']}; leave it out")
+    settings = (facts.config or {"backbone": facts.backbone}) | _NOT_TRAINING | dict(changes)
+    try:
+        return TrainConfig.model_validate_json(json.dumps(settings, default=str))  # JSON, because strict input refuses a list for a tuple
+    except ValidationError as error:
+        faults = (f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}, got {fault['input']!r}" for fault in error.errors())
+        raise ValueError("; ".join(faults)) from None
+
+
+_NOT_TRAINING: dict[str, Any] = {
+    "method": "cps",  # else the sizes of discriminators, which are not there, could forbid a window of another size
+    "partition_by": "every_kth",
+    "train_list": None,
+    "labeled_list": None,
+    "unlabeled_list": None,
+    "split": None,
+    "init_weights": None,
+    "init_sha256": None,
+}
+"""The images and weights that a run was trained with need not be at hand to evaluate it."""
+
+
+def _facts(body: bytes) -> Facts | None:
+    """What a readable safetensors file says of itself in our words, if anything."""
+    header = json.loads(body[8 : 8 + int.from_bytes(body[:8], "little")])
+    text = header.get("__metadata__", {}).get(_FACTS)
+    try:
+        return None if text is None else Facts.model_validate_json(text)
+    except ValidationError as error:
+        raise ValueError("what the file says of itself was written by another version; import its source again") from error
+
+
+def _size(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape)) or "a number"
