@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 import sqlite3
 import tempfile
@@ -14,9 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestration.contents import Contents
-from orchestration.errors import Conflict, NotFound, StoreError, SweepError, TrackingError
+from orchestration.errors import Conflict, NotFound, StoreError, SweepError, TrackingError, without_password
 from orchestration.estimate import cost_group
-from orchestration.plan import TrialPlan, expand, make_plan, table
+from orchestration.plan import TrialPlan, table
 from orchestration.spec import Resources, Retention, SweepSpec
 from orchestration.store import DirectoryStore, Store
 from rrn_core.config import Runtime, TrainConfig
@@ -48,10 +47,10 @@ def check(
     local: bool = True,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Finding]:
-    """All that is found about the trials that are still to run; nothing is raised for what a user can mend.
+    """All that is found about the trials of a sweep; nothing is raised for what a user can mend.
 
     Args:
-        plans: as `representatives` gives them, without those that are finished.
+        plans: all of them, finished or not: the room for checkpoints is an upper bound; of a search its samples.
         local: trials run on this machine; else its data and device say nothing about theirs, and are left out where they are absent.
         progress: files looked at, and all files of the data configuration under way.
     """
@@ -64,20 +63,6 @@ def check(
         check_tracking(tracking, spec.name),
         *check_device([plan.config for plan in plans], spec.resources, runtime, local=local),
     ]
-
-
-def representatives(spec: SweepSpec) -> list[TrialPlan]:
-    """The trials of a sweep; of an adaptive search one with every choice, and the first value of every range.
-
-    Raises:
-        SpecError: as `expand`.
-    """
-    if not spec.search:
-        return expand(spec)
-    first = {name: dimension.first for name, dimension in spec.space.items()}
-    choices = [{**first, name: choice} for name, dimension in spec.space.items() for choice in dimension.choices or ()]
-    plans = [make_plan(spec, settings, varied=tuple(spec.space)) for settings in (first, *choices)]
-    return list({plan.trial_id: plan for plan in plans}.values())
 
 
 def render(findings: Iterable[Finding]) -> str:
@@ -145,15 +130,18 @@ def check_device(configs: Iterable[TrainConfig], resources: Resources, runtime: 
     """Where trials ask for a GPU: there is one, and each kind of trial fits into its share, shown by training a few steps on it."""
     import torch
 
-    on_gpu = runtime.device.startswith("cuda")
+    from rrn_core.training import device_of
+
     if not local:
-        return [_finding("warn", "device", "not looked at: trials run on a cluster")] if on_gpu or resources.gpu else []
+        return [_finding("warn", "device", "not looked at: trials run on a cluster")]
     if resources.gpu and not torch.cuda.is_available():
         return [_finding("fault", "device", f"resources.gpu is {resources.gpu:g}, but torch finds no CUDA device; set gpu: 0, or mend it")]
-    if on_gpu and not torch.cuda.is_available():
-        return [_finding("fault", "device", f"--device {runtime.device}, but torch finds no CUDA device")]
-    if not on_gpu:
-        return [_finding("ok", "device", f"trials run on {runtime.device}")]
+    try:
+        device = device_of(runtime)
+    except ValueError as error:
+        return [_finding("fault", "device", str(error))]
+    if device.type != "cuda":
+        return [_finding("ok", "device", f"trials run on {device}")]
     share = min(1.0, resources.gpu or 1.0)
     return [_fit(config, runtime, share) for config in {cost_group(config): config for config in configs}.values()]
 
@@ -181,8 +169,8 @@ def _weights(config: TrainConfig, runtime: Runtime, contents: Contents) -> Findi
 
     what = f"init_weights {config.init_weights}"
     try:
-        sha256 = contents.resolve(config).init_sha256
-        if sha256 is None or sha256 not in contents.weights:
+        sha256 = contents.weights_hash(config.init_weights or "")
+        if sha256 is None:
             return _finding("fault", what, "no such file; write it by rrn-sweep weights import, and name it relative to the sweep file")
         with torch.device("meta"):
             quartet = build_quartet(config, task_of(config, runtime).num_classes)
@@ -242,7 +230,7 @@ def _database(path: Path) -> Finding:
 def _server(uri: str, sweep: str) -> Finding:
     from orchestration.tracking import make_experiment
 
-    shown = re.sub(r"//[^/@]*@", "//", uri)
+    shown = without_password(uri)
     if not uri.startswith(("http://", "https://")):
         return _finding("fault", "tracking", f"must be sqlite:////absolute/path.db or http(s)://host..., got {shown!r}")
     try:

@@ -16,12 +16,13 @@ import yaml
 from pydantic import ValidationError
 
 from orchestration import check, models, report
-from orchestration.errors import SweepError
+from orchestration.contents import unresolved
+from orchestration.errors import SweepError, mendable
 from orchestration.estimate import Estimate, estimate, probed, shown_costs, total
 from orchestration.plan import render
 from orchestration.runner import MLFLOW_SETTINGS, RAY_SETTINGS, Runner, stop_on_sigterm
-from orchestration.spec import SweepSpec, load, settings_of
-from orchestration.sweep import Sweep, open_places, open_sweep
+from orchestration.spec import SweepSpec, settings_of, suggestion
+from orchestration.sweep import Sweep, open_sweep
 from rrn_core.config import Runtime
 
 OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
@@ -62,26 +63,28 @@ def _plan(arguments: argparse.Namespace) -> int:
         shown = {plan.trial_id: plan.config.model_dump(mode="json") for plan in sweep.plans}
         print(yaml.safe_dump(shown, sort_keys=False).rstrip())
         return OK
-    estimates = _probed(sweep, arguments) if arguments.probe else estimate(sweep.plans, sweep.manifests)
+    estimates = _probed(sweep, arguments) if arguments.probe else estimate([*sweep.plans, *sweep.samples], sweep.manifests)
     states = {plan.trial_id: report.state(sweep.manifests.get(plan.trial_id)) for plan in sweep.plans}
     print(render(sweep.plans, states, shown_costs(estimates)) if sweep.plans else "no trial proposed yet")
-    left = sum(plan.iterations for plan in sweep.unfinished)
-    print(f"\n{sweep.count}; {len(sweep.unfinished)} to run, at most {left} iterations")
+    left = [plan.iterations for plan in sweep.to_run]
+    print(f"\n{sweep.count}; {len(left)} to run, at most {sum(left) if all(left) else '?'} iterations")
+    if any(unresolved(plan.config) for plan in [*sweep.plans, *sweep.samples]):
+        print("not all data and weights are at hand (--data-root): identities do not know their contents yet, and will change by them")
     if search := sweep.spec.search:
         print(f"{sweep.total - len(sweep.plans)} still to be proposed by the {search.sampler} sampler (seed {search.seed}) from")
         print("\n".join(f"  {name}: {dimension}" for name, dimension in sweep.spec.space.items()))
-    if sweep.unfinished:
-        print(total(sweep.unfinished, estimates, sweep.spec.resources))
+    if left:
+        print(total(sweep.to_run, estimates, sweep.spec.resources))
     return OK
 
 
 def _probed(sweep: Sweep, arguments: argparse.Namespace) -> dict[str, Estimate | None]:
-    with _core_errors(), _progress("probe") as progress:
-        return probed(sweep.plans, _runtime(sweep.spec, arguments), progress=progress)
+    with mendable(), _progress("probe") as progress:
+        return probed([*sweep.plans, *sweep.samples], _runtime(sweep.spec, arguments), progress=progress)
 
 
 def _status(arguments: argparse.Namespace) -> int:
-    sweep = _open(arguments)
+    sweep = open_sweep(arguments.file, arguments.set, data_root=None, environment=os.environ)
     if arguments.json:
         trials = report.as_json(sweep.plans, sweep.manifests)
         print(json.dumps({"sweep": sweep.name, "store": sweep.store.uri, "trials": trials}, indent=2))
@@ -94,16 +97,15 @@ def _status(arguments: argparse.Namespace) -> int:
 
 
 def _check(arguments: argparse.Namespace) -> int:
-    spec = load(arguments.file, overrides=arguments.set)
-    store, tracking = open_places(spec, os.environ)
+    sweep = open_sweep(arguments.file, arguments.set, data_root=None, environment=os.environ, look=False)
     os.environ.update({name: value for name, value in MLFLOW_SETTINGS.items() if name not in os.environ})
-    with _core_errors(), _progress("files") as progress:
+    with mendable(), _progress("files") as progress:
         findings = check.check(
-            spec,
-            check.representatives(spec),
-            store=store,
-            tracking=tracking,
-            runtime=_runtime(spec, arguments),
+            sweep.spec,
+            sweep.samples or sweep.plans,
+            store=sweep.store,
+            tracking=sweep.tracking,
+            runtime=_runtime(sweep.spec, arguments),
             local=not os.environ.get("RAY_ADDRESS"),
             progress=progress,
         )
@@ -185,15 +187,6 @@ def _changes(given: argparse.Namespace) -> dict[str, Any]:
 
 
 @contextmanager
-def _core_errors() -> Iterator[None]:
-    """What `rrn_core` raises for a fault that a user can mend, as such."""
-    try:
-        yield
-    except (ValueError, OSError) as error:
-        raise SweepError(str(error)) from error
-
-
-@contextmanager
 def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
     """A bar on a terminal for work that counts itself; silent elsewhere."""
     from rich.console import Console
@@ -207,7 +200,12 @@ def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
 def _with_command(argv: list[str]) -> list[str]:
     """`rrn-sweep FILE` means `rrn-sweep run FILE`."""
     first = next((word for word in argv if not word.startswith("-")), None)
-    return argv if first is None or first in COMMANDS else ["run", *argv]
+    if first is None or first in COMMANDS:
+        return argv
+    if not Path(first).suffix and not Path(first).exists():
+        print(f"{first}: neither a command nor a sweep file{suggestion(first, COMMANDS)}", file=sys.stderr)
+        sys.exit(BAD_INPUT)
+    return ["run", *argv]
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -233,8 +231,9 @@ def _add_sweep_commands(commands: Any, place: argparse.ArgumentParser) -> None:
     where.add_argument("--workers", type=int, help="processes per trial that prepare batches (default: 0, or cpu - 1 with a gpu)")
     commands.add_parser("run", parents=[common, where], help="FILE: run every trial that is not finished (the default command)")
     plan = commands.add_parser("plan", parents=[common, where], help="FILE: show the trials; start nothing")
-    plan.add_argument("--show-config", action="store_true", help="every setting of every trial, as YAML")
-    plan.add_argument("--probe", action="store_true", help="measure time and memory on this machine, a few steps of each kind of trial")
+    views = plan.add_mutually_exclusive_group()
+    views.add_argument("--show-config", action="store_true", help="every setting of every trial, as YAML")
+    views.add_argument("--probe", action="store_true", help="measure time and memory on this machine, a few steps of each kind of trial")
     status = commands.add_parser("status", parents=[common], help="FILE: the state of every trial, from the store alone")
     status.add_argument("--json", action="store_true", help="for other programs")
     commands.add_parser("check", parents=[common, where], help="FILE: try data, store, tracking, disk and GPU before anything is spent")

@@ -32,9 +32,19 @@ class Contents:
         root = self._runtime.data_root
         if config.dataset != "digits" and root is not None and root.is_dir():
             known["split"] = self._split(config).model_dump()
-        if config.init_weights and (found := self._weights_hash(config.init_weights)):
+        if config.init_weights and (found := self.weights_hash(config.init_weights)):
             known["init_sha256"] = found
         return TrainConfig.model_validate(config.model_dump() | known) if known else config
+
+    def weights_hash(self, written: str) -> str | None:
+        """SHA-256 of a weights file as a setting names it; None where there is none. Its contents are then in `weights`."""
+        if written not in self._hashes:
+            body = self._read_weights(written)
+            if body is None:
+                return None
+            self._hashes[written] = hashlib.sha256(body).hexdigest()
+            self.weights[self._hashes[written]] = body
+        return self._hashes[written]
 
     def upload(self) -> None:
         """Put the weights that were read into the store, where trials on any machine find them by their hash."""
@@ -54,22 +64,13 @@ class Contents:
                 raise SweepError(str(error)) from None
         return self._splits[key]
 
-    def _weights_hash(self, written: str) -> str | None:
-        if written not in self._hashes:
-            body = self._read_weights(written)
-            if body is None:
-                return None
-            self._hashes[written] = hashlib.sha256(body).hexdigest()
-            self.weights[self._hashes[written]] = body
-        return self._hashes[written]
-
     def _read_weights(self, written: str) -> bytes | None:
-        from rrn_core.data.lists import find_list
+        from rrn_core.data.lists import find_file, roots
 
         try:
             if written.startswith(STORED):
                 return self._store.read(written.removeprefix(STORED))[0]
-            return find_list(written, number="", roots=(self._runtime.lists_root, self._runtime.data_root)).read_bytes()
+            return find_file(written, roots=roots(self._runtime)).read_bytes()
         except (NotFound, ValueError):
             return None
 

@@ -15,6 +15,10 @@ SweepError                 cli.py prints its text and exits with 2; cluster.py m
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class SweepError(Exception):
     """Anything that the user, rather than a programmer, can put right."""
@@ -80,3 +84,17 @@ class TrackingError(SweepError):
 
 class ClusterError(SweepError):
     """Ray refused, or is wrongly set up."""
+
+
+@contextmanager
+def mendable() -> Iterator[None]:
+    """What `rrn_core` and the file system raise for a fault that a user can mend, as a SweepError."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        raise SweepError(str(error)) from error
+
+
+def without_password(text: str) -> str:
+    """A URI, or a text that holds some, without credentials."""
+    return re.sub(r"//[^/@\s]*@", "//", text)

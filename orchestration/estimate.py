@@ -67,15 +67,19 @@ def probed(
     """The same from a probe on this machine, one for all trials of equal cost. `progress`: probes done, and all of them.
 
     Raises:
-        ValueError: a data set that cannot be opened.
-        torch.OutOfMemoryError: a trial that does not fit the device.
+        ValueError: a data set that cannot be opened, or a trial that does not fit the device.
     """
+    import torch
+
     from rrn_core.probe import probe, task_of
 
     costs: dict[str, Cost] = {}
     groups = {cost_group(plan.config): plan for plan in plans}
     for done, (group, plan) in enumerate(groups.items(), start=1):
-        costs[group] = probe(plan.config, runtime, num_classes=task_of(plan.config, runtime).num_classes)
+        try:
+            costs[group] = probe(plan.config, runtime, num_classes=task_of(plan.config, runtime).num_classes)
+        except torch.OutOfMemoryError as error:
+            raise ValueError(f"trial {plan.label} does not fit {runtime.device}; lower batch_size or crop") from error
         if progress:
             progress(done, len(groups))
     return {plan.trial_id: _from_probe(plan, runtime, costs[cost_group(plan.config)]) if plan.iterations else None for plan in plans}
@@ -94,7 +98,7 @@ def total(plans: Sequence[TrialPlan], estimates: Mapping[str, Estimate | None], 
         return "time and memory: unknown until a trial has completed an epoch; rrn-sweep plan --probe measures them on this machine"
     unit, each = ("GPU", resources.gpu) if resources.gpu else ("CPU", resources.cpu)
     missing = f", without {len(plans) - len(hours)} trials of unknown cost" if len(hours) < len(plans) else ""
-    return f"about {sum(hours) * each:.3g} {unit}-hours for what is to run{missing}"
+    return f"at most about {sum(hours) * each:.3g} {unit}-hours for what is to run{missing}"
 
 
 def cost_group(config: TrainConfig) -> str:

@@ -146,7 +146,11 @@ def proposed(spec: SweepSpec, manifests: Mapping[str, Manifest], resolve: Resolv
         values = {name: manifest.config.get(name) for name in spec.space}
         if manifest.proposal is None or not all(spec.space[name].holds(value) for name, value in values.items()):
             return False
-        return agree(resolve(build_config({**spec.settings, **values})), manifest)
+        try:
+            config = build_config({**spec.settings, **values})
+        except SpecError:  # the file has changed, and values that once fitted together no longer do
+            return False
+        return agree(resolve(config), manifest)
 
     return sorted(filter(belongs, manifests.values()), key=lambda m: m.proposal or 0)
 

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestration.errors import SweepError
+from orchestration.errors import SweepError, mendable
 from orchestration.plan import table
+from orchestration.report import HEADS
 from orchestration.store import open_store
 from rrn_core.config import Runtime
 
@@ -22,7 +23,6 @@ if TYPE_CHECKING:  # torch and the images of a data set load slowly, and `plan` 
     from rrn_core.weights import Model
 
 WEIGHTS = "model.safetensors"
-HEADS = ("branch1", "branch2", "ensemble")
 Palette = Sequence[tuple[int, int, int]]
 
 
@@ -57,7 +57,7 @@ def import_weights(source: Path, out: Path) -> str:
 
     if out.suffix != ".safetensors":
         raise SweepError(f"{out}: expected a name that ends in .safetensors")
-    with _told():
+    with mendable():
         imported = read_released(source)
         body = imported.to_bytes()
         _write(out, body)
@@ -80,7 +80,7 @@ def evaluate_checkpoint(
     from rrn_core.evaluate import evaluate
     from rrn_core.weights import load_model
 
-    with _told():
+    with mendable():
         model = load_model(read_weights(checkpoint), name=checkpoint, changes=changes)
         data = _data(model, runtime)
         device = _set_up(runtime)
@@ -111,7 +111,9 @@ def predict_images(
     from rrn_core.weights import load_model
 
     _refuse_clashes(files, out)
-    with _told():
+    if missing := [file for file in files if not file.is_file()]:
+        raise SweepError(f"{missing[0]}: no such image{f', and {len(missing) - 1} more' if missing[1:] else ''}")
+    with mendable():
         model = load_model(read_weights(checkpoint), name=checkpoint, changes=changes)
         palette = _palette(model, runtime)
         device = _set_up(runtime)
@@ -132,22 +134,13 @@ def read_weights(checkpoint: str) -> bytes:
     """
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]*:/", checkpoint):
         parent, _, name = checkpoint.rstrip("/").rpartition("/")
-        with _told():
+        with mendable():
             return open_store(parent, deadline_s=30).read(name if name.endswith(".safetensors") else f"{name}/{WEIGHTS}")[0]
     path = Path(checkpoint).expanduser()
     file = path / WEIGHTS if path.is_dir() else path
     if not file.is_file():
         raise SweepError(f"{file}: no such file; expected weights, a folder with {WEIGHTS}, or the URI of such a folder")
     return file.read_bytes()
-
-
-@contextmanager
-def _told() -> Iterator[None]:
-    """The faults that a user can mend, as such."""
-    try:
-        yield
-    except (ValueError, OSError) as error:
-        raise SweepError(str(error)) from error
 
 
 def _data(model: Model, runtime: Runtime) -> DataSet:
@@ -164,9 +157,11 @@ def _data(model: Model, runtime: Runtime) -> DataSet:
 def _set_up(runtime: Runtime) -> torch.device:
     import torch
 
+    from rrn_core.training import device_of
+
     if runtime.threads:
         torch.set_num_threads(runtime.threads)
-    return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if runtime.device == "auto" else runtime.device)
+    return device_of(runtime)
 
 
 class _Counted:
@@ -207,6 +202,8 @@ def _bar() -> Any:
 
 
 def _protocol(checkpoint: str, model: Model, images: int, stride: int | None) -> dict[str, Any]:
+    from rrn_core.evaluate import default_stride
+
     config = model.config
     return {
         "checkpoint": checkpoint,
@@ -214,7 +211,7 @@ def _protocol(checkpoint: str, model: Model, images: int, stride: int | None) ->
         "images": images,
         "backbone": config.backbone,
         "crop": config.crop,
-        "stride": stride or -(-config.crop * 2 // 3),
+        "stride": stride or default_stride(config.crop),
         "ensemble": config.ensemble,
         "ensemble_weight": config.ensemble_weight,
         "precision": config.precision,

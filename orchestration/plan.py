@@ -77,6 +77,28 @@ def expand(spec: SweepSpec, resolve: Resolve = lambda config: config) -> list[Tr
     return [plan for _, plan in plans.values()]
 
 
+def representatives(spec: SweepSpec, resolve: Resolve = lambda config: config) -> list[TrialPlan]:
+    """Of an adaptive search, the trials with each choice and the first value of every range: what it will propose looks like them.
+
+    Raises:
+        SpecError: not one of them fits together.
+        SweepError: as `make_plan`.
+    """
+    first = {name: dimension.first for name, dimension in spec.space.items()}
+    choices = [{**first, name: choice} for name, dimension in spec.space.items() for choice in dimension.choices or ()]
+    plans: dict[str, TrialPlan] = {}
+    faults: list[str] = []
+    for settings in (first, *choices):
+        try:
+            plan = make_plan(spec, settings, varied=tuple(spec.space), resolve=resolve)
+            plans.setdefault(plan.trial_id, plan)
+        except SpecError as error:  # the search passes such values over too
+            faults += error.faults
+    if not plans:
+        raise SpecError(list(dict.fromkeys(faults)))
+    return list(plans.values())
+
+
 def make_plan(
     spec: SweepSpec, settings: Settings, *, varied: tuple[str, ...], proposal: int | None = None, resolve: Resolve = lambda config: config
 ) -> TrialPlan:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestration import report
+from orchestration.contents import STORED
 from orchestration.errors import SweepError
 from orchestration.manifest import Manifest, read_manifest
 from orchestration.plan import TrialPlan
@@ -163,14 +164,18 @@ def git_state() -> dict[str, str]:
 
 def _require_files(sweep: Sweep, runtime: Runtime, *, remote: bool) -> None:
     """Refuse a sweep without its data or weights before anything is started; a folder that only the cluster has cannot be looked at."""
-    for plan in sweep.unfinished:
+    for plan in sweep.to_run:
         if plan.config.dataset != "digits":
             _require_data(plan, runtime.data_root, remote=remote)
         if plan.config.init_weights and not plan.config.init_sha256:
-            raise SweepError(
-                f"init_weights: {plan.config.init_weights} is neither beside the sweep file nor under the data root; "
-                f"make it from a released file with: rrn-sweep weights import FILE --out {plan.config.init_weights}"
-            )
+            raise SweepError(_absent(plan.config.init_weights, sweep.file.resolve().parent))
+
+
+def _absent(written: str, folder: Path) -> str:
+    if written.startswith(STORED):
+        return f"init_weights: {written}: the store has no such key"
+    made = f"make it from a released file with: rrn-sweep weights import FILE --out {folder / written}"
+    return f"init_weights: {written} is neither beside the sweep file nor under the data root; {made}"
 
 
 def _require_data(plan: TrialPlan, root: Path | None, *, remote: bool) -> None:

@@ -10,7 +10,7 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from orchestration.errors import SweepError
+from orchestration.errors import SpecError
 from orchestration.manifest import SCORE, Manifest, proposed, restored_plan
 from orchestration.plan import Resolve, TrialPlan, make_plan
 from orchestration.spec import Dimension, Search, SweepSpec
@@ -86,7 +86,7 @@ class AdaptiveSource:
         """None for values that are each in range but do not fit together."""
         try:
             return make_plan(self._spec, trial.params, varied=tuple(self._spec.space), proposal=self._next_number, resolve=self._resolve)
-        except SweepError as error:
+        except SpecError as error:
             log.info("search: skipped an impossible proposal: %s", error)
             return None
 

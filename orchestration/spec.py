@@ -13,7 +13,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from orchestration.errors import SpecError
-from rrn_core.config import PRESETS, TrainConfig
+from rrn_core.config import TrainConfig
+from rrn_core.presets import PRESETS
 
 Settings = dict[str, Any]
 """Values of TrainConfig fields by name."""

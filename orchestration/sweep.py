@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from orchestration.contents import Contents, unresolved
-from orchestration.errors import SweepError
+from orchestration.errors import SweepError, without_password
 from orchestration.manifest import Manifest, adopted, proposed, read_manifests, restored_plan, tracked, write_tracked
-from orchestration.plan import TrialPlan, expand
+from orchestration.plan import TrialPlan, expand, representatives
 from orchestration.spec import SweepSpec, load
 from orchestration.store import Store, open_store
 from rrn_core.config import Runtime
@@ -30,6 +31,8 @@ class Sweep:
     contents: Contents
     plans: list[TrialPlan]
     manifests: dict[str, Manifest]
+    samples: list[TrialPlan]
+    """Of an adaptive search: trials like those that it will propose."""
 
     @property
     def name(self) -> str:
@@ -38,6 +41,11 @@ class Sweep:
     @property
     def unfinished(self) -> list[TrialPlan]:
         return [plan for plan in self.plans if plan.trial_id not in self.manifests or self.manifests[plan.trial_id].status != "finished"]
+
+    @property
+    def to_run(self) -> list[TrialPlan]:
+        """What is unfinished, and for every proposal still to come a trial like it."""
+        return [*self.unfinished, *itertools.islice(itertools.cycle(self.samples), self.total - len(self.plans))]
 
     @property
     def total(self) -> int:
@@ -68,42 +76,42 @@ class Sweep:
         database = self.tracking.removeprefix("sqlite:///")
         if database != self.tracking and not Path(database).exists():
             return set()
-        return tracked(self.store, self.name, _public(self.tracking))
+        return tracked(self.store, self.name, without_password(self.tracking))
 
     def write_tracked(self, trial_ids: set[str]) -> None:
         """Remember what `tracked` answers."""
-        write_tracked(self.store, self.name, _public(self.tracking), sorted(trial_ids))
+        write_tracked(self.store, self.name, without_password(self.tracking), sorted(trial_ids))
 
 
-def open_sweep(file: Path, overrides: Sequence[str], *, data_root: Path | None, environment: Mapping[str, str]) -> Sweep:
+def open_sweep(file: Path, overrides: Sequence[str], *, data_root: Path | None, environment: Mapping[str, str], look: bool = True) -> Sweep:
     """Read a sweep file and what the store knows of it.
 
     Args:
         data_root: where to look at the images that identities depend on; unset, trials are told apart by settings alone.
+        look: read the store; else the sweep as if it were empty.
         environment: RRN_STORE and MLFLOW_TRACKING_URI stand in for what the file leaves out.
 
     Raises:
         SweepError: a faulty file, unusable data, or an absent store.
     """
     spec = load(file, overrides=overrides)
-    store, tracking = open_places(spec, environment)
+    store = open_store(spec.store or environment.get("RRN_STORE") or "runs/store", deadline_s=STORE_WAITS_S)
+    tracking = _absolute(spec.tracking or environment.get("MLFLOW_TRACKING_URI") or "sqlite:///runs/mlflow.db")
     contents = Contents(Runtime(data_root=data_root, lists_root=file.resolve().parent), store)
-    try:
+    with naming(file):
         plans = expand(spec, contents.resolve)
+        samples = representatives(spec, contents.resolve) if spec.search else []
+    sweep = Sweep(file, spec, store, tracking, contents, plans, {}, samples)
+    return sweep.reread() if look else sweep
+
+
+@contextmanager
+def naming(file: Path) -> Iterator[None]:
+    """Every line of a fault begins with the file."""
+    try:
+        yield
     except SweepError as error:
         raise SweepError("\n".join(f"{file}: {line}" for line in str(error).splitlines())) from None
-    return Sweep(file, spec, store, tracking, contents, plans, {}).reread()
-
-
-def open_places(spec: SweepSpec, environment: Mapping[str, str]) -> tuple[Store, str]:
-    """The store and the tracking URI: of the file, of the environment, or folders below `runs`."""
-    store = open_store(spec.store or environment.get("RRN_STORE") or "runs/store", deadline_s=STORE_WAITS_S)
-    return store, _absolute(spec.tracking or environment.get("MLFLOW_TRACKING_URI") or "sqlite:///runs/mlflow.db")
-
-
-def _public(uri: str) -> str:
-    """Without the credentials that the environment's address may hold: this goes into the store."""
-    return re.sub(r"//[^/@]*@", "//", uri)
 
 
 def _absolute(tracking: str) -> str:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlencode
 
-from orchestration.errors import SweepError, TrackingError
+from orchestration.errors import SweepError, TrackingError, without_password
 from orchestration.manifest import SCORE, Checkpoint, Entry, Manifest
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def run_view(manifest: Manifest, *, store: str, live: bool) -> RunView:
 def ui_command(uri: str, *, port: int = _DEFAULT_PORT) -> str:
     """The shell command that serves the UI of a SQLite database; the address of a server that is already there."""
     if not uri.startswith(_SQLITE):
-        return _without_password(uri)
+        return without_password(uri)
     # By default MLflow starts a job runner and four workers, which take 2.6 GB.
     command = f"{shlex.quote(sys.executable)} -m mlflow server"
     return f"MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false {command} --backend-store-uri {shlex.quote(uri)} --workers 1 --port {port}"
@@ -95,7 +95,7 @@ class Tracker:
         self, uri: str, *, sweep: str, store: str, read: Callable[[str], Manifest | None], tags: Mapping[str, str], description: str = ""
     ) -> None:
         if not re.match(r"sqlite:////.|https?://[^/]", uri):
-            raise TrackingError(f"tracking: must be sqlite:////absolute/path.db or http(s)://host..., got {_without_password(uri)!r}")
+            raise TrackingError(f"tracking: must be sqlite:////absolute/path.db or http(s)://host..., got {without_password(uri)!r}")
         self._uri, self._sweep, self._store, self._read = uri, sweep, store, read
         self._tags, self._description = dict(tags), description
         self._experiment: _Experiment | None = None
@@ -145,7 +145,7 @@ class Tracker:
 
         Sorted by a metric the UI lists the trials flat; otherwise it folds them away below the sweep's own run.
         """
-        base = f"http://127.0.0.1:{_DEFAULT_PORT}" if self._uri.startswith(_SQLITE) else _without_password(self._uri).rstrip("/")
+        base = f"http://127.0.0.1:{_DEFAULT_PORT}" if self._uri.startswith(_SQLITE) else without_password(self._uri).rstrip("/")
         query = {
             "workflowType": "machine_learning",
             "compareRunsMode": "CHART",
@@ -249,7 +249,7 @@ class Tracker:
         """Forget what was found: after an outage runs may be missing, or exist although the reply was lost."""
         self._experiment = None
         if not self._away:
-            log.warning("MLflow at %s is away, the sweep goes on and tracking catches up later: %s", _without_password(self._uri), error)
+            log.warning("MLflow at %s is away, the sweep goes on and tracking catches up later: %s", without_password(self._uri), error)
         self._away = True
 
     def _pause(self, seconds: float) -> None:
@@ -375,7 +375,7 @@ def _open_experiment(uri: str, sweep: str, *, tags: Mapping[str, str], descripti
         with _translated():
             return _Experiment(client, _experiment_id(client, uri, sweep), sweep=parent, tags=tags)
     except _Gone as error:
-        raise TrackingError(f"MLflow at {_without_password(uri)} refused the experiment {sweep}: {error}") from error
+        raise TrackingError(f"MLflow at {without_password(uri)} refused the experiment {sweep}: {error}") from error
 
 
 def make_experiment(uri: str, sweep: str) -> None:
@@ -491,8 +491,4 @@ def _translated() -> Iterator[None]:
 
 
 def _line(error: Exception) -> str:
-    return _without_password(" ".join(str(error).split()))[:400]
-
-
-def _without_password(text: str) -> str:
-    return re.sub(r"//[^/@\s]*@", "//", text)
+    return without_password(" ".join(str(error).split()))[:400]

@@ -2,7 +2,8 @@
 
 from typing import TYPE_CHECKING, Any
 
-from rrn_core.config import PRESETS, Runtime, TrainConfig
+from rrn_core.config import Runtime, TrainConfig
+from rrn_core.presets import PRESETS
 
 if TYPE_CHECKING:
     from rrn_core.training import Report, train

@@ -83,7 +83,8 @@ class TrainConfig(BaseModel):
     # networks
     backbone: Literal["tiny", "resnet18", "resnet50", "resnet101"] = "resnet50"
     init_weights: str | None = None
-    """Weights to start from, as `rrn-sweep weights import` writes them: a path like the lists' above, or `store:` and a key of the store.
+    """Weights to start from, as `rrn-sweep weights import` writes them: a path, which if relative starts at the sweep file or at the data
+    root, or (in a sweep) `store:` and a key of the store.
     An ImageNet backbone starts both branches; whole branches, and discriminators where the file has them, start the same parts."""
     init_sha256: Digest | None = None
     """SHA-256 of that file. A sweep fills it in; training refuses other contents."""
@@ -225,18 +226,18 @@ class TrainConfig(BaseModel):
         """What `{k}` stands for in the name of a list: 8 of "1/8", 92 of "n:92", full."""
         return self.partition.removeprefix("1/").removeprefix("n:")
 
-    def digest(self) -> str:
-        """The identity of the run: SHA-256 of the canonical JSON of every setting, as 64 hex digits.
-
-        Where the contents of lists and weights are known, they count, and not where the files lay.
-        """
+    def identity(self) -> dict[str, Any]:
+        """Every setting as JSON holds it. Where the contents of lists and weights are known, they count, and not where the files lay."""
         settings = self.model_dump(mode="json")
         if self.split:
             settings |= {"train_list": None, "labeled_list": None, "unlabeled_list": None}
         if self.init_sha256:
             settings["init_weights"] = None
-        canonical = json.dumps(settings, sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(canonical.encode()).hexdigest()
+        return settings
+
+    def digest(self) -> str:
+        """SHA-256 of the canonical JSON of the identity, as 64 hex digits."""
+        return hashlib.sha256(json.dumps(self.identity(), sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 class Runtime(BaseModel):
@@ -258,121 +259,6 @@ class Runtime(BaseModel):
     """Keep decoded images in memory; unset: where they take less than 2 GiB."""
     progress_every: Annotated[int, Field(ge=1)] | None = None
     """Also report every so many iterations within an epoch; unset reports after each epoch only."""
-
-
-PRESETS: dict[str, dict[str, Any]] = {
-    "paper": {
-        "crop": 512,
-        "scales": (0.5, 0.75, 1.0, 1.5, 1.75, 2.0),
-        "hflip": 0.5,
-        "cutmix_boxes": 3,
-        "cutmix_area": (0.25, 0.5),
-        "backbone": "resnet50",
-        "discriminator": "patch",
-        "discriminator_width": 64,
-        "region_kernel": 10,
-        "feature_pool": "auto",
-        "eps": 0.6,
-        "lambda1": 1.0,
-        "lambda2": 1.0,
-        "lambda3": 0.1,
-        "drlc": True,
-        "drlc_weighting": "sum_of_masked_means",
-        "region_upsample": "bilinear",
-        "gate": "ge",
-        "region_label": "own",
-        "region_loss_from_epoch": 1,
-        "judge_dropout": True,
-        "discriminator_scaling": "batch",
-        "mask_void": False,
-        "feature_matching": "mean",
-        "cps_on_labeled": False,
-        "supervised_ce": "plain",
-        "batch_size": 6,
-        "accumulate": 1,
-        "epochs": 32,
-        "lr": 0.0025,
-        "momentum": 0.9,
-        "weight_decay": 5e-4,
-        "poly_power": 0.9,
-        "warmup_epochs": 10,
-        "discriminator_lr": 1e-4,
-        "ensemble": "logits",
-        "ensemble_weight": 0.5,
-    },
-    "released": {
-        "crop": 512,
-        "scales": (0.5, 0.75, 1.0, 1.5, 1.75, 2.0),
-        "hflip": 0.5,
-        "cutmix_boxes": 3,
-        "cutmix_area": (0.25, 0.5),
-        "backbone": "resnet50",
-        "discriminator": "image",
-        "discriminator_width": 64,
-        "region_kernel": 10,
-        "feature_pool": "auto",
-        "eps": 0.6,
-        "lambda1": 1.0,
-        "lambda2": 1.0,
-        "lambda3": 0.1,
-        "drlc": True,
-        "drlc_weighting": "sum_of_masked_means",
-        "region_upsample": "bilinear",
-        "gate": "gt",
-        "region_label": "own",
-        "region_loss_from_epoch": 1,
-        "judge_dropout": True,
-        "discriminator_scaling": "batch",
-        "mask_void": False,
-        "feature_matching": "mean",
-        "cps_on_labeled": False,
-        "supervised_ce": "plain",
-        "batch_size": 6,
-        "accumulate": 1,
-        "epochs": 32,
-        "lr": 0.0025,
-        "momentum": 0.9,
-        "weight_decay": 1e-4,
-        "poly_power": 0.9,
-        "warmup_epochs": 10,
-        "discriminator_lr": 1e-4,
-        "ensemble": "logits",
-        "ensemble_weight": 0.5,
-    },
-    "cityscapes": {
-        "dataset": "cityscapes",
-        "crop": 800,
-        "eps": 0.7,
-        "lambda1": 5.0,
-        "supervised_ce": "ohem",
-        "batch_size": 4,
-        "accumulate": 2,
-        "epochs": 128,
-        "lr": 0.02,
-        "warmup_epochs": 0,
-    },
-    "digits": {
-        "dataset": "digits",
-        "crop": 64,
-        "hflip": 0.0,
-        "scales": (0.8, 1.0, 1.25),
-        "backbone": "tiny",
-        "discriminator_width": 8,
-        "region_kernel": 1,
-        "lambda1": 0.2,
-        "lambda2": 0.2,
-        "batch_size": 4,
-        "epochs": 5,
-        "lr": 0.1,
-        "warmup_epochs": 1,
-        "eval_batch": 32,
-    },
-}
-"""Named sets of settings. `paper` and `released` (the authors' script) name the same settings, to be compared line by line (METHOD.md 1.6);
-`paper` equals the defaults, and both have the epochs of partition 1/16. `cityscapes`: the paper's values for it, on top of the defaults;
-where the paper is silent (OHEM, no warm-up, the epochs of 1/16), those of CPS on Cityscapes.
-`digits`: the embedded data on a CPU within a minute. Its networks start from random weights, and with the paper's lambda1 = lambda2 = 1
-they would teach each other that all is background before they have seen a digit; hence the smaller ones."""
 
 
 def labeled_count(partition: str, images: int) -> int:

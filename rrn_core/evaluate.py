@@ -15,11 +15,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from rrn_core.config import TrainConfig
-from rrn_core.data import Images
+from rrn_core.data import Images, Pixels
 from rrn_core.data.augment import normalise, pad
 from rrn_core.networks import Quartet
 
-Pixels = NDArray[np.uint8]
 Forward = Callable[[Tensor], Tensor]
 """Windows (N, 3, crop, crop), normalised, to scores (N, ..., crop, crop)."""
 
@@ -77,12 +76,17 @@ def slide_all(images: Iterable[Pixels], forward: Forward, *, crop: int, stride: 
     if stride is not None and not 1 <= stride <= crop:
         raise ValueError(f"stride: must be 1..{crop}, the crop, got {stride}")
     layouts: deque[_Layout] = deque()
-    windows = _windows(images, layouts, crop, stride or math.ceil(crop * 2 / 3))
+    windows = _windows(images, layouts, crop, stride or default_stride(crop))
     scores = (score for chunk in _chunks(windows, batch) for score in forward(torch.from_numpy(np.stack(chunk))))
     for first in scores:
         layout = layouts.popleft()
         rest = islice(scores, len(layout.corners) - 1)
         yield layout.assemble(first, rest)
+
+
+def default_stride(crop: int) -> int:
+    """Two thirds of the window, rounded up."""
+    return -(-2 * crop // 3)
 
 
 def window_starts(length: int, crop: int, stride: int) -> list[int]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -12,18 +11,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from rrn_core.config import Runtime, TrainConfig
-from rrn_core.data import open_dataset
+from rrn_core.data import Pixels, open_validation
 from rrn_core.data.batch import Batch
-from rrn_core.evaluate import evaluate, window_starts
+from rrn_core.evaluate import default_stride, evaluate, window_starts
 from rrn_core.networks import Quartet, build_quartet
 from rrn_core.step import Optimisers, train_step
-from rrn_core.training import set_up_torch
-
-Pixels = NDArray[np.uint8]
+from rrn_core.training import peak_memory_mb, set_up_torch
 
 
 @dataclass(frozen=True)
@@ -34,7 +30,7 @@ class Cost:
     seconds_per_window: float
     """Of evaluation, both branches."""
     peak_memory_mb: float
-    """MiB: on CUDA the peak of allocated memory; on a CPU by how much the peak of the resident set grew."""
+    """MiB: on CUDA the peak of allocated memory; on a CPU of the process's resident set, libraries and all."""
 
     def trial_s(self, *, iterations: int, epochs: int, windows: int) -> float:
         """Seconds of a whole trial; `windows`: of one evaluation."""
@@ -52,8 +48,7 @@ class Task:
 
     def windows(self, crop: int) -> int:
         """Windows of one evaluation over all validation images."""
-        stride = math.ceil(crop * 2 / 3)
-        rows, columns = (len(window_starts(max(side, crop), crop, stride)) for side in self.val_size)
+        rows, columns = (len(window_starts(max(side, crop), crop, default_stride(crop))) for side in self.val_size)
         return self.val_images * rows * columns
 
 
@@ -69,14 +64,14 @@ def task_of(config: TrainConfig, runtime: Runtime) -> Task:
     """The task of `config`; only dataset `folder` is opened for it, and its first validation image taken as typical.
 
     Raises:
-        ValueError: as `open_dataset`.
+        ValueError: as `open_validation`.
     """
     if config.dataset == "digits":
         return Task(11, config.val_images, (config.image_size, config.image_size))
     if config.dataset in PUBLISHED:
         known = PUBLISHED[config.dataset]
         return Task(known.num_classes, config.split.val if config.split else known.val_images, known.val_size)
-    data = open_dataset(config, runtime.model_copy(update={"cache_images": False}))
+    data = open_validation(config, runtime)
     height, width = data.val[0][1].shape
     return Task(len(data.classes), len(data.val), (height, width))
 
@@ -90,7 +85,7 @@ def probe(config: TrainConfig, runtime: Runtime, *, num_classes: int, iterations
         torch.OutOfMemoryError: the run does not fit the device.
     """
     with _as_in_training(runtime) as device:
-        before_mb = _reset_peak_mb(device)
+        _reset_peak(device)
         quartet = build_quartet(config, num_classes).to(device)
         optimisers = Optimisers(quartet, config)
         batch = _random_batch(config, num_classes).to(device)
@@ -101,7 +96,7 @@ def probe(config: TrainConfig, runtime: Runtime, *, num_classes: int, iterations
 
         per_iteration = _seconds(step, iterations, device)
         per_window = _evaluation_s(quartet, config, num_classes, device) / config.eval_batch
-        return Cost(per_iteration, per_window, _peak_mb(device) - before_mb)
+        return Cost(per_iteration, per_window, peak_memory_mb(device))
 
 
 def checkpoint_bytes(config: TrainConfig, num_classes: int) -> int:
@@ -193,19 +188,10 @@ def _as_in_training(runtime: Runtime) -> Iterator[torch.device]:
             torch.cuda.empty_cache()
 
 
-def _reset_peak_mb(device: torch.device) -> float:
-    """Let the peak start anew; MiB that are in use already."""
+def _reset_peak(device: torch.device) -> None:
+    """Let the peak start anew."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-        return torch.cuda.memory_allocated(device) / 2**20
-    with suppress(OSError):  # only Linux; elsewhere the growth of the process's whole peak counts
-        Path("/proc/self/clear_refs").write_text("5")
-    return _peak_mb(device)
-
-
-def _peak_mb(device: torch.device) -> float:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    else:
+        with suppress(OSError):  # only Linux can; elsewhere the whole life of the process counts
+            Path("/proc/self/clear_refs").write_text("5")

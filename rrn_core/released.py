@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import pickle
 import re
 from collections import Counter
@@ -11,11 +10,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy._core.multiarray import scalar  # type: ignore[import-not-found,unused-ignore]
 from safetensors.torch import load as load_safetensors
 from torch import Tensor
 
 from rrn_core.weights import ANCHOR, BRANCHES, COUNTER, Facts, first_sentence, pack, recognise, shapes_of
+
+_NUMBERS: list[Any] = [
+    *((scalar, f"numpy.{core}.multiarray.scalar") for core in ("_core", "core")),
+    *(np.dtype, *(type(np.dtype(kind)) for kind in ("f4", "f8", "i4", "i8", "?"))),
+]
+"""What a score saved as a NumPy number is made of; nothing of it runs code."""
 
 _Names = dict[str, str]
 """Our name of a tensor, and its name in the file that is imported."""
@@ -35,15 +42,17 @@ class Imported:
     unexpected: tuple[str, ...]
     """The file's names of what was left out: optimisers, a classifier of ImageNet, layers that nothing uses."""
 
+    source: str
+    """Name of the file; no part of `to_bytes`, so that equal tensors give equal bytes, and the same trials."""
+
     def to_bytes(self) -> bytes:
-        """Equal imports give equal bytes."""
         return pack(self.tensors, self.facts)
 
     def __str__(self) -> str:
         facts = self.facts
         what = "a backbone" if facts.kind == "backbone" else f"both branches, {facts.num_classes} classes"
         judges = f"; D1 and D2: {facts.discriminator}" if facts.discriminator else ""
-        lines = [f"{facts.source}: {what}, {facts.backbone}{judges}", f"taken     {len(self.matched)} tensors"]
+        lines = [f"{self.source}: {what}, {facts.backbone}{judges}", f"taken     {len(self.matched)} tensors"]
         if self.missing:
             lines.append(f"missing   {len(self.missing)} counters {COUNTER}, set to 0")
         if self.unexpected:
@@ -74,12 +83,13 @@ def _read(file: Path) -> dict[str, Tensor]:
     try:
         if file.suffix == ".safetensors":
             return load_safetensors(file.read_bytes())
-        return dict(_tensors(torch.load(file, map_location="cpu", weights_only=True)))
+        with torch.serialization.safe_globals(_NUMBERS):
+            return dict(_tensors(torch.load(file, map_location="cpu", weights_only=True)))
     except pickle.UnpicklingError as error:
         if code := re.search(r"GLOBAL:? ([\w.]+)", str(error)):
             raise ValueError(
-                f"{file}: holds {code[1]} beside tensors; loading it could run code, so it is refused: where you trust its author, "
-                "load it there and save its state_dict alone"
+                f"{file}: holds {code[1]} beside tensors; to load that could run code, so it is refused: if you trust its author, load it "
+                "yourself and save its state_dict alone"
             ) from None
         raise ValueError(f"{file}: not a torch checkpoint; get it again") from None
     except Exception as error:  # the loaders raise many kinds for a damaged file
@@ -99,11 +109,11 @@ def _recognise(found: Mapping[str, Tensor], file: Path) -> Imported:
     branches = _branch_names(usable)
     names = branches or _backbone_names(found, usable)
     facts, missing = recognise(shapes_of({name: found[key] for name, key in names.items()}))
-    taken = names | (_discriminator_names(usable) if branches else {})
+    taken = names | (_discriminator_names(found, usable, inputs=(facts.num_classes or 0) + 3) if branches else {})
     tensors = {name: _own(found[key]) for name, key in taken.items()} | {name: torch.zeros((), dtype=torch.int64) for name in missing}
-    origin = {"source": file.name, "source_sha256": _file_sha256(file), "discriminator": _discriminator_kind(tensors)}
+    facts = facts.model_copy(update={"discriminator": _discriminator_kind(tensors)})
     used = set(taken.values())
-    return Imported(facts.model_copy(update=origin), tensors, tuple(taken), missing, tuple(key for key in found if key not in used))
+    return Imported(facts, tensors, tuple(taken), missing, tuple(key for key in found if key not in used), file.name)
 
 
 def _branch_names(keys: Iterable[str]) -> _Names:
@@ -136,18 +146,29 @@ def _backbone_names(found: Mapping[str, Tensor], keys: Iterable[str]) -> _Names:
     return {f"backbone.{match[1]}": key for key in keys if (match := ours.fullmatch(key))}
 
 
-def _discriminator_names(keys: Iterable[str]) -> _Names:
-    """Of exactly two discriminators; the first by name belongs to branch 1. `fc` beside a classifier is never used, and stays out."""
-    there = set(keys)
-    prefixes = [prefix for prefix in _prefixes(there, "conv4.weight") if all(f"{prefix}conv{i}.weight" in there for i in (1, 2, 3))]
+def _discriminator_names(found: Mapping[str, Tensor], keys: Iterable[str], *, inputs: int) -> _Names:
+    """Of exactly two discriminators of our form, for that many input channels; the first by name belongs to branch 1."""
+    prefixes = [prefix for prefix in _prefixes(keys, "conv4.weight") if _is_discriminator(found, prefix, inputs)]
     if len(prefixes) != 2:
         return {}
-    names: _Names = {}
-    for ours, prefix in zip(("D1", "D2"), prefixes, strict=True):
-        last = "classifier" if f"{prefix}classifier.weight" in there else "fc"
-        layers = (f"{layer}.{part}" for layer in ("conv1", "conv2", "conv3", "conv4", last) for part in ("weight", "bias"))
-        names |= {f"{ours}.{layer}": prefix + layer for layer in layers if prefix + layer in there}
-    return names
+    return {
+        f"{ours}.{layer}": prefix + layer for ours, prefix in zip(("D1", "D2"), prefixes, strict=True) for layer in _layers(found, prefix)
+    }
+
+
+def _layers(found: Mapping[str, Tensor], prefix: str) -> list[str]:
+    """`fc` beside a classifier is never used, and stays out."""
+    last = "classifier" if f"{prefix}classifier.weight" in found else "fc"
+    return [f"{layer}.{part}" for layer in ("conv1", "conv2", "conv3", "conv4", last) for part in ("weight", "bias")]
+
+
+def _is_discriminator(found: Mapping[str, Tensor], prefix: str, inputs: int) -> bool:
+    layers = _layers(found, prefix)
+    if any(prefix + layer not in found for layer in layers):
+        return False
+    weights = [found[prefix + layer].shape for layer in layers if layer.endswith("weight")]
+    widths = [inputs, *(shape[0] for shape in weights)]
+    return [shape[1] for shape in weights] == widths[:-1] and widths[-1] == 1
 
 
 def _discriminator_kind(tensors: Mapping[str, Tensor]) -> str | None:
@@ -164,8 +185,3 @@ def _prefixes(keys: Iterable[str], tensor: str) -> list[str]:
 
 def _own(tensor: Tensor) -> Tensor:
     return tensor.float().contiguous().clone() if tensor.is_floating_point() else tensor.long().clone()
-
-
-def _file_sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -13,7 +13,7 @@ import torch
 from rrn_core.config import Runtime, TrainConfig
 from rrn_core.data import DataSet, open_dataset
 from rrn_core.data.batches import Batches, loader
-from rrn_core.data.lists import find_list
+from rrn_core.data.lists import find_file, roots
 from rrn_core.evaluate import evaluate
 from rrn_core.networks import build_quartet
 from rrn_core.state import TrainState, read_files, seed_everything
@@ -68,14 +68,29 @@ def train(
     if resume_from is not None:
         state.load_files(read_files(resume_from) if isinstance(resume_from, Path) else resume_from)
     elif config.init_weights is not None:
-        body = init_weights or find_list(config.init_weights, number="", roots=(runtime.lists_root, runtime.data_root, Path())).read_bytes()
+        body = init_weights or find_file(config.init_weights, roots=roots(runtime)).read_bytes()
         initialise(state.quartet, body, sha256=config.init_sha256)
     yield from _loop(config, runtime, data, batches, state, device)
 
 
+def device_of(runtime: Runtime) -> torch.device:
+    """The device that `runtime.device` names. Raises ValueError where this machine has none such."""
+    if runtime.device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(runtime.device)
+    except RuntimeError:
+        raise ValueError(f"device: must be auto, cpu, cuda or cuda:N, got {runtime.device}") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(
+            f"device: {runtime.device}, but torch finds {torch.cuda.device_count()} CUDA devices; use --device cpu, or mend it"
+        )
+    return device
+
+
 def set_up_torch(runtime: Runtime) -> torch.device:
     """The device of a run; torch set to the runtime's threads and to be as repeatable as the device allows."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu") if runtime.device == "auto" else torch.device(runtime.device)
+    device = device_of(runtime)
     if runtime.threads:
         torch.set_num_threads(runtime.threads)
     # bilinear up-sampling has no deterministic backward pass on CUDA: warn there, be exact everywhere else
@@ -84,6 +99,18 @@ def set_up_torch(runtime: Runtime) -> torch.device:
         torch.cuda.reset_peak_memory_stats(device)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     return device
+
+
+def peak_memory_mb(device: torch.device) -> float:
+    """MiB: peak allocated GPU memory of the run, or on a CPU the peak resident set of the process, which may have run others before."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    status = Path("/proc/self/status")  # getrusage would count what the process was forked from
+    if status.is_file():
+        return int(status.read_text().partition("VmHWM:")[2].split()[0]) / 2**10
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 
 
 def _loop(
@@ -154,16 +181,7 @@ def _costs(config: TrainConfig, iterations: int, train_s: float, eval_s: float, 
         "perf/train_s": train_s,
         "perf/eval_s": eval_s,
     }
-    return costs | {"perf/peak_memory_mb": _peak_memory_mb(device)}
-
-
-def _peak_memory_mb(device: torch.device) -> float:
-    """MiB: peak allocated GPU memory of the run, or on a CPU the peak resident set of the process, which may have run others before."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    return costs | {"perf/peak_memory_mb": peak_memory_mb(device)}
 
 
 class _Clock:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from rrn_core.config import TrainConfig
 from rrn_core.networks import Branch, Quartet, branch_spec, quartet_of
+from rrn_core.presets import PRESETS
 
 WEIGHTS = "model.safetensors"
 """Name of the networks' file in a checkpoint."""
@@ -48,9 +49,6 @@ class Facts(BaseModel):
     """Kind of the discriminators in the file."""
     config: dict[str, Any] | None = None
     """Settings of the run, where the file is a checkpoint of ours."""
-    source: str | None = None
-    """Name of the file that was imported, and its SHA-256."""
-    source_sha256: str | None = None
 
 
 @dataclass(frozen=True)
@@ -95,14 +93,13 @@ def initialise(quartet: Quartet, body: bytes, *, sha256: str | None = None) -> s
     try:
         tensors, facts = unpack(body)
         _match(quartet, facts)
-        source = facts.source or "a checkpoint"
         if facts.kind == "backbone":
             for branch in (quartet.branch1, quartet.branch2):
                 _load(branch.backbone, tensors, "backbone.")
-            return f"{source}: backbone {facts.backbone} in both branches"
+            return f"backbone {facts.backbone} in both branches"
         for name in BRANCHES:
             _load(quartet.get_submodule(name), tensors, f"{name}.")
-        return f"{source}: both branches; {_start_discriminators(quartet, tensors, facts)}"
+        return f"both branches; {_start_discriminators(quartet, tensors, facts)}"
     except ValueError as error:
         raise ValueError(f"init_weights: {error}") from None
 
@@ -158,18 +155,13 @@ def first_sentence(error: Exception) -> str:
 
 
 def training_facts(config: TrainConfig, num_classes: int) -> Facts:
-    """What a checkpoint of a run says of itself. Where files lay is left out once their contents are known, as in the run's identity."""
-    settings = config.model_dump(mode="json")
-    if config.split:
-        settings |= {"train_list": None, "labeled_list": None, "unlabeled_list": None}
-    if config.init_sha256:
-        settings["init_weights"] = None
+    """What a checkpoint of a run says of itself."""
     return Facts(
         kind="branches",
         backbone=config.backbone,
         num_classes=num_classes,
         discriminator=config.discriminator if config.method == "rrn" else None,
-        config=settings,
+        config=config.identity(),
     )
 
 
@@ -258,7 +250,8 @@ def _body(source: Path) -> tuple[bytes, Path]:
 def _evaluation_config(facts: Facts, changes: Mapping[str, Any]) -> TrainConfig:
     if changes.get("backbone", facts.backbone) != facts.backbone:
         raise ValueError(f"backbone: the weights are of {facts.backbone}, got {changes['backbone']}; leave it out")
-    settings = (facts.config or {"backbone": facts.backbone}) | _NOT_TRAINING | dict(changes)
+    protocol = PRESETS["cityscapes"] if changes.get("dataset") == "cityscapes" else {}  # its windows have another size
+    settings = (facts.config or protocol | {"backbone": facts.backbone}) | _NOT_TRAINING | dict(changes)
     try:
         return TrainConfig.model_validate_json(json.dumps(settings, default=str))  # JSON, because strict input refuses a list for a tuple
     except ValidationError as error:

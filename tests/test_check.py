@@ -18,14 +18,16 @@ from servers import MlflowServer, S3Server, free_port
 from orchestration import check as checks
 from orchestration.estimate import COSTLESS, estimate, probed
 from orchestration.manifest import Entry, TrialRecord, read_manifests
-from orchestration.plan import TrialPlan, expand
+from orchestration.plan import TrialPlan, expand, representatives
 from orchestration.spec import Resources, Retention, SweepSpec
 from orchestration.spec import check as parse
 from orchestration.store import DirectoryStore, open_store
 from rrn_core.config import Runtime, TrainConfig
 from rrn_core.data.camvid import CLASSES
 from rrn_core.data.inspection import Finding, inspect_data
+from rrn_core.data.lists import read_list
 
+SPLITS = Path(__file__).parents[2] / "shared" / "data" / "splits" / "cityscapes"
 CAMVID = TrainConfig(dataset="camvid", partition="1/2", crop=64, backbone="tiny", region_kernel=4)
 TRAIN = [f"t{i}" for i in range(8)]
 VAL = [f"v{i}" for i in range(3)]
@@ -83,8 +85,10 @@ def test_the_embedded_data_are_sound():
 
 
 def test_a_missing_image_is_a_fault(root):
-    (root / "train.txt").write_text("\n".join([*TRAIN, "t99"]))
-    assert "t99.png or t99.jpg is missing" in only(inspected(root))
+    (root / "train.txt").write_text("\n".join([*TRAIN, "t98", "t99"]))
+    text = only(inspected(root))
+    assert "2 of 10 training images are missing: t98, t99; " in text
+    assert text.endswith("t98.png or t98.jpg is missing, train lists it")
 
 
 def test_a_missing_label_of_a_labelled_image_is_a_fault_and_of_an_unlabelled_one_is_not(root):
@@ -94,10 +98,34 @@ def test_a_missing_label_of_a_labelled_image_is_a_fault_and_of_an_unlabelled_one
     assert "t2: to be labelled, but without a label file" in only(inspected(root))
 
 
-def test_labels_of_unlabelled_images_are_never_read(root):
-    for name in TRAIN[1::2]:
-        (root / "trainannot" / f"{name}.png").write_bytes(b"no image")
+def test_labels_of_unlabelled_images_may_be_removed_but_not_broken(root):
+    advice = "; mend the masks, or simply remove them: unlabelled images need none"
+    (root / "trainannot" / "t1.png").write_bytes(b"no image")
+    text = only(inspected(root))
+    assert text.startswith("camvid 1/2 unlabelled: 1 of 4 no label image: t1; ")
+    assert text.endswith(f"not a readable image{advice}")
+    label(root, "t1", EVERY_CLASS[:50])
+    label(root, "t3", EVERY_CLASS + 100)
+    sizes, values = wrong(inspected(root))
+    assert "1 of 4 labels differ in size from their images: t1; " in sizes
+    assert "1 of 4 labels hold values that mean nothing: t3; " in values
+    assert sizes.endswith(advice)
+    assert values.endswith(advice)
+    for name in ("t1", "t3"):
+        (root / "trainannot" / f"{name}.png").unlink()
+    findings = inspected(root)
+    assert wrong(findings) == []
+    assert any("2 with labels, which only diagnostics read" in finding.detail for finding in findings)
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+def test_a_truncated_image_is_a_fault(root, suffix):
+    (root / "train" / "t1.png").unlink()
+    file = root / "train" / f"t1.{suffix}"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)).save(file)
     assert wrong(inspected(root)) == []
+    file.write_bytes(file.read_bytes()[:-1000])
+    assert only(inspected(root)).endswith(f"t1.{suffix}: not a readable image, or not a whole one")
 
 
 def test_an_image_that_trains_and_validates_is_a_fault(root):
@@ -131,18 +159,19 @@ def test_colours_are_not_taken_for_labels(root):
     assert text.endswith("got mode RGB")
 
 
-def test_palette_files_among_grey_ones_are_a_fault_and_palette_files_alone_are_not(root):
+def test_palette_files_among_grey_ones_are_warned_about_and_palette_files_alone_are_not(root):
     def as_palette(name: str) -> None:
         image = Image.fromarray(EVERY_CLASS)
-        image.putpalette([0, 0, 0, 128, 0, 0, 0, 128, 0])
+        image.putpalette([level for level in range(256) for _ in range(3)])
         image.save(root / "trainannot" / f"{name}.png")
 
     as_palette("t2")
-    assert "1 palette label files among 3 grey ones: t2; write all in one way" in only(inspected(root))
+    assert wrong(findings := inspected(root)) == []
+    assert "1 palette label files among 3 grey ones: t2; " in only(findings, "warn")
     for name in TRAIN:
         as_palette(name)
     findings = inspected(root)
-    assert wrong(findings) == []
+    assert {finding.level for finding in findings} == {"ok"}
     assert any("with labels (4 palette)" in finding.detail for finding in findings)
 
 
@@ -181,6 +210,24 @@ def test_files_that_two_configurations_share_are_read_once_and_progress_reaches_
     before = dict(looks)
     inspected(root, CAMVID.model_copy(update={"partition": "1/4"}), looks=looks)
     assert all(looks[key] is look for key, look in before.items())
+
+
+@pytest.mark.skipif(not SPLITS.is_dir(), reason="the published lists are not in ../shared/data/splits")
+def test_the_published_partition_of_cityscapes_is_told_from_another(tmp_path):
+    names = read_list(SPLITS / "train.txt")
+    for folder in ("images", "segmentation"):
+        (tmp_path / folder).mkdir()
+        for split in ("train", "val"):
+            (tmp_path / folder / split).mkdir()
+    for split, name in (*(("train", name) for name in names), ("val", "v_0_0")):
+        (tmp_path / "images" / split / f"{name}.png").touch()
+        (tmp_path / "segmentation" / split / f"{name}_gtFine.png").touch()
+    config = TrainConfig(dataset="cityscapes", partition="1/8")
+    assert "CPS's train.txt" in only(inspected(tmp_path, config), "warn")
+    (tmp_path / "train.txt").write_bytes((SPLITS / "train.txt").read_bytes())
+    findings = inspected(tmp_path, config)
+    assert wrong(findings, "warn") == []
+    assert Finding("ok", "cityscapes 1/8", "equals the published CPS list") in findings
 
 
 def test_each_choice_of_images_is_inspected_and_equal_lines_are_told_once(root):
@@ -348,7 +395,7 @@ def test_a_sound_sweep_has_no_fault_and_a_broken_one_tells_all_of_them(tmp_path,
 
 def test_a_search_is_checked_with_each_of_its_choices():
     spec = spec_of(search={"trials": 40}, space={"partition": {"choices": ["1/8", "1/4"]}, "eps": {"low": 0.1, "high": 0.9}})
-    assert [(plan.config.partition, plan.config.eps) for plan in checks.representatives(spec)] == [("1/8", 0.1), ("1/4", 0.1)]
+    assert [(plan.config.partition, plan.config.eps) for plan in representatives(spec)] == [("1/8", 0.1), ("1/4", 0.1)]
 
 
 def test_planning_with_estimates_needs_no_torch():

@@ -263,6 +263,8 @@ def test_images_of_ones_own_are_checked_trained_evaluated_and_predicted(tmp_path
         ),
         (["small.yaml", "--set", "eps=0.5"], "base.eps: is varied in grid or space too"),
         (["small.yaml", "--workers", "-1"], "--workers: input should be greater than or equal to 0, got -1"),
+        (["chek", "small.yaml"], 'chek: neither a command nor a sweep file; did you mean "check"?'),
+        (["plan", "small.yaml", "--probe", "--device", "gpu"], "device: must be auto, cpu, cuda or cuda:N, got gpu"),
         (["small.yaml", "--set", "dataset=camvid"], "--data-root: trial eps=0.4 needs the folder of camvid; give it, or set RRN_DATA_ROOT"),
         (["small.yaml", "--set", "dataset=camvid", "--data-root", "nowhere"], "nowhere is not a folder"),
         (["small.yaml", "--set", "init_weights=no.safetensors"], "init_weights: no.safetensors is neither beside the sweep file nor"),

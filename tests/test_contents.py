@@ -86,7 +86,7 @@ def test_a_list_is_looked_for_beside_the_sweep_file_and_under_the_data_root(tmp_
     text = SWEEP.replace("batch_size", "partition_by: list, labeled_list: 'lists/labeled_{k}.txt', batch_size")
     (data / "lists").mkdir()
     (data / "lists" / "labeled_4.txt").write_text("im1\n")
-    with pytest.raises(SweepError, match=r"own\.yaml: .*labeled_2\.txt: no such list; looked for .*labeled_2\.txt"):
+    with pytest.raises(SweepError, match=r"own\.yaml: .*labeled_2\.txt: no such file; looked for .*labeled_2\.txt"):
         opened(tmp_path, data, text)
     (tmp_path / "lists").mkdir()
     (tmp_path / "lists" / "labeled_2.txt").write_text("im1\nim2\nim3\n")
@@ -170,6 +170,32 @@ def test_a_search_finds_its_trials_again_only_while_the_data_are_the_same(tmp_pa
     assert ids(opened(tmp_path, data, text)) == ids(opened(tmp_path, None, text)) == [plan.trial_id]
     add_image(data, "im0b", seed=11)
     assert ids(opened(tmp_path, data, text)) == []
+
+
+def test_a_search_brings_its_weights_to_the_store_before_its_first_proposal(tmp_path, trained_weights):
+    (tmp_path / "a.safetensors").write_bytes(trained_weights)
+    text = "name: own\npreset: digits\nbase: {init_weights: a.safetensors}\n"
+    text += "search: {sampler: random, trials: 2}\nspace: {eps: {low: 0.3, high: 0.9}}"
+    sweep = opened(tmp_path, None, text)
+    sweep.contents.upload()
+    assert list(sweep.store.keys("weights/")) == [weights_key(hashlib.sha256(trained_weights).hexdigest())]
+    assert [plan.iterations for plan in sweep.to_run] == [sweep.samples[0].iterations] * 2
+
+
+def test_a_search_on_unusable_data_is_refused_at_once(tmp_path, data):
+    (data / "val.txt").unlink()
+    text = SWEEP.replace('grid: {partition: ["1/4", "1/2"]}', "search: {sampler: random, trials: 1}\nspace: {eps: {low: 0.3, high: 0.9}}")
+    with pytest.raises(SweepError, match=r"own\.yaml: .*val\.txt: no such list"):
+        opened(tmp_path, data, text)
+
+
+def test_a_stored_proposal_that_no_longer_fits_the_file_is_passed_over(tmp_path):
+    text = "name: own\npreset: digits\nbase: {crop: CROP, epochs: 1, train_images: 16, val_images: 1, scales: [2.0]}\n"
+    text += "search: {sampler: random, trials: 1}\nspace: {region_kernel: {choices: [8]}}"
+    sweep = opened(tmp_path, None, text.replace("CROP", "128"))
+    run(sweep.samples[0].__class__(sweep.name, sweep.samples[0].config, ("region_kernel",), 0), tmp_path)
+    assert len(opened(tmp_path, None, text.replace("CROP", "128")).plans) == 1
+    assert opened(tmp_path, None, text.replace("CROP", "64").replace("choices: [8]", "choices: [1, 8]")).plans == []
 
 
 def test_a_resolved_configuration_passes_every_check_again(tmp_path, data):

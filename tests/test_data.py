@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from rrn_core.config import PRESETS, Runtime, TrainConfig, iterations_per_epoch
+from rrn_core.config import Runtime, TrainConfig, iterations_per_epoch
 from rrn_core.data import digits, find_split, open_dataset
 from rrn_core.data.augment import augment, draw, normalise, pad
 from rrn_core.data.batch import IMAGENET_MEAN, IMAGENET_STD
@@ -18,6 +18,7 @@ from rrn_core.data.batches import Batches, loader
 from rrn_core.data.camvid import CLASSES, CamVid
 from rrn_core.data.cutmix import box_masks
 from rrn_core.data.digits import Digits
+from rrn_core.presets import PRESETS
 
 CAMVID = Path(__file__).parents[2] / "shared" / "data" / "camvid"
 needs_camvid = pytest.mark.skipif(not CAMVID.is_dir(), reason="CamVid is not in ../shared/data/camvid")
@@ -169,7 +170,7 @@ def test_a_missing_label_is_named(tiny_camvid):
 
 def test_a_missing_image_is_named(tiny_camvid):
     (tiny_camvid / "train" / "a.png").unlink()
-    with pytest.raises(ValueError, match=r"train: a\.png or a\.jpg is missing, train lists it$"):
+    with pytest.raises(ValueError, match=r"1 of 2 training images are missing: a; .*train: a\.png or a\.jpg is missing, train lists it$"):
         open_dataset(*tiny(tiny_camvid))
 
 
@@ -364,7 +365,8 @@ def test_an_epoch_is_as_long_as_the_longer_stream(data, partition, expected):
 
 
 def test_a_balanced_partition_reads_the_labels(data):
-    batches = Batches(config(partition="1/8", partition_by="balanced"), data)
+    settings = config(partition="1/8", partition_by="balanced")
+    batches = Batches(settings, open_dataset(settings, Runtime()))
     assert len(batches.labeled) == 5
     classes = set().union(*(np.unique(data.train[i][1]).tolist() for i in batches.labeled))
     assert len(classes - {0, 255}) >= 9

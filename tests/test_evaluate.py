@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from rrn_core.config import PRESETS, TrainConfig
+from rrn_core.config import TrainConfig
 from rrn_core.data.batch import IMAGENET_MEAN, IMAGENET_STD
 from rrn_core.evaluate import confusion, evaluate, iou, miou, predict, slide, slide_all
 from rrn_core.networks import build_quartet
+from rrn_core.presets import PRESETS
 
 CASES = ("big_100x150", "wide_50x150", "small_40x60", "exact_64x64", "plus1_64x65", "tall_130x63")
 CPU = torch.device("cpu")

@@ -1,6 +1,9 @@
 """How data sets lie on disk: VOC, Cityscapes and a plain folder; the lists of the field; what becomes a run's identity."""
 
 import re
+import shutil
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +12,10 @@ from PIL import Image
 from scipy.io import savemat
 
 from rrn_core.config import Runtime, TrainConfig
-from rrn_core.data import cityscapes, find_split, open_dataset, open_layout, split_indices, voc
+from rrn_core.data import cityscapes, find_split, open_dataset, open_layout, open_validation, split_indices, voc
 from rrn_core.data.files import label_table, plain_table, raw_label, read_label, voc_palette
-from rrn_core.data.lists import find_list, image_name, read_list
+from rrn_core.data.lists import find_file, image_name, read_list, roots
+from rrn_core.data.published import PUBLISHED, names_hash
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 SPLITS, VOC_MINI = SHARED / "splits", SHARED / "voc_mini"
@@ -83,13 +87,18 @@ def roles(config: TrainConfig, root: Path) -> tuple[list[str], list[str]]:
         "JPEGImages/2007_000032.jpg SegmentationClass/2007_000032.png",
         "/images/train/2007_000032.png\t/segmentation/train/2007_000032_gtFine.png",
         "2007_000032\t./pseudo/other.png",
+        "2007_000032  1",
+        "2007_000032\t1",
+        "2007_000032.jpg 1",
         "  VOC2012\\JPEGImages\\2007_000032.JPG   ",
     ],
 )
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\n\n \n"])
 def test_lists_of_every_spelling_name_the_same_images(tmp_path, line, end):
-    (tmp_path / "list.txt").write_bytes(b"\xef\xbb\xbf" + f"{line}{end}second one.png{end}v1.2".encode())
-    assert read_list(tmp_path / "list.txt") == ("2007_000032", "second one", "v1.2")
+    (tmp_path / "list.txt").write_bytes(
+        b"\xef\xbb\xbf" + f"{line}{end}second one.png{end}my images/third one.jpg masks/3.png{end}v1.2".encode()
+    )
+    assert read_list(tmp_path / "list.txt") == ("2007_000032", "second one", "third one", "v1.2")
 
 
 def test_the_image_and_the_label_of_cityscapes_have_one_name():
@@ -106,11 +115,20 @@ def test_a_list_that_cannot_be_meant_is_refused(tmp_path, content, fault):
         read_list(tmp_path / "list.txt")
 
 
-def test_a_list_is_looked_for_at_each_root_in_turn(tmp_path):
-    touch(tmp_path / "a" / "other.txt", tmp_path / "b" / "1-8.txt", tmp_path / "c" / "1-8.txt")
-    assert find_list("1-{k}.txt", number="8", roots=[None, tmp_path / "a", tmp_path / "b", tmp_path / "c"]) == tmp_path / "b" / "1-8.txt"
-    with pytest.raises(ValueError, match=r"1-4\.txt: no such list; looked for .*/a/1-4\.txt, .*/b/1-4\.txt$"):
-        find_list("1-{k}.txt", number="4", roots=[tmp_path / "a", tmp_path / "b"])
+def test_a_file_is_looked_for_at_each_root_in_turn(tmp_path):
+    a, b, c = (tmp_path / name for name in "abc")
+    touch(a / "other.txt", b / "1-8.txt", c / "1-8.txt")
+    assert find_file("1-8.txt", roots=[a, b, c]) == b / "1-8.txt"
+    assert find_file(str(c / "1-8.txt"), roots=[a, b]) == c / "1-8.txt"
+    with pytest.raises(ValueError, match=r"1-4\.txt: no such file; looked for .*/a/1-4\.txt, .*/b/1-4\.txt$"):
+        find_file("1-4.txt", roots=[a, b])
+
+
+def test_relative_paths_start_at_the_sweep_s_folder_then_at_the_data(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    sweeps, data, lists = Path("/sweeps"), Path("/data"), Path("/data/lists")
+    assert roots(Runtime(lists_root=sweeps, data_root=data), lists) == (sweeps, data, lists)
+    assert roots(Runtime()) == (tmp_path,)
 
 
 # label files
@@ -121,6 +139,24 @@ def test_palette_and_grey_labels_read_alike(tmp_path):
     write_mask(tmp_path / "palette.png", 0, 1, 20, 255, palette=True)
     grey, palette = (read_label(tmp_path / f"{name}.png", plain_table(21)) for name in ("grey", "palette"))
     assert grey[0].tolist() == palette[0].tolist() == [0, 1, 20, 255, 255, 255]
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_grey_labels_of_few_bits_keep_their_values(tmp_path, bits):
+    values = [0, 1, 1, 0] if bits == 1 else [0, 1, 2, 3]
+    (tmp_path / "a.png").write_bytes(grey_png(values, bits=bits))
+    assert raw_label(tmp_path / "a.png").tolist() == [values]
+
+
+def grey_png(values: list[int], *, bits: int) -> bytes:
+    """A row of grey values; Pillow writes 8 bits only."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    row = int("".join(f"{value:0{bits}b}" for value in values).ljust(32, "0"), 2).to_bytes(4, "big")[: -(-len(values) * bits // 8)]
+    header = struct.pack(">IIBBBBB", len(values), 1, bits, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" + row)) + chunk(b"IEND", b"")
 
 
 def test_a_table_renames_and_refuses(tmp_path):
@@ -187,6 +223,7 @@ def test_sbd_adds_its_images_but_never_labels_validation_ones(devkit, tmp_path, 
     data = open_dataset(of("voc"), at(tmp_path))
     assert first_values(data.train) == {"t1": 1, "t2": 1, "x": 5}
     assert first_values(data.val) == {"v": 1}
+    assert first_values(open_dataset(of("voc"), at(devkit)).train)["x"] == 5
     (devkit / "SegmentationClass" / "v.png").unlink()
     with pytest.raises(ValueError, match="v: a validation image without a label file"):
         open_dataset(of("voc"), at(tmp_path))
@@ -220,9 +257,12 @@ def test_a_labelled_image_needs_a_label_and_an_unlabelled_one_does_not(devkit):
         find_split(of("voc", train_list="all.txt", partition="full"), at(devkit))
 
 
-def test_an_image_that_a_list_names_must_be_there(devkit):
-    write_list(devkit / "all.txt", "t1", "gone")
-    with pytest.raises(ValueError, match=r"JPEGImages: gone\.jpg is missing, a list names it$"):
+def test_images_that_a_list_names_must_be_there_and_all_that_are_not_are_counted(devkit):
+    write_list(devkit / "all.txt", "t1", "gone", "g2", "g3", "g4")
+    fault = (
+        r"^dataset voc: 4 of 5 training images are missing: gone, g2, g3 and 1 more; .*JPEGImages: gone\.jpg is missing, a list names it$"
+    )
+    with pytest.raises(ValueError, match=fault):
         find_split(of("voc", train_list="all.txt"), at(devkit))
 
 
@@ -271,6 +311,13 @@ def test_every_kth_voc_image_is_the_published_partition(published_voc, k):
     assert labeled == list(read_list(SPLITS / "voc" / f"train_aug_labeled_1-{k}.txt"))
     assert unlabeled == list(read_list(SPLITS / "voc" / f"train_aug_unlabeled_1-{k}.txt"))
     assert len(labeled) + len(unlabeled) == 10582
+
+
+@needs_splits
+@pytest.mark.parametrize(("dataset", "partition"), PUBLISHED)
+def test_the_published_partitions_are_known_by_their_hashes(dataset, partition):
+    names = read_list(SPLITS / dataset / f"train_aug_labeled_{partition.replace('/', '-')}.txt")
+    assert names_hash(names) == PUBLISHED[dataset, partition]
 
 
 @needs_splits
@@ -342,6 +389,18 @@ def test_the_three_forms_of_cityscapes_are_one_data_set(tmp_path):
     assert len({find_split(of("cityscapes"), at(root)).sha256 for root in forms}) == 1
 
 
+def test_validation_images_suffice_to_evaluate(tmp_path):
+    for root in (download(tmp_path / "a"), flat(tmp_path / "b")):
+        for folder in root.iterdir():
+            shutil.rmtree(folder / "train")
+        assert first_values(open_validation(of("cityscapes"), at(root)).val) == {"munster_000000_000019": 0}
+        with pytest.raises(ValueError, match="no train images"):
+            find_split(of("cityscapes"), at(root))
+    write_image(tmp_path / "pascal_voc" / "val" / "image" / "v.jpg")
+    write_mask(tmp_path / "pascal_voc" / "val" / "label" / "v.png", 3)
+    assert first_values(open_validation(of("voc"), at(tmp_path)).val) == {"v": 3}
+
+
 def test_all_19_classes_have_their_label_ids(tmp_path):
     table = open_layout(of("cityscapes"), at(download(tmp_path))).table
     meanings = {cityscapes.CLASSES[table[value]]: value for value in range(34) if table[value] < 19}
@@ -406,7 +465,7 @@ def test_train_ids_in_the_place_of_label_ids_are_told_by_their_void(tmp_path):
 @pytest.mark.parametrize("folder", [".", "leftImg8bit"])
 def test_a_root_without_cityscapes_is_named(tmp_path, folder):
     (tmp_path / folder).mkdir(exist_ok=True)
-    with pytest.raises(ValueError, match=r"not Cityscapes; data_root|gtFine: no train/CITY/\*_gtFine_labelIds\.png; unpack"):
+    with pytest.raises(ValueError, match=r"not Cityscapes; data_root|gtFine: no \*_gtFine_labelIds\.png in train/CITY or val/CITY; unpack"):
         find_split(of("cityscapes"), at(tmp_path))
 
 
@@ -508,6 +567,8 @@ def test_no_description_is_answered_with_an_example(own):
         ("classes: [a, b]\nvoid: [255, 0]", "void: 0 is the value of class a; take it out"),
         ("classes: [a, b]\nvoid: black", "void: must be a value or a list of values in 0..255, got black"),
         ("classes: [a", "not valid YAML"),
+        ("classes: [a, b]\nvoid: 3\nclasses: [a, c]", "classes stands twice; keep one"),
+        ("classes: {a: [0, 0, 0], b: [1, 1, 1], a: [2, 2, 2]}", "a stands twice; keep one"),
     ],
 )
 def test_a_wrong_description_is_told_in_one_line(own, text, fault):
@@ -561,6 +622,16 @@ def test_a_name_that_moves_between_roles_makes_another_run(own):
     assert identity(own, **listed("one.txt"))[0] not in (before[0], after[0])
 
 
+def test_another_meaning_of_the_values_makes_another_run(own):
+    before = identity(own)
+    write_list(own / "dataset.yaml", "classes: [background, cat]", "void: 255  # as without this line")
+    assert identity(own) == before
+    for line in ("values: [1, 0]", "void: [255, 3]"):
+        write_list(own / "dataset.yaml", "classes: [background, cat]", line)
+        assert identity(own)[0] != before[0]
+        assert identity(own)[1] != before[1]
+
+
 def test_the_place_of_a_list_makes_no_other_run(own):
     write_list(own / "one.txt", "a")
     write_list(own / "lists" / "same.txt", "images/a.png masks/a.png")
@@ -581,6 +652,15 @@ def test_data_that_changed_since_the_plan_are_refused(own):
     (own / "unlabeled" / "e.tif").unlink()
     with pytest.raises(ValueError, match=r"^dataset folder: planned for 1 \+ 3 .*, found 1 \+ 2 .*; restore the data, or plan anew$"):
         open_dataset(planned, at(own))
+
+
+def test_a_balanced_split_reads_the_labels_and_no_image(own):
+    for file in (own / "images").iterdir():
+        file.write_bytes(b"")
+    write_mask(own / "masks" / "a.png", 0)
+    config = of("folder", partition="1/2", partition_by="balanced")
+    assert open_dataset(config, at(own)).class_sets == (frozenset({0}), frozenset({0, 1}))
+    assert find_split(config, at(own)).labeled == 1
 
 
 def test_a_split_is_found_without_reading_an_image(own):

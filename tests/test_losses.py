@@ -11,7 +11,8 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from rrn_core import losses
-from rrn_core.config import PRESETS, TrainConfig
+from rrn_core.config import TrainConfig
+from rrn_core.presets import PRESETS
 from rrn_core.step import Mixed, Verdict, cps_term, discriminator_pairs, region_loss, region_terms, selections, total_loss
 
 SCENARIOS = ("mix", "none", "ownonly", "all", "eps0.3", "eps0.5", "eps0.7", "eps0.9")

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from rrn_core.config import PRESETS, TrainConfig
+from rrn_core.config import TrainConfig
 from rrn_core.networks import Branch, Discriminator, build_quartet
+from rrn_core.presets import PRESETS
 
 MAPS = ("backbone.layer1", "backbone.layer2", "backbone.layer3", "backbone.layer4", "head.aspp", "head")
 SIZES = {"65x65": (11, 65, 65), "96x128": (21, 96, 128)}

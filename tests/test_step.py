@@ -13,9 +13,10 @@ import torch
 from torch import nn
 
 from rrn_core import step
-from rrn_core.config import PRESETS, TrainConfig, iterations_per_epoch
+from rrn_core.config import TrainConfig, iterations_per_epoch
 from rrn_core.data.batch import Batch
 from rrn_core.networks import Branch, Discriminator, Quartet, build_quartet
+from rrn_core.presets import PRESETS
 from rrn_core.step import Group, Optimisers, group_of, learning_rate, train_step
 
 CLASSES = 5

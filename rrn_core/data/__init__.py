@@ -10,15 +10,12 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from rrn_core.config import Runtime, Split, TrainConfig
 from rrn_core.data import camvid, cityscapes, digits, folder, voc
-from rrn_core.data.files import Colour, Files, Layout, SplitName, voc_palette
-from rrn_core.data.lists import find_list, read_list, some
+from rrn_core.data.files import VOID, Colour, Files, Layout, Pixels, Record, SplitName, read_label, voc_palette
+from rrn_core.data.lists import find_file, read_list, roots, some
 from rrn_core.partition import labeled_indices, unlabeled_indices
-
-Pixels = NDArray[np.uint8]
 
 CACHE_LIMIT = 2**31
 """Bytes up to which decoded images are kept in memory where nobody decided."""
@@ -51,6 +48,8 @@ class DataSet:
     """So many training images, the first ones, are there to choose the labelled ones from."""
     without_label: frozenset[int] = frozenset()
     """Training images that have no label file."""
+    class_sets: tuple[frozenset[int], ...] | None = None
+    """Classes that occur in each image to choose from, where the partition is balanced over them."""
 
 
 def open_dataset(config: TrainConfig, runtime: Runtime) -> DataSet:
@@ -92,13 +91,14 @@ def split_indices(config: TrainConfig, data: DataSet) -> tuple[list[int], list[i
     """The labelled and the unlabelled images, as indices in `data.train`, ascending.
 
     Raises:
-        ValueError: a partition that does not fit the number of images, or a labelled image without a label.
+        ValueError: a partition that does not fit the number of images, a balanced one of data that were opened for another kind, or a
+            labelled image without a label.
     """
     if config.partition_by == "list":
         labeled = list(range(data.labelable))
     else:
-        sets = _class_sets(data.train, data.labelable) if config.partition_by == "balanced" else None
-        labeled = labeled_indices(config.partition, data.labelable, by=config.partition_by, seed=config.partition_seed, class_sets=sets)
+        by, seed = config.partition_by, config.partition_seed
+        labeled = labeled_indices(config.partition, data.labelable, by=by, seed=seed, class_sets=data.class_sets)
     if missing := data.without_label.intersection(labeled):
         names = [data.train.names[i] for i in sorted(missing)]
         raise ValueError(f"dataset {config.dataset}: {some(names)}: to be labelled, but without a label file")
@@ -135,25 +135,49 @@ def _open(config: TrainConfig, runtime: Runtime) -> DataSet:
     if config.dataset == "digits":
         scenes = digits.Digits("train", config.train_images, config.image_size)
         unseen = digits.Digits("val", config.val_images, config.image_size)
-        return DataSet(digits.CLASSES, voc_palette(len(digits.CLASSES)), scenes, unseen, len(scenes))
+        sets = tuple(_classes(scenes[i][1]) for i in range(len(scenes))) if config.partition_by == "balanced" else None
+        return DataSet(digits.CLASSES, voc_palette(len(digits.CLASSES)), scenes, unseen, len(scenes), class_sets=sets)
     layout = open_layout(config, runtime)
     pool, rest = _training_names(config, layout, runtime)
     if leaked := set(layout.val_names()).intersection(pool + rest):
         raise ValueError(f"dataset {config.dataset}: {some(sorted(leaked))} is both a training and a validation image")
-    train = _files(layout, pool + rest, "train")
-    return DataSet(layout.classes, layout.palette, train, _validation(config, layout), len(pool), _without_label(train))
+    train = _files(config, layout, pool + rest, "train")
+    sets = tuple(_labelled_classes(train, i) for i in range(len(pool))) if config.partition_by == "balanced" else None
+    return DataSet(layout.classes, layout.palette, train, _validation(config, layout), len(pool), _without_label(train), sets)
 
 
 def _validation(config: TrainConfig, layout: Layout) -> Files:
-    files = _files(layout, layout.val_names(), "val")
+    files = _files(config, layout, layout.val_names(), "val")
     if missing := _without_label(files):
         names = [files.names[i] for i in sorted(missing)]
         raise ValueError(f"dataset {config.dataset}: {some(names)}: a validation image without a label file")
     return files
 
 
-def _files(layout: Layout, names: Sequence[str], split: SplitName) -> Files:
-    return Files([layout.find(name, split) for name in names], layout.table)
+def _files(config: TrainConfig, layout: Layout, names: Sequence[str], split: SplitName) -> Files:
+    """Raises one ValueError for all images that are missing."""
+    records: list[Record] = []
+    missing: dict[str, str] = {}
+    for name in names:
+        try:
+            records.append(layout.find(name, split))
+        except ValueError as error:
+            missing[name] = str(error)
+    if missing:
+        kind = {"train": "training", "val": "validation"}[split]
+        counted = f"{len(missing)} of {len(names)} {kind} images are missing: {some(missing)}"
+        raise ValueError(f"dataset {config.dataset}: {counted}; {next(iter(missing.values()))}")
+    return Files(records, layout.table)
+
+
+def _labelled_classes(files: Files, index: int) -> frozenset[int]:
+    """Read from the label alone: to decode the image too would take several times as long."""
+    label = files.records[index].label
+    return _classes(read_label(label, files.table)) if label else frozenset()
+
+
+def _classes(label: Pixels) -> frozenset[int]:
+    return frozenset(np.flatnonzero(np.bincount(label.ravel(), minlength=VOID + 1)[:VOID]).tolist())
 
 
 def _without_label(files: Files) -> frozenset[int]:
@@ -164,7 +188,7 @@ def _training_names(config: TrainConfig, layout: Layout, runtime: Runtime) -> tu
     """Images to choose the labelled ones from, and the other ones."""
 
     def listed(written: str) -> tuple[tuple[str, ...], Path]:
-        file = find_list(written, number=config.partition_number, roots=(runtime.lists_root, runtime.data_root, layout.list_folder))
+        file = find_file(written.replace("{k}", config.partition_number), roots=roots(runtime, layout.list_folder))
         return read_list(file), file
 
     pool = listed(config.train_list)[0] if config.train_list else None
@@ -191,16 +215,18 @@ def _split(config: TrainConfig, data: DataSet) -> Split:
     labeled, unlabeled = split_indices(config, data)
     names = data.train.names
     roles = [[names[i] for i in labeled], [names[i] for i in unlabeled], list(data.val.names)]
-    digest = hashlib.sha256(json.dumps([*roles, list(data.classes)], separators=(",", ":")).encode()).hexdigest()
+    used = [*roles, list(data.classes), *_described_values(config, data.train)]
+    digest = hashlib.sha256(json.dumps(used, separators=(",", ":")).encode()).hexdigest()
     return Split(labeled=len(labeled), unlabeled=len(unlabeled), val=len(data.val), sha256=digest)
+
+
+def _described_values(config: TrainConfig, images: Images) -> list[list[int]]:
+    """What a description by the user makes of label values. Elsewhere it follows from the form of the files, which changes no result."""
+    return [images.table.tolist()] if config.dataset == "folder" and isinstance(images, Files) else []
 
 
 def _told(split: Split) -> str:
     return f"{split.labeled} + {split.unlabeled} training and {split.val} validation images ({split.sha256[:8]})"
-
-
-def _class_sets(images: Images, count: int) -> list[frozenset[int]]:
-    return [frozenset(np.unique(images[i][1]).tolist()) - {255} for i in range(count)]
 
 
 def _decoded_bytes(data: DataSet) -> int:

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from rrn_core.config import TrainConfig
 from rrn_core.data.batch import IMAGENET_MEAN, IMAGENET_STD
+from rrn_core.data.files import VOID, Pixels
 
-Pixels = NDArray[np.uint8]
 T = TypeVar("T", bound=np.generic)
 
 _NORMALISED = ((np.arange(256)[:, None] / 255.0 - IMAGENET_MEAN) / np.array(IMAGENET_STD)).astype(np.float32)
@@ -43,7 +43,7 @@ def augment(
     part = _crop(_resize(image, size, cv2.INTER_LINEAR), start, crop)
     part_label = _crop(_resize(label, size, cv2.INTER_NEAREST), start, crop)
     # normalised after the crop: the same numbers as before it, on fewer pixels
-    return pad(normalise(part), crop, crop, value=0), pad(part_label, crop, crop, value=255)
+    return pad(normalise(part), crop, crop, value=0), pad(part_label, crop, crop, value=VOID)
 
 
 def draw(generator: np.random.Generator, shape: tuple[int, ...], config: TrainConfig) -> Decisions:

@@ -66,7 +66,7 @@ def open_cityscapes(root: Path) -> Layout:
     """
     if (root / "leftImg8bit").is_dir():
         return _Download(root)
-    if (root / "images" / "train").is_dir():
+    if any((root / "images" / split).is_dir() for split in ("train", "val")):
         return _Flat(root)
     raise ValueError(f"{root}: not Cityscapes; data_root must hold leftImg8bit/ and gtFine/, or CPS's images/ and segmentation/")
 
@@ -113,10 +113,10 @@ class _Download(_Cityscapes):
     def __init__(self, root: Path) -> None:
         super().__init__(root)
         # decided once for all files: the two kinds share most values, and a mixture would go unnoticed
-        kinds = ("labelIds", "labelTrainIds")
-        self._kind = next((kind for kind in kinds if any((root / "gtFine" / "train").glob(f"*/*_gtFine_{kind}.png"))), None)
+        choices = [(split, kind) for split in ("train", "val") for kind in ("labelIds", "labelTrainIds")]
+        self._kind = next((kind for split, kind in choices if any((root / "gtFine" / split).glob(f"*/*_gtFine_{kind}.png"))), None)
         if self._kind is None:
-            raise ValueError(f"{root / 'gtFine'}: no train/CITY/*_gtFine_labelIds.png; unpack gtFine_trainvaltest.zip there")
+            raise ValueError(f"{root / 'gtFine'}: no *_gtFine_labelIds.png in train/CITY or val/CITY; unpack gtFine_trainvaltest.zip there")
         self.table = _label_ids() if self._kind == "labelIds" else plain_table(len(CLASSES))
 
     def find(self, name: str, split: SplitName) -> Record:

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.datasets import load_digits
 
-Pixels = NDArray[np.uint8]
+from rrn_core.data.files import VOID, Pixels
+
 Canvas = NDArray[np.float32]
 
 CLASSES = ("background", *(f"digit_{n}" for n in range(10)))
@@ -133,5 +134,5 @@ def _placed(generator: np.random.Generator, scan: Canvas, centre: NDArray[np.flo
 def _write_label(label: Pixels, shape: NDArray[np.bool_], value: int) -> None:
     reach = 2 * max(1, round(len(label) / _UNIT_SIDE)) + 1
     grown = cv2.dilate(shape.astype(np.uint8), np.ones((reach, reach), np.uint8))
-    label[grown > 0] = 255
+    label[grown > 0] = VOID
     label[shape] = value

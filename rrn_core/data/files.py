@@ -10,7 +10,7 @@ from typing import Any, Literal, Protocol
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
 
 from rrn_core.data.lists import image_name
 
@@ -124,7 +124,8 @@ def raw_label(file: Path) -> Pixels:
         with Image.open(file) as image:
             if image.mode not in ("L", "P", "1"):
                 raise ValueError(f"{file}: expected an 8-bit grey or palette image of labels, got mode {image.mode}")
-            return np.array(image, np.uint8)
+            factor = _grey_factor(image)  # asked first: decoding forgets it
+            return np.array(image, np.uint8) // np.uint8(factor)
     except (UnidentifiedImageError, OSError, SyntaxError) as error:  # PIL raises SyntaxError for some broken PNGs
         raise ValueError(f"{file}: not a readable image") from error
 
@@ -184,6 +185,12 @@ def _mat(file: Path) -> Pixels:
         return np.asarray(loadmat(file)["GTcls"]["Segmentation"][0, 0], np.uint8)
     except Exception as error:  # the reader raises many kinds for a damaged file
         raise ValueError(f"{file}: not one of SBD's cls files") from error
+
+
+def _grey_factor(image: ImageFile.ImageFile) -> int:
+    """What Pillow multiplies the values of a grey PNG of 2 or 4 bits by, so that they span 0..255."""
+    modes = {tile[3] for tile in image.tile} if image.format == "PNG" else set()
+    return 85 if "L;2" in modes else 17 if "L;4" in modes else 1
 
 
 def _hint(refused: Sequence[int]) -> str:

@@ -102,11 +102,22 @@ def _described(file: Path) -> tuple[tuple[str, ...], tuple[Colour, ...], NDArray
 
 def _read(file: Path) -> Any:
     try:
-        return yaml.safe_load(file.read_text(encoding="utf-8-sig"))
+        text = file.read_text(encoding="utf-8-sig")
+        twice, document = _repeated_keys(yaml.compose(text, yaml.SafeLoader)), yaml.safe_load(text)
     except OSError as error:
         raise ValueError(f"{file}: cannot be read: {error.strerror}; write into it, for example, `{EXAMPLE}`") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{file}: not valid YAML: {' '.join(str(error).split())}") from error
+    if twice:
+        raise ValueError(f"{file}: {some(twice)} stands twice; keep one")
+    return document
+
+
+def _repeated_keys(document: yaml.Node | None) -> list[str]:
+    """Of the mapping and of those within it: loading would keep the last value of each in silence."""
+    outer = document.value if isinstance(document, yaml.MappingNode) else []
+    inner = [pair for _, node in outer if isinstance(node, yaml.MappingNode) for pair in node.value]
+    return [key for pairs in (outer, inner) for key in repeated(str(node.value) for node, _ in pairs)]
 
 
 def _faults(document: Any) -> Iterator[str]:

@@ -1,34 +1,28 @@
-"""Looks at the files of a data set before anything is trained on them, and tells every fault at once."""
+"""Judges the files of a data set before anything is trained on them, and tells every fault at once."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
 
 from rrn_core.config import Runtime, TrainConfig
-from rrn_core.data import DataSet, Images, open_dataset, open_layout, split_indices
-from rrn_core.data.files import REFUSED, VOID, Files, Record, allowed, plain_table, raw_label, read_label
+from rrn_core.data import DataSet, open_dataset, open_layout, split_indices
+from rrn_core.data.files import REFUSED, VOID, allowed, plain_table, read_label
 from rrn_core.data.lists import some
+from rrn_core.data.looks import Eyes, Look, Looks, Progress
+from rrn_core.data.published import PUBLISHED, names_hash
 
-Progress = Callable[[int, int], None]
-"""Called with the number of files looked at so far, and of all of them."""
+__all__ = ["Finding", "Level", "Looks", "inspect_data"]
 
 Level = Literal["ok", "warn", "fault"]
 
 MUCH_VOID = 0.5
 """Above this share of void pixels a role is warned about."""
-
-_THREADS = min(8, os.cpu_count() or 1)
-_TURNED = (5, 6, 7, 8)  # EXIF orientations that swap width and height
-_ORIENTATION = 0x0112
 
 
 @dataclass(frozen=True)
@@ -40,24 +34,12 @@ class Finding:
     detail: str
 
 
-@dataclass(frozen=True)
-class Look:
-    """What one image and its label file show. Sizes are (width, height)."""
-
-    name: str
-    label: Path | None = None
-    size: tuple[int, int] | None = None
-    label_size: tuple[int, int] | None = None
-    kind: str = ""
-    """How the label file stores its values: `grey`, `palette`, `mat`; empty where it was not read."""
-    counts: tuple[int, ...] = ()
-    """Pixels of each of the 256 values in the label file."""
-    broken_image: str | None = None
-    broken_label: str | None = None
-
-
-Looks = dict[tuple[Record, bool], Look]
-"""What was seen, by files and whether the label was read."""
+_OTHERWISE = {
+    "voc": "usually because they were chosen from other images than the 10582 of train_aug: SBD's labels are not all there, or train_list "
+    "names another list",
+    "cityscapes": "usually because CPS's train.txt, whose order decides, is not there: put it into data_root, or name it by train_list",
+}
+"""Why a partition by the published rule is not the published one."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +50,8 @@ class _Role:
     looks: list[Look]
     table: NDArray[np.int16]
     classes: tuple[str, ...]
+    needs_labels: bool = True
+    """Else labels are read too where they are there, but for diagnostics only."""
 
     @property
     def labeled(self) -> list[Look]:
@@ -75,9 +59,10 @@ class _Role:
 
 
 def inspect_data(config: TrainConfig, runtime: Runtime, *, looks: Looks | None = None, progress: Progress | None = None) -> list[Finding]:
-    """Look at every image that a run of `config` would use, and at the labels of the labelled and the validation images.
+    """Look at every image that a run of `config` would use, and at every label, also of unlabelled images: training reads those that are
+    there for diagnostics, and stops at a broken one.
 
-    Of an image only the header is read; the labels of unlabelled images are never opened. No fault is raised: each is a finding.
+    Every file is decoded to its end. No fault is raised: each is a finding.
 
     Args:
         looks: files that an earlier inspection looked at; those of this one are added. Configurations of a sweep share most files.
@@ -88,16 +73,16 @@ def inspect_data(config: TrainConfig, runtime: Runtime, *, looks: Looks | None =
         table = plain_table(len(data.classes)) if config.dataset == "digits" else open_layout(config, runtime).table
     except (ValueError, OSError) as error:
         return [Finding("fault", _named(config), " ".join(str(error).split()))]
-    roles = _roles(config, data, labeled, unlabeled, table, _Eyes({} if looks is None else looks, progress))
+    roles = _roles(config, data, labeled, unlabeled, table, Eyes({} if looks is None else looks, progress))
     counts = f"{len(labeled)} labelled, {len(unlabeled)} unlabelled, {len(data.val)} validation images"
-    findings = [Finding("ok", _named(config), counts)]
+    findings = [Finding("ok", _named(config), counts), *_published(config, [data.train.names[i] for i in labeled])]
     for role in roles:
         findings += _findings(role)
     return [*findings, _padding(config, [look for role in roles[:2] for look in role.looks])]
 
 
 def _roles(
-    config: TrainConfig, data: DataSet, labeled: Sequence[int], unlabeled: Sequence[int], table: NDArray[np.int16], eyes: _Eyes
+    config: TrainConfig, data: DataSet, labeled: Sequence[int], unlabeled: Sequence[int], table: NDArray[np.int16], eyes: Eyes
 ) -> list[_Role]:
     """Labelled, unlabelled, validation."""
     # in a full partition the unlabelled images are the labelled ones
@@ -105,98 +90,33 @@ def _roles(
     eyes.expect(len(labeled) + len(hidden) + len(data.val))
     partition, classes = _named(config), data.classes
     return [
-        _Role(f"{partition} labelled", eyes.look(data.train, labeled, with_labels=True), table, classes),
-        _Role(f"{partition} unlabelled", eyes.look(data.train, hidden, with_labels=False), table, classes),
-        _Role(f"{config.dataset} validation", eyes.look(data.val, range(len(data.val)), with_labels=True), table, classes),
+        _Role(f"{partition} labelled", eyes.look(data.train, labeled), table, classes),
+        _Role(f"{partition} unlabelled", eyes.look(data.train, hidden), table, classes, needs_labels=False),
+        _Role(f"{config.dataset} validation", eyes.look(data.val, range(len(data.val))), table, classes),
     ]
 
 
-class _Eyes:
-    """Looks at many images in threads, at each once, and tells how far it is."""
-
-    def __init__(self, looks: Looks, progress: Progress | None) -> None:
-        self._looks, self._progress = looks, progress
-        self._done = self._total = 0
-
-    def expect(self, total: int) -> None:
-        self._total = total
-
-    def look(self, images: Images, indices: Sequence[int], *, with_labels: bool) -> list[Look]:
-        if not isinstance(images, Files):
-            return [self._told(_scene_look(images, index, with_label=with_labels)) for index in indices]
-        wanted = [(images.records[index], with_labels) for index in indices]
-        fresh = [key for key in wanted if key not in self._looks]
-        self._advance(len(wanted) - len(fresh))
-        with ThreadPoolExecutor(_THREADS) as pool:
-            pending = {pool.submit(_file_look, record, with_label=with_label): (record, with_label) for record, with_label in fresh}
-            for done in as_completed(pending):
-                self._looks[pending[done]] = self._told(done.result())
-        return [self._looks[key] for key in wanted]
-
-    def _told(self, look: Look) -> Look:
-        self._advance(1)
-        return look
-
-    def _advance(self, count: int) -> None:
-        self._done += count
-        if self._progress and count:
-            self._progress(self._done, self._total)
-
-
-def _scene_look(images: Images, index: int, *, with_label: bool) -> Look:
-    """Of an image that has no file."""
-    image, label = images[index]
-    return Look(images.names[index], size=(image.shape[1], image.shape[0]), counts=_counts(label) if with_label else ())
-
-
-def _file_look(record: Record, *, with_label: bool) -> Look:
-    size, kind, label_size, counts = None, "", None, tuple[int, ...]()
-    broken_image = broken_label = None
-    try:
-        size = _image_size(record.image)
-    except ValueError as error:
-        broken_image = str(error)
-    if with_label and record.label is not None:
-        try:
-            values = raw_label(record.label)
-            kind, label_size, counts = _kind(record.label), (values.shape[1], values.shape[0]), _counts(values)
-        except (ValueError, OSError) as error:
-            broken_label = str(error)
-    return Look(record.name, record.label, size, label_size, kind, counts, broken_image, broken_label)
-
-
-def _image_size(file: Path) -> tuple[int, int]:
-    """As training decodes it: a photograph is turned as its header says."""
-    try:
-        with Image.open(file) as image:
-            turned = image.format == "JPEG" and image.getexif().get(_ORIENTATION) in _TURNED
-            return (image.height, image.width) if turned else (image.width, image.height)
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
-        raise ValueError(f"{file}: not a readable image") from error
-
-
-def _kind(file: Path) -> str:
-    if file.suffix == ".mat":
-        return "mat"
-    with Image.open(file) as image:
-        return "palette" if image.mode == "P" else "grey"
-
-
-def _counts(values: NDArray[np.uint8]) -> tuple[int, ...]:
-    return tuple(np.bincount(values.ravel(), minlength=256).tolist())
+def _published(config: TrainConfig, names: Sequence[str]) -> list[Finding]:
+    """Whether a partition that follows the published rule has the published images."""
+    expected = PUBLISHED.get((config.dataset, config.partition))
+    if config.partition_by != "every_kth" or expected is None:
+        return []
+    if names_hash(names) == expected:
+        return [Finding("ok", _named(config), "equals the published CPS list")]
+    detail = f"not the published CPS list, so results do not compare with published ones; {_OTHERWISE[config.dataset]}"
+    return [Finding("warn", _named(config), detail)]
 
 
 def _findings(role: _Role) -> list[Finding]:
     """Its faults and warnings, and one line of what is in order."""
     faults = [
         _fault(role, [look for look in role.looks if look.broken_image], "not readable", _first(role, "broken_image")),
-        _fault(role, [look for look in role.looks if look.broken_label], "no label image", _first(role, "broken_label")),
+        _label_fault(role, [look for look in role.looks if look.broken_label], "no label image", _first(role, "broken_label")),
         _sizes(role),
         _values(role),
-        *_mixtures(role),
     ]
     found = [fault for fault in faults if fault]
-    warnings = _warnings(role) if role.labeled else []
+    warnings = _warnings(role) if role.labeled and role.needs_labels else []
     sound = [] if found or not role.looks else [Finding("ok", role.what, _sound(role))]
     return [*sound, *found, *(Finding("warn", role.what, warning) for warning in warnings)]
 
@@ -212,17 +132,22 @@ def _fault(role: _Role, looks: Sequence[Look], what: str, example: str) -> Findi
     return Finding("fault", role.what, f"{len(looks)} of {len(role.looks)} {what}: {some(look.name for look in looks)}; {example}")
 
 
+def _label_fault(role: _Role, looks: Sequence[Look], what: str, example: str) -> Finding | None:
+    advice = "" if role.needs_labels else "; mend the masks, or simply remove them: unlabelled images need none"
+    return _fault(role, looks, what, example + advice)
+
+
 def _sizes(role: _Role) -> Finding | None:
     wrong = [look for look in role.looks if look.size and look.label_size and look.size != look.label_size]
     example = f"{wrong[0].label}: {_size(wrong[0].label_size)}, but its image is {_size(wrong[0].size)}" if wrong else ""
-    return _fault(role, wrong, "labels differ in size from their images", example)
+    return _label_fault(role, wrong, "labels differ in size from their images", example)
 
 
 def _values(role: _Role) -> Finding | None:
     refused = np.flatnonzero(role.table == REFUSED)
     wrong = [look for look in role.labeled if any(look.counts[value] for value in refused)]
     example = _refusal(wrong[0].label, role.table) if wrong and wrong[0].label else ""
-    return _fault(role, wrong, "labels hold values that mean nothing", example)
+    return _label_fault(role, wrong, "labels hold values that mean nothing", example)
 
 
 def _refusal(file: Path, table: NDArray[np.int16]) -> str:
@@ -234,25 +159,11 @@ def _refusal(file: Path, table: NDArray[np.int16]) -> str:
     return f"{file}: changed while it was looked at"
 
 
-def _mixtures(role: _Role) -> list[Finding]:
-    """Folders that hold palette and grey files: two sources, of which one was probably converted wrongly."""
-    folders = dict.fromkeys(look.label.parent for look in role.labeled if look.label)
-    return [finding for folder in folders if (finding := _mixture(role, folder))]
-
-
-def _mixture(role: _Role, folder: Path) -> Finding | None:
-    inside = [look for look in role.labeled if look.label and look.label.parent == folder]
-    grey, palette = ([look for look in inside if look.kind == kind] for kind in ("grey", "palette"))
-    if not (grey and palette):
-        return None
-    few, other = sorted([grey, palette], key=len)
-    detail = f"{folder}: {len(few)} {few[0].kind} label files among {len(other)} {other[0].kind} ones: {some(look.name for look in few)}"
-    return Finding("fault", role.what, f"{detail}; write all in one way")
-
-
 def _sound(role: _Role) -> str:
     if not role.labeled:
         return f"{len(role.looks)} images are there"
+    if not role.needs_labels:
+        return f"{len(role.looks)} images are there, {len(role.labeled)} with labels, which only diagnostics read"
     kinds = [look.kind for look in role.labeled if look.kind]
     told = ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds)) or "made up"
     return f"{len(role.looks)} images with labels ({told}) of {allowed(role.table)}, {100 * _void_share(role):.1f} % of the pixels void"
@@ -267,6 +178,17 @@ def _warnings(role: _Role) -> Iterator[str]:
         yield f"{len(empty)} of {len(role.labeled)} labels are wholly void: {some(empty)}; they teach or test nothing"
     if missing := [name for k, name in enumerate(role.classes) if not totals[:, k].any()]:
         yield f"{len(missing)} of {len(role.classes)} classes do not occur: {', '.join(missing)}"
+    yield from _mixtures(role)
+
+
+def _mixtures(role: _Role) -> Iterator[str]:
+    """Folders that hold palette and grey files. Both are read alike, but they are two sources, of which one may be converted wrongly."""
+    for folder in dict.fromkeys(look.label.parent for look in role.labeled if look.label):
+        inside = [look for look in role.labeled if look.label and look.label.parent == folder]
+        few, other = sorted(([look for look in inside if look.kind == kind] for kind in ("grey", "palette")), key=len)
+        if few:
+            names = some(look.name for look in few)
+            yield f"{folder}: {len(few)} {few[0].kind} label files among {len(other)} {other[0].kind} ones: {names}; do both mean the same?"
 
 
 def _void_share(role: _Role) -> float:

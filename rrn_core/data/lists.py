@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
+from rrn_core.config import Runtime
+
 NAME_ENDINGS = ("_leftImg8bit", "_gtFine")
 """Endings by which Cityscapes tells the files of one image apart."""
 
@@ -15,8 +17,8 @@ _SUFFIX = r"\.(?:png|jpe?g|bmp|tiff?|webp|mat)"
 def read_list(file: Path) -> tuple[str, ...]:
     """The image names of a list, in order: of each line the first path, without folder, suffix and Cityscapes' ending.
 
-    Lines may be bare names, `JPEGImages/ID.jpg SegmentationClass/ID.png` (UniMatch) or `/images/x.png<TAB>/segmentation/x.png` (CPS), end
-    in LF or CRLF, and be blank.
+    Lines may be bare names, `JPEGImages/ID.jpg SegmentationClass/ID.png` (UniMatch) or `/images/x.png<TAB>/segmentation/x.png` (CPS), have
+    further columns, end in LF or CRLF, and be blank. A name that holds spaces needs its suffix.
 
     Raises:
         ValueError: a missing or empty file, or an image that stands twice.
@@ -44,18 +46,22 @@ def image_name(path: str) -> str:
     return stem
 
 
-def find_list(written: str, *, number: str, roots: Iterable[Path | None]) -> Path:
-    """The file that a setting names: `{k}` in it is replaced by `number`, a relative path is tried at each root.
+def roots(runtime: Runtime, *more: Path) -> tuple[Path, ...]:
+    """Where relative paths of lists and weights start: the sweep file's folder, or else the working one; the data; then `more`."""
+    return (runtime.lists_root or Path.cwd(), *([runtime.data_root] if runtime.data_root else []), *more)
+
+
+def find_file(written: str, *, roots: Iterable[Path]) -> Path:
+    """The file that a setting names; a relative path is tried at each root.
 
     Raises:
         ValueError: it is nowhere.
     """
-    path = Path(written.replace("{k}", number)).expanduser()
-    candidates = [root / path for root in roots if root] if not path.is_absolute() else [path]
-    for candidate in candidates:
-        if candidate.is_file():
-            return candidate
-    raise ValueError(f"{path}: no such list; looked for {', '.join(map(str, candidates)) or 'it without any folder to start from'}")
+    path = Path(written).expanduser()
+    candidates = [path] if path.is_absolute() else [root / path for root in roots]
+    if found := next((candidate for candidate in candidates if candidate.is_file()), None):
+        return found
+    raise ValueError(f"{path}: no such file; looked for {', '.join(map(str, candidates))}")
 
 
 def some(names: Iterable[str], shown: int = 3) -> str:
@@ -71,7 +77,7 @@ def repeated(names: Iterable[str]) -> list[str]:
 
 
 def _first_path(line: str) -> str:
-    """Up to a tab, or to the end of an image's suffix: any other space belongs to a name."""
+    """Up to a tab; in that, up to the end of the first image suffix, for a name may hold spaces; without any, the first word."""
     first = line.partition("\t")[0].strip()
     image = re.match(rf".+?{_SUFFIX}(?=\s|$)", first, re.IGNORECASE)
-    return image[0] if image else first
+    return image[0] if image else first.split()[0]

@@ -42,7 +42,7 @@ def open_voc(root: Path) -> Layout:
         if (folder / "JPEGImages").is_dir():
             return _Devkit(folder, sbd=_find_sbd(root, folder))
     for folder in (root, root / "pascal_voc"):
-        if (folder / "train_aug" / "image").is_dir():
+        if any((folder / split / "image").is_dir() for split in ("train_aug", "val")):
             return _Cps(folder)
     raise ValueError(f"{root}: not VOC 2012; data_root must hold VOCdevkit/VOC2012/JPEGImages, or CPS's pascal_voc/train_aug/image")
 
@@ -57,7 +57,7 @@ class _Voc:
 
 
 class _Devkit(_Voc):
-    """JPEGImages beside SegmentationClass, SegmentationClassAug (grey or palette), and ImageSets; SBD anywhere.
+    """JPEGImages beside SegmentationClass, SegmentationClassAug (grey or palette), and ImageSets; SBD as `_find_sbd` says.
 
     A training image takes its label from SegmentationClassAug, else VOC's own, else SBD's: where both have one, VOC's is finer and knows
     void borders. SBD labels validation images too, but evaluation must not use these.
@@ -73,7 +73,8 @@ class _Devkit(_Voc):
     def train_names(self) -> tuple[str, ...]:
         """The 10582 images of train_aug sorted, of which every k-th is a published partition (METHOD.md 0.6).
 
-        They come from a list of that name, or are all images with a label but those of val.txt.
+        They come from a list of that name, or are all images with a label but those of val.txt. SBD's train_noval.txt, as torchvision
+        gives it, is another list: 5623 images of SBD's training list that VOC does not validate on, usable as `train_list`.
         """
         file = present(self.list_folder / name for name in ("train_aug.txt", "trainaug.txt"))
         if file:
@@ -126,9 +127,10 @@ class _Cps(_Voc):
 
 
 def _find_sbd(root: Path, folder: Path) -> Path | None:
-    """The folder of SBD that holds cls/: within the root, or next to VOC2012."""
+    """The folder of SBD that holds cls/: within the root or VOC2012, beside that, or beside VOCdevkit; folders above the root count too."""
     names = ("sbd", "SBD", "benchmark_RELEASE/dataset")
-    places = [base / name for base in (root, folder, folder.parent) for name in names]
+    above = [folder.parent.parent] if folder.parent.name == "VOCdevkit" else []
+    places = [base / name for base in (root, folder, folder.parent, *above) for name in names]
     return next((place for place in places if (place / "cls").is_dir()), None)
 
 
