@@ -32,6 +32,7 @@ class Sweep:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
+                preexec_fn=_take_ctrl_c,
             )
 
     @property
@@ -95,3 +96,8 @@ def _command(pid: int) -> str:
     with suppress(OSError):
         return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
     return ""
+
+
+def _take_ctrl_c() -> None:
+    """A shell starts background jobs, such as these tests may be, with SIGINT ignored, and children would inherit that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
