@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from typing import Any
 
-from orchestration.errors import NotFound, SweepError
+from orchestration.errors import NotFound, mendable
 from orchestration.store import Store
 from rrn_core.config import Runtime, Split, TrainConfig
 
@@ -58,10 +58,8 @@ class Contents:
 
         key = tuple(getattr(config, name) for name in SPLIT_FIELDS)
         if key not in self._splits:
-            try:
+            with mendable():
                 self._splits[key] = find_split(config, self._runtime)
-            except (ValueError, OSError) as error:
-                raise SweepError(str(error)) from None
         return self._splits[key]
 
     def _read_weights(self, written: str) -> bytes | None:
@@ -70,9 +68,11 @@ class Contents:
         try:
             if written.startswith(STORED):
                 return self._store.read(written.removeprefix(STORED))[0]
-            return find_file(written, roots=roots(self._runtime)).read_bytes()
+            file = find_file(written, roots=roots(self._runtime))
         except (NotFound, ValueError):
             return None
+        with mendable():
+            return file.read_bytes()
 
 
 def unresolved(config: TrainConfig) -> bool:
