@@ -1,19 +1,33 @@
 # Run `make` alone for the list of targets.
 PYTHON ?= python3
 BIN := .venv/bin
+SEED ?= 1
+FAULTS ?= 300
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
 .DEFAULT_GOAL := help
-.PHONY: help sweep test check golden clean
+.PHONY: help sweep stack stack-down stack-demo test chaos check golden clean
 
 help:  ## this list
-	@sed -n 's/^\([a-z-]*\):.*## /\1  /p' $(MAKEFILE_LIST) | awk '{printf "  make %-9s", $$1; $$1=""; print}'
+	@sed -n 's/^\([a-z-]*\):.*## /\1  /p' $(MAKEFILE_LIST) | awk '{printf "  make %-11s", $$1; $$1=""; print}'
 
 sweep: .venv/sweep  ## install, then run the first sweep on the embedded data (a few minutes on 2 cores)
 	$(BIN)/rrn-sweep sweeps/epsilon_grid.yaml
 
+stack: .venv/stack  ## PostgreSQL, MLflow, S3 and a Ray cluster of two nodes on this machine, without containers; keys in runs/stack
+	$(BIN)/python -m infra.local.stack up
+
+stack-down: .venv/stack  ## end what `make stack` started; its data stays
+	$(BIN)/python -m infra.local.stack down
+
+stack-demo: stack  ## the first sweep on it
+	set -a; . runs/stack/secrets.env; set +a; $(BIN)/rrn-sweep sweeps/epsilon_grid.yaml
+
 test: .venv/test  ## every test, with real Ray, MLflow and S3 servers on this machine
 	$(BIN)/python -m pytest
+
+chaos: .venv/test  ## a sweep under random faults must end as the undisturbed one; SEED=1 FAULTS=300 by default
+	$(BIN)/python tests/chaos.py --seed $(SEED) --faults $(FAULTS)
 
 check: .venv/test  ## ruff, mypy --strict, import-linter
 	$(BIN)/ruff check .
@@ -28,6 +42,10 @@ clean:  ## remove .venv and caches; ./runs (checkpoints and MLflow database) sta
 
 .venv/sweep: pyproject.toml constraints.txt | .venv/bin/python
 	$(PIP) install -c constraints.txt -e .
+	touch $@
+
+.venv/stack: pyproject.toml constraints.txt | .venv/bin/python
+	$(PIP) install -c constraints.txt -e ".[stack]"
 	touch $@
 
 .venv/test: pyproject.toml constraints.txt | .venv/bin/python

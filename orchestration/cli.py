@@ -1,4 +1,7 @@
-"""The command line: arguments, progress, exit codes (0 all finished, 1 some trial failed, 2 bad input, 130 interrupted)."""
+"""The command line: arguments, progress, exit codes.
+
+0 all finished, 1 some trial is not, 2 bad input or refused, 75 stopped by SIGTERM (give the same command again), 130 by Ctrl-C.
+"""
 
 from __future__ import annotations
 
@@ -15,17 +18,20 @@ from typing import Any, NoReturn
 import yaml
 from pydantic import ValidationError
 
-from orchestration import check, models, report
+from orchestration import check, gc, models, report
 from orchestration.contents import unresolved
 from orchestration.errors import SweepError, mendable
 from orchestration.estimate import Estimate, estimate, probed, shown_costs, total
+from orchestration.failures import FAILURES
+from orchestration.glance import shows_all
+from orchestration.lease import Lease
 from orchestration.plan import render
-from orchestration.runner import MLFLOW_SETTINGS, RAY_SETTINGS, Runner, stop_on_sigterm
+from orchestration.runner import MLFLOW_SETTINGS, RAY_SETTINGS, Runner, Terminated, settle_dead, stop_on_sigterm
 from orchestration.spec import SweepSpec, settings_of, suggestion
 from orchestration.sweep import Sweep, open_sweep
 from rrn_core.config import Runtime
 
-OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+OK, FAILED, BAD_INPUT, RESUME_ME, INTERRUPTED = 0, 1, 2, 75, 130
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
@@ -37,6 +43,9 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     except SweepError as error:
         print(error, file=sys.stderr)
         code = BAD_INPUT
+    except Terminated:
+        print("terminated: the same command goes on from the last checkpoints", file=sys.stderr)
+        code = RESUME_ME
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         code = INTERRUPTED
@@ -48,13 +57,59 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 
 def _run(arguments: argparse.Namespace) -> int:
     sweep = _open(arguments)
-    if sweep.complete and sweep.tracked() >= {plan.trial_id for plan in sweep.plans}:
+    told = sweep.complete and sweep.tracked() >= sweep.trial_ids
+    if told and shows_all(sweep.tracking, sweep.name, sweep.trial_ids, auth=_mlflow_auth()):
         print(f"{sweep.count}, nothing to do")
         return OK
+    sweep.chosen(only=arguments.only, retry=arguments.retry)  # a wrong choice is told before anything is touched
     os.environ.update({name: value for name, value in (RAY_SETTINGS | MLFLOW_SETTINGS).items() if name not in os.environ})
     stop_on_sigterm()
-    ended = Runner(sweep, _runtime(sweep.spec, arguments), environment=os.environ, say=print).run()
-    return OK if ended.complete else FAILED
+    with _leased(sweep, arguments) as lease:
+        sweep = settle_dead(sweep, lease)
+        chosen = sweep.chosen(only=arguments.only, retry=arguments.retry)
+        ended = Runner(sweep, _runtime(sweep.spec, arguments), lease, chosen=chosen, environment=os.environ, say=print).run()
+    left = ended.chosen(only=arguments.only) if arguments.only else ended.unfinished
+    return OK if not left and (arguments.only or ended.complete) else FAILED
+
+
+def _leased(sweep: Sweep, arguments: argparse.Namespace) -> Lease:
+    """The sweep's lease, with a token above that of every driver that its trials have known."""
+    above = max((manifest.driver for manifest in sweep.manifests.values()), default=0)
+    lease = Lease.acquire(sweep.store, sweep.name, take_over=arguments.take_over, above=above, say=print)
+    if lease.took_over:
+        print(lease.took_over)
+    return lease
+
+
+def _sync(arguments: argparse.Namespace) -> int:
+    sweep = _open(arguments)
+    os.environ.update({name: value for name, value in MLFLOW_SETTINGS.items() if name not in os.environ})
+    from orchestration.tracking import sync
+
+    with _leased(sweep, arguments) as lease:
+        settle_dead(sweep, lease)
+        print(sync(sweep.tracking, sweep.name, sweep.store, trial_ids=sweep.trial_ids))
+    return OK
+
+
+def _gc(arguments: argparse.Namespace) -> int:
+    sweep = _open(arguments)
+    if arguments.dry_run:
+        print(gc.render(_collect(sweep, driver=0, dry_run=True), dry_run=True))
+        return OK
+    with _leased(sweep, arguments) as lease:
+        settle_dead(sweep, lease)
+        print(gc.render(_collect(sweep, driver=lease.token, dry_run=False), dry_run=False))
+    return OK
+
+
+def _collect(sweep: Sweep, *, driver: int, dry_run: bool) -> gc.Collected:
+    return gc.collect(sweep.store, sweep.name, sweep.trial_ids, driver=driver, retention=sweep.spec.retention, dry_run=dry_run)
+
+
+def _mlflow_auth() -> tuple[str, str] | None:
+    user, password = os.environ.get("MLFLOW_TRACKING_USERNAME"), os.environ.get("MLFLOW_TRACKING_PASSWORD")
+    return (user, password) if user and password else None
 
 
 def _plan(arguments: argparse.Namespace) -> int:
@@ -90,6 +145,8 @@ def _status(arguments: argparse.Namespace) -> int:
         print(json.dumps({"sweep": sweep.name, "store": sweep.store.uri, "trials": trials}, indent=2))
     else:
         print(report.summary(sweep.plans, sweep.manifests) if sweep.plans else "no trial started yet")
+        if arguments.effort:
+            print(f"\n{report.effort(sweep.plans, sweep.manifests)}")
         if sweep.spec.published:
             print(f"\n{report.published(sweep.spec.published, sweep.plans, sweep.manifests)}")
         print(f"\n{sweep.count}")
@@ -143,6 +200,8 @@ COMMANDS = {
     "run": _run,
     "plan": _plan,
     "status": _status,
+    "sync": _sync,
+    "gc": _gc,
     "check": _check,
     "weights": _import_weights,
     "evaluate": _evaluate,
@@ -229,13 +288,22 @@ def _add_sweep_commands(commands: Any, place: argparse.ArgumentParser) -> None:
     where = argparse.ArgumentParser(add_help=False)
     where.add_argument("--device", help="torch device of a trial (default: cuda where resources.gpu > 0, else cpu)")
     where.add_argument("--workers", type=int, help="processes per trial that prepare batches (default: 0, or cpu - 1 with a gpu)")
-    commands.add_parser("run", parents=[common, where], help="FILE: run every trial that is not finished (the default command)")
+    lease = argparse.ArgumentParser(add_help=False)
+    lease.add_argument("--take-over", action="store_true", help="even if another driver seems to run the sweep: it is shut out")
+    run = commands.add_parser("run", parents=[common, where, lease], help="FILE: run every trial that is not finished (the default)")
+    run.add_argument("--only", action="append", default=[], metavar="ID", help="just the trials whose identity begins so; repeatable")
+    help_retry = "of the failed trials just those of this class; repeatable (default: all)"
+    run.add_argument("--retry", action="append", default=[], choices=FAILURES, help=help_retry)
     plan = commands.add_parser("plan", parents=[common, where], help="FILE: show the trials; start nothing")
     views = plan.add_mutually_exclusive_group()
     views.add_argument("--show-config", action="store_true", help="every setting of every trial, as YAML")
     views.add_argument("--probe", action="store_true", help="measure time and memory on this machine, a few steps of each kind of trial")
     status = commands.add_parser("status", parents=[common], help="FILE: the state of every trial, from the store alone")
     status.add_argument("--json", action="store_true", help="for other programs")
+    status.add_argument("--effort", action="store_true", help="where the hours went: useful, repeated and lost seconds of every attempt")
+    commands.add_parser("sync", parents=[common, lease], help="FILE: make MLflow show what the store holds; train nothing")
+    collect = commands.add_parser("gc", parents=[common, lease], help="FILE: remove what no trial needs any more from the store")
+    collect.add_argument("--dry-run", action="store_true", help="only say what would go")
     commands.add_parser("check", parents=[common, where], help="FILE: try data, store, tracking, disk and GPU before anything is spent")
 
 

@@ -7,6 +7,7 @@ has done is in the store.
 from __future__ import annotations
 
 import logging
+import signal
 import socket
 import tempfile
 import time
@@ -18,14 +19,17 @@ from typing import Any, Literal, Protocol
 
 import ray
 from ray import tune
-from ray.tune import Callback, FailureConfig, RunConfig, TuneConfig, TuneError, Tuner
+from ray.tune import Callback, CheckpointConfig, FailureConfig, RunConfig, Stopper, TuneConfig, TuneError, Tuner
 from ray.tune.experiment import Trial
 from ray.tune.search import Searcher
 
-from orchestration.errors import ClusterError, Fenced, SweepError
-from orchestration.manifest import Manifest, TrialRecord, read_manifest
+from orchestration.errors import ClusterError, Fenced, Preempted, StoreError, StoreUnavailable, SweepError
+from orchestration.failures import Failure, classify_death, fingerprint, where
+from orchestration.lease import Lease
+from orchestration.manifest import Manifest, read_manifest
 from orchestration.plan import TrialPlan
-from orchestration.spec import Resources
+from orchestration.record import settle
+from orchestration.spec import Resources, Retries
 from orchestration.store import open_store
 from orchestration.trial import Job, Update, run_trial
 
@@ -41,6 +45,17 @@ DRIVER_WAITS_S = 20.0
 
 LOOK_EVERY_S = 10.0
 """How often the driver looks whether any node is left."""
+
+
+SPARE_STARTS = 20
+"""New starts that Ray grants a trial beyond all budgets together."""
+
+
+SAME_FAILURES = 3
+"""So many trials that fail with the same error, before any has finished, stop the sweep."""
+
+
+NO_RETRIES = Retries.model_validate(dict.fromkeys(Retries.model_fields, 0))
 
 
 class Source(Protocol):
@@ -126,19 +141,42 @@ def slots(resources: Resources) -> int:
     return sum(per_node)
 
 
-def run(source: Source, job: Job, *, resources: Resources, retries: int, listeners: Sequence[Listener]) -> None:
-    """Run every plan that `source` yields; returns when none is left. Needs `connect`.
+class Stop:
+    """Asks the trials of a running sweep to commit a checkpoint and end; the first reason counts."""
 
-    A trial whose process or node dies, or which raises, starts again up to `retries` times and resumes from the store;
-    one that would fail in the same way again (bad data, a diverged loss) does not. A failed trial is marked, and the others go on.
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self._say, self._told = say, False
+        self.reason: str | None = None
+
+    def request(self, reason: str) -> None:
+        """May be called from a signal handler: it writes nothing itself."""
+        self.reason = self.reason or reason
+
+    def requested(self) -> bool:
+        """Whether to stop; the first to hear of it tells the user."""
+        if self.reason and not self._told:
+            self._told = True
+            self._say(f"{self.reason}: the trials commit a last checkpoint and end")
+        return self.reason is not None
+
+
+def run(source: Source, job: Job, *, resources: Resources, listeners: Sequence[Listener], stop: Stop, lease: Lease) -> None:
+    """Run every plan that `source` yields; returns when none is left, or when `stop` was requested and the trials have ended.
+
+    A trial whose process or node dies, or which raises, starts again while its budget for that class of failure lasts
+    (`job.retries`, counted in the store), and resumes from the store. A failed trial is marked, and the others go on; only when
+    the first trials all fail with the very same error is `stop` requested here.
+
+    Needs `connect`.
 
     Raises:
         ClusterError: no node can hold a trial, or Ray itself failed.
+        LeaseLost: another driver has taken the sweep over.
     """
     concurrent = slots(resources)
-    with tempfile.TemporaryDirectory(prefix="rrn-sweep-") as scratch:
+    with tempfile.TemporaryDirectory(prefix="rrn-sweep-", ignore_cleanup_errors=True) as scratch:
         tuner = Tuner(
-            tune.with_resources(rrn_trial, {"cpu": resources.cpu, "gpu": resources.gpu}),
+            tune.with_resources(Training, {"cpu": resources.cpu, "gpu": resources.gpu}),
             tune_config=TuneConfig(
                 search_alg=_Searcher(source, job),
                 num_samples=max(1, source.remaining),
@@ -151,32 +189,72 @@ def run(source: Source, job: Job, *, resources: Resources, retries: int, listene
             run_config=RunConfig(
                 name="tune",
                 storage_path=scratch,
-                failure_config=FailureConfig(max_failures=retries),
-                callbacks=[_Events(job, source, listeners)],
+                # the budgets are ours; Ray's only bounds a trial that cannot even reach the store
+                failure_config=FailureConfig(max_failures=sum(job.retries.model_dump().values()) + SPARE_STARTS),
+                checkpoint_config=CheckpointConfig(checkpoint_at_end=False),  # checkpoints are the trial's own affair
+                stop=_StopAll(stop),
+                callbacks=[_Events(job, source, listeners, stop, lease)],
                 verbose=0,
             ),
         )
         try:
             tuner.fit()
-        except (TuneError, ray.exceptions.RayError) as error:
+        except (TuneError, ray.exceptions.RayError, OSError) as error:
             last = str(error).strip().splitlines()[-1:] or [type(error).__name__]
             raise ClusterError(f"Ray failed: {last[0]}; the same command goes on from the last checkpoints") from error
 
 
-def rrn_trial(config: dict[str, Any]) -> None:
-    """The function that Ray runs for a trial; a restarted one asks the store where it was."""
-    reported_s, committed = -REPORT_EVERY_S, -1
-    try:
-        for update in run_trial(config["plan"], config["job"]):
-            if update.finished or update.committed != committed or time.monotonic() - reported_s >= REPORT_EVERY_S:
-                tune.report(asdict(update))
-                reported_s, committed = time.monotonic(), update.committed
-    except Fenced as error:
-        # not an error to retry: someone else is training this very trial
-        log.warning("%s", error)
-    except (ValueError, FloatingPointError) as error:
-        # the same settings on the same data would raise it again; the manifest holds the reason
-        log.warning("%s", error)
+class Training(tune.Trainable):
+    """The Ray actor that runs a trial: each step trains until there is something to report. A new actor asks the store where it was.
+
+    A class and not a function, because Ray calls its methods in the main thread, where SIGTERM can be heard, and because Ray
+    calls `cleanup` when the sweep is stopped.
+    """
+
+    def setup(self, config: dict[str, Any]) -> None:
+        self._told_to_end = False
+        # instead of Ray's own handler, which ends the process in the middle of a step
+        signal.signal(signal.SIGTERM, self._note_sigterm)
+        self._begin(config)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        self.cleanup()
+        self._begin(new_config)
+        return True
+
+    def step(self) -> dict[str, Any]:
+        try:
+            return self._next_report()
+        except Fenced as error:  # not an error to retry: someone else is training this very trial
+            log.warning("%s", error)
+            return {"done": True}
+        except StoreUnavailable:
+            raise
+        except StoreError as error:  # refused for good: another attempt would be refused alike
+            return {"done": True, "refused": str(error)}
+
+    def cleanup(self) -> None:
+        try:
+            self._updates.close()
+        except Exception as error:  # the attempt stays open; who comes next settles it
+            log.warning("the last checkpoint was not committed: %s", error)
+
+    def _begin(self, config: dict[str, Any]) -> None:
+        self._updates = run_trial(config["plan"], config["job"])
+        self._committed = -1
+
+    def _next_report(self) -> dict[str, Any]:
+        since = time.monotonic()
+        for update in self._updates:
+            if self._told_to_end and not update.ended:
+                self._updates.throw(Preempted("its process was told to end (SIGTERM)"))
+            if update.ended or update.committed != self._committed or time.monotonic() - since >= REPORT_EVERY_S:
+                self._committed = update.committed
+                return {**asdict(update), "done": update.ended is not None}
+        return {"done": True}
+
+    def _note_sigterm(self, number: int, frame: object) -> None:
+        self._told_to_end = True
 
 
 class _NeverRestored:
@@ -207,16 +285,55 @@ class _Searcher(_NeverRestored, Searcher):
         raise AssertionError("Ray's state is never restored")
 
 
+class _StopAll(_NeverRestored, Stopper):
+    """Ray asks it many times a second."""
+
+    def __init__(self, stop: Stop) -> None:
+        self._stop = stop
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return False
+
+    def stop_all(self) -> bool:
+        return self._stop.requested()
+
+
+class _Breaker:
+    """Circuit breaker: requests a stop when the first trials all fail with the same error, which the others would meet too."""
+
+    def __init__(self, stop: Stop) -> None:
+        self._stop = stop
+        self._failed: dict[str, set[str]] = {}
+        self._proven = False
+
+    def tell(self, manifest: Manifest) -> None:
+        """Hear how a trial ended."""
+        self._proven = self._proven or manifest.status == "finished"
+        if self._proven or manifest.status != "failed" or manifest.failure not in ("code", "data"):
+            return
+        trace = manifest.traceback or ""
+        alike = self._failed.setdefault(fingerprint(trace), set())
+        alike.add(manifest.trial_id)
+        if len(alike) >= SAME_FAILURES:
+            self._stop.request(
+                f"circuit breaker: the first {len(alike)} trials failed with the same {manifest.failure} error at {where(trace)}: "
+                f"{manifest.reason}; mend it, then give the same command again"
+            )
+
+
 class _Events(_NeverRestored, Callback):
     """Turns Ray Tune's callbacks into events, and settles in the store what a dead trial could not."""
 
-    def __init__(self, job: Job, source: Source, listeners: Sequence[Listener]) -> None:
-        self._job, self._source, self._listeners = job, source, listeners
+    def __init__(self, job: Job, source: Source, listeners: Sequence[Listener], stop: Stop, lease: Lease) -> None:
+        self._job, self._source, self._listeners, self._lease = job, source, listeners, lease
         self._store = open_store(job.store, deadline_s=DRIVER_WAITS_S)
+        self._breaker = _Breaker(stop)
+        self._seen: dict[str, tuple[Update, float]] = {}
         self._looked_s = time.monotonic()
 
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
-        """Without a node Ray would wait for ever."""
+        """Without a node Ray would wait for ever, and without the lease this driver may not go on."""
+        self._lease.check()
         if time.monotonic() - self._looked_s < LOOK_EVERY_S:
             return
         self._looked_s = time.monotonic()
@@ -229,51 +346,75 @@ class _Events(_NeverRestored, Callback):
     def on_trial_result(self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any) -> None:
         known = {name: result[name] for name in Update.__dataclass_fields__ if name in result}
         if "attempt" in known:
-            self._emit(Event("update", trial.config["plan"], Update(**{**known, "trial_id": trial.config["plan"].trial_id})))
+            plan: TrialPlan = trial.config["plan"]
+            update = Update(**{**known, "trial_id": plan.trial_id})
+            self._seen[plan.trial_id] = update, time.monotonic()
+            self._lease.see(plan.trial_id, update.attempt, update.worked_s)
+            self._emit(Event("update", plan, update))
 
     def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        self._emit(Event("retry", trial.config["plan"], reason=_reason(self._manifest(trial), trial)))
+        self._emit(Event("retry", trial.config["plan"], reason=_reason(self._settled(trial, self._job.retries), trial)))
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        plan: TrialPlan = trial.config["plan"]
-        manifest = self._manifest(trial)
-        if manifest is None:
-            self._emit(Event("failed", plan, reason=f"nothing of it in {self._store.uri}; the store must be one that all nodes share"))
-        elif manifest.status == "running":
-            self._emit(Event("elsewhere", plan, reason="another process took this trial over"))
-        else:
-            self._source.tell(manifest)
-            self._emit(Event("finished" if manifest.status == "finished" else "failed", plan, reason=manifest.reason))
+        refused = (trial.last_result or {}).get("refused")
+        manifest = self._settled(trial, NO_RETRIES, "unavailable", refused) if refused else self._manifest(trial)
+        self._conclude(trial, manifest, refused or f"nothing of it in {self._store.uri}; the store must be one that all nodes share")
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        plan: TrialPlan = trial.config["plan"]
-        manifest = self._manifest(trial)
-        reason = _reason(manifest, trial)
-        if manifest is None or manifest.status == "running":
-            manifest = self._bury(plan, reason=reason, traceback=_error_text(trial)) or manifest
-        if manifest:
-            self._source.tell(manifest)
-        self._emit(Event("failed", plan, reason=reason))
+        self._conclude(trial, self._settled(trial, NO_RETRIES), _last_words(_error_text(trial)))
 
-    def _bury(self, plan: TrialPlan, *, reason: str, traceback: str) -> Manifest | None:
-        """Mark a trial failed whose process died without a word; opening the record fences it off, should it be alive after all."""
-        try:
-            record = TrialRecord.open(self._store, plan, retention=self._job.retention)
-            if record.manifest.status != "finished":
-                record.fail(reason=reason, traceback=traceback)
-            return record.manifest
-        except SweepError as error:
-            log.warning("trial %s failed, and the store could not be told: %s", plan.trial_id, error)
-            return None
+    def _conclude(self, trial: Trial, manifest: Manifest | None, otherwise: str) -> None:
+        """Pass on how a trial ended; `otherwise` is the reason where the store knows nothing of it."""
+        plan: TrialPlan = trial.config["plan"]
+        self._lease.forget(plan.trial_id)
+        if manifest is None:
+            self._emit(Event("failed", plan, reason=otherwise))
+            return
+        if manifest.status == "running":
+            self._emit(Event("elsewhere", plan, reason="another process took this trial over"))
+            return
+        self._source.tell(manifest)
+        self._breaker.tell(manifest)
+        self._emit(Event("finished" if manifest.status == "finished" else "failed", plan, reason=_reason(manifest, trial)))
+
+    def _settled(self, trial: Trial, retries: Retries, failure: Failure | None = None, reason: str = "") -> Manifest | None:
+        """The trial's manifest, its attempt closed if its process could not."""
+        plan: TrialPlan = trial.config["plan"]
+        text = _error_text(trial)
+        with self._warned(trial):
+            return settle(
+                self._store,
+                plan.sweep,
+                plan.trial_id,
+                driver=self._job.driver,
+                failure=failure or classify_death(text),
+                reason=reason or _last_words(text),
+                traceback=text,
+                worked_s=self._worked_s(plan.trial_id),
+                retries=retries,
+            )
+        return None
 
     def _manifest(self, trial: Trial) -> Manifest | None:
-        """None also where the store does not answer: an exception here would end the whole sweep."""
         plan: TrialPlan = trial.config["plan"]
-        try:
+        with self._warned(trial):
             return read_manifest(self._store, plan.sweep, plan.trial_id)
+        return None
+
+    @contextmanager
+    def _warned(self, trial: Trial) -> Iterator[None]:
+        """A store that does not answer leads to a warning: an exception here would end the whole sweep."""
+        try:
+            yield
         except SweepError as error:
-            log.warning("trial %s: %s", plan.trial_id, error)
-            return None
+            log.warning("trial %s: %s", trial.config["plan"].trial_id, error)
+
+    def _worked_s(self, trial_id: str) -> float:
+        """For how long the trial's process was at work before it died, as far as it told."""
+        if trial_id not in self._seen:
+            return 0.0
+        update, at_s = self._seen.pop(trial_id)
+        return update.worked_s + time.monotonic() - at_s
 
     def _emit(self, event: Event) -> None:
         for listener in self._listeners:
@@ -283,13 +424,16 @@ class _Events(_NeverRestored, Callback):
                 log.debug("a listener failed: %s", error)
 
 
-def _reason(manifest: Manifest | None, trial: Trial) -> str:
-    """One line: what the trial itself left in its manifest, or what Ray says of its process."""
-    if manifest and manifest.status == "failed" and manifest.reason:
-        return manifest.reason
-    lines = [line.strip() for line in _error_text(trial).splitlines() if line.strip()]
-    error = next((line for line in reversed(lines) if "Error" in line or "died" in line), "its process ended without a word")
-    return f"worker lost: {error}"
+def _reason(manifest: Manifest | None, trial: Trial) -> str | None:
+    """One line with its class: what the trial itself left in its manifest, or what Ray says of its process."""
+    if manifest and manifest.failure:
+        return f"[{manifest.failure}] {manifest.reason}"
+    return None if manifest else f"[lost] {_last_words(_error_text(trial))}"
+
+
+def _last_words(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return next((line for line in reversed(lines) if "Error" in line or "died" in line), "its process ended without a word")
 
 
 def _error_text(trial: Trial) -> str:

@@ -8,6 +8,9 @@ SweepError                 cli.py prints its text and exits with 2; cluster.py m
 │   ├── Corrupt            the bytes differ from their checksum
 │   └── StoreUnavailable   no answer within the deadline
 ├── Fenced                 another attempt has taken the trial over: this one must stop without a trace
+├── Preempted              the trial's process was told to end
+├── LeaseHeld              another driver is running this sweep
+├── LeaseLost              another driver has taken this sweep over: this one must stop
 ├── TrackingError          MLflow
 └── ClusterError           Ray
 """
@@ -76,6 +79,18 @@ class StoreUnavailable(StoreError):
 
 class Fenced(SweepError):
     """A newer attempt owns the trial; whatever this attempt still holds must not be written."""
+
+
+class Preempted(SweepError):
+    """The trial's process was told to end, by SIGTERM: a batch system, or the notice before a spot machine goes."""
+
+
+class LeaseHeld(SweepError):
+    """Another driver runs this very sweep; the text says where, and what to do about it."""
+
+
+class LeaseLost(SweepError):
+    """Another driver has taken the sweep over; this one may change nothing any more."""
 
 
 class TrackingError(SweepError):

@@ -5,29 +5,27 @@ Layout below the store's root::
     SWEEP/TRIAL/manifest.json                          committed by compare-and-swap
     SWEEP/TRIAL/checkpoints/STEP-ATTEMPT/model.safetensors, state.pt
     SWEEP/tracking.json                                which trials the tracking server was last told the whole truth about
+    SWEEP/lease.json                                   which driver runs the sweep (lease.py)
+    weights/SHA256.safetensors                         initial weights (contents.py)
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import logging
-import time
-import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from orchestration.errors import Conflict, Corrupt, Fenced, NotFound, SpecError, StoreError, SweepError
+from orchestration.errors import Corrupt, NotFound, SpecError, StoreError, SweepError
+from orchestration.failures import Failure
 from orchestration.plan import ID_LENGTH, Resolve, TrialPlan
 from orchestration.spec import Retention, SweepSpec, build_config
 from orchestration.store import Store
 from rrn_core.config import TrainConfig
-
-log = logging.getLogger(__name__)
 
 Status = Literal["running", "finished", "failed"]
 SCORE = "val/miou"
@@ -66,6 +64,33 @@ class Entry(_Record):
     metrics: dict[str, float]
 
 
+class Attempt(_Record):
+    """One try at a trial, from taking it over to its end. `seconds` is all the time that it held its resources."""
+
+    number: int
+    driver: int
+    """Token of the driver that ordered it."""
+    node: str
+    started_ms: int
+    ended_ms: int | None = None
+    """None while it runs; a later attempt or driver closes what a dead one left open."""
+    outcome: Literal["finished", "stopped"] | Failure | None = None
+    reason: str | None = None
+    first_step: int = 0
+    last_step: int = 0
+    """Of the newest checkpoint that it committed; 0 where it committed none."""
+    useful_s: float = 0.0
+    """Seconds whose work a checkpoint was the first to hold."""
+    repeated_s: float = 0.0
+    """Seconds spent on steps that an earlier attempt had committed, but in a checkpoint that was damaged."""
+    lost_s: float = 0.0
+    """Seconds whose work no checkpoint holds. Of an attempt that died without a word: up to its last sign of life."""
+
+    @property
+    def seconds(self) -> float:
+        return self.useful_s + self.repeated_s + self.lost_s
+
+
 class Manifest(_Record):
     """Everything known of a trial. `history` is append-only: an epoch that is trained again changes nothing."""
 
@@ -78,9 +103,14 @@ class Manifest(_Record):
     proposal: int | None = None
     iterations: int
     status: Status = "running"
+    failure: Failure | None = None
+    """Why the last attempt failed, where it did."""
     reason: str | None = None
     traceback: str | None = None
     attempt: int = 0
+    attempts: tuple[Attempt, ...] = ()
+    driver: int = 0
+    """The highest token of a driver that ordered an attempt: one with a lower token is out of date."""
     writer: str = ""
     """Random name of the attempt's writer, so that two that start at once never write the same bytes."""
     created_ms: int
@@ -100,9 +130,18 @@ class Manifest(_Record):
         return self.history[-1] if self.history else None
 
     @property
+    def reached(self) -> int:
+        """The highest step that was ever committed."""
+        return max((attempt.last_step for attempt in self.attempts), default=0)
+
+    def failures(self, failure: Failure, *, driver: int) -> int:
+        """How many attempts that this driver ordered ended so."""
+        return sum(attempt.outcome == failure and attempt.driver == driver for attempt in self.attempts)
+
+    @property
     def best_checkpoint(self) -> Checkpoint | None:
         """The earliest kept checkpoint with the highest score."""
-        return _best(self.checkpoints)
+        return best_of(self.checkpoints)
 
     @property
     def best(self) -> Entry | None:
@@ -117,7 +156,7 @@ def manifest_key(sweep: str, trial_id: str) -> str:
 def read_manifest(store: Store, sweep: str, trial_id: str) -> Manifest | None:
     """The trial's manifest, or None where it never started. Raises StoreError."""
     try:
-        return _parse(*store.read(manifest_key(sweep, trial_id)), key=manifest_key(sweep, trial_id))[0]
+        return parse_manifest(*store.read(manifest_key(sweep, trial_id)), key=manifest_key(sweep, trial_id))[0]
     except NotFound:
         return None
 
@@ -187,147 +226,44 @@ def write_tracked(store: Store, sweep: str, uri: str, trial_ids: Sequence[str]) 
     store.write(f"{sweep}/tracking.json", json.dumps({"uri": uri, "trials": sorted(trial_ids)}).encode())
 
 
-class TrialRecord:
-    """The handle of a trial's one writer; a writer that another attempt replaced is refused with Fenced."""
-
-    def __init__(self, store: Store, manifest: Manifest, etag: str, *, retention: Retention, now_ms: Callable[[], int]) -> None:
-        self._store, self._retention, self._now_ms = store, retention, now_ms
-        self.manifest, self._etag = manifest, etag
-        self.unusable: list[str] = []
-        """What `load_checkpoint` had to pass over, a line each."""
-
-    @classmethod
-    def open(
-        cls, store: Store, plan: TrialPlan, *, retention: Retention, now_ms: Callable[[], int] = lambda: time.time_ns() // 10**6
-    ) -> TrialRecord:
-        """Take the trial over: the attempt's number grows by one, every earlier writer is fenced off."""
-        key = manifest_key(plan.sweep, plan.trial_id)
-        while True:
-            manifest, etag = _read_or_new(store, plan, key, now_ms())
-            if manifest.status == "finished":
-                assert etag is not None
-                return cls(store, manifest, etag, retention=retention, now_ms=now_ms)
-            taken = {
-                "attempt": manifest.attempt + 1,
-                "writer": uuid.uuid4().hex,
-                "status": "running",
-                "reason": None,
-                "traceback": None,
-                "updated_ms": now_ms(),
-            }
-            try:
-                fresh = manifest.model_copy(update=taken)
-                return cls(store, fresh, store.replace(key, _dump(fresh), expected=etag), retention=retention, now_ms=now_ms)
-            except Conflict:
-                log.warning("trial %s: another attempt is starting too, reading again", plan.trial_id)
-
-    def load_checkpoint(self) -> tuple[Checkpoint, dict[str, bytes]] | None:
-        """The newest checkpoint whose objects are all there and hash as committed; each that is passed over is told in `unusable`."""
-        for checkpoint in sorted(self.manifest.checkpoints, key=lambda c: c.step, reverse=True):
-            try:
-                return checkpoint, read_checkpoint(self._store, checkpoint)
-            except (NotFound, Corrupt) as error:
-                self.unusable.append(f"checkpoint of step {checkpoint.step} is unusable ({error}), taking the one before")
-                log.warning("trial %s: %s", self.manifest.trial_id, self.unusable[-1])
-        return None
-
-    def commit(self, *, step: int, epoch: int, files: Mapping[str, bytes], entries: Sequence[Entry], seconds: float) -> None:
-        """Store `files` as the checkpoint of `step`, then the manifest that names it, then drop what retention no longer keeps.
-
-        Raises:
-            Fenced: another attempt took the trial over; nothing was committed.
-        """
-        folder = f"{self.manifest.sweep}/{self.manifest.trial_id}/checkpoints/{step:08d}-{self.manifest.attempt}"
-        objects = {name: ObjectRef(key=f"{folder}/{name}", sha256=_sha256(body), size=len(body)) for name, body in files.items()}
-        for name, ref in objects.items():
-            self._store.write(ref.key, files[name])
-        history = (*self.manifest.history, *(entry for entry in entries if entry.epoch > self.manifest.epochs))
-        score = next((entry.metrics[SCORE] for entry in history if entry.step == step), None)
-        checkpoint = Checkpoint(step=step, epoch=epoch, attempt=self.manifest.attempt, score=score, objects=objects)
-        before = self.manifest.checkpoints
-        kept = _retained((*(c for c in before if c.step < step), checkpoint), self._retention)
-        self._swap(checkpoints=kept, history=history, seconds=max(seconds, self.manifest.seconds))
-        self._drop(lambda: (ref.key for c in before if c not in kept for ref in c.objects.values()))
-
-    def finish(self) -> None:
-        """The trial is complete; objects that uncommitted uploads left behind are removed."""
-        self._swap(status="finished")
-        prefix = f"{self.manifest.sweep}/{self.manifest.trial_id}/checkpoints/"
-        self._drop(lambda: self._store.keys(prefix))
-
-    def fail(self, *, reason: str, traceback: str) -> None:
-        self._swap(status="failed", reason=reason, traceback=traceback)
-
-    def _swap(self, **changes: Any) -> None:
-        """Commit the manifest with `changes`; `self` is unchanged when it is refused."""
-        fresh = self.manifest.model_copy(update={**changes, "updated_ms": self._now_ms()})
-        key = manifest_key(fresh.sweep, fresh.trial_id)
-        try:
-            self._etag = self._store.replace(key, _dump(fresh), expected=self._etag)
-        except Conflict as error:
-            raise Fenced(f"trial {fresh.trial_id}: attempt {fresh.attempt} was replaced by a later one; its work is dropped") from error
-        self.manifest = fresh
-
-    def _drop(self, keys: Callable[[], Iterable[str]]) -> None:
-        """Delete what the manifest does not name. The commit stands already, so a failure here only leaves litter."""
-        named = {ref.key for c in self.manifest.checkpoints for ref in c.objects.values()}
-        try:
-            self._store.delete([key for key in keys() if key not in named])
-        except StoreError as error:
-            log.warning("trial %s: old checkpoints were not removed: %s", self.manifest.trial_id, error)
-
-
 def read_checkpoint(store: Store, checkpoint: Checkpoint) -> dict[str, bytes]:
     """The checkpoint's files, verified. Raises NotFound, Corrupt."""
     files = {}
     for name, ref in checkpoint.objects.items():
         files[name], _ = store.read(ref.key)
-        if _sha256(files[name]) != ref.sha256:
+        if sha256_of(files[name]) != ref.sha256:
             raise Corrupt(ref.key)
     return files
 
 
-def _retained(checkpoints: tuple[Checkpoint, ...], retention: Retention) -> tuple[Checkpoint, ...]:
+def retained(checkpoints: tuple[Checkpoint, ...], retention: Retention) -> tuple[Checkpoint, ...]:
+    """The checkpoints that a trial keeps while it trains."""
     keep = set(sorted(c.step for c in checkpoints)[-retention.last :])
-    best = _best(checkpoints)
+    best = best_of(checkpoints)
     if retention.best and best:
         keep.add(best.step)
     return tuple(c for c in checkpoints if c.step in keep)
 
 
-def _best(checkpoints: tuple[Checkpoint, ...]) -> Checkpoint | None:
+def best_of(checkpoints: Iterable[Checkpoint]) -> Checkpoint | None:
+    """The earliest of those with the highest score; None where none closes an epoch."""
     scored = (c for c in checkpoints if c.score is not None)
     return max(scored, key=lambda c: (c.score or 0.0, -c.step), default=None)
 
 
-def _read_or_new(store: Store, plan: TrialPlan, key: str, now_ms: int) -> tuple[Manifest, str | None]:
-    try:
-        return _parse(*store.read(key), key=key)
-    except NotFound:
-        fresh = Manifest(
-            sweep=plan.sweep,
-            trial_id=plan.trial_id,
-            label=plan.label,
-            config=plan.config.model_dump(mode="json"),
-            varied=plan.varied,
-            proposal=plan.proposal,
-            iterations=plan.iterations,
-            created_ms=now_ms,
-            updated_ms=now_ms,
-        )
-        return fresh, None
-
-
-def _parse(body: bytes, etag: str, *, key: str) -> tuple[Manifest, str]:
+def parse_manifest(body: bytes, etag: str, *, key: str) -> tuple[Manifest, str]:
+    """The manifest that lies under `key`, and its etag. Raises StoreError."""
     try:
         return Manifest.model_validate_json(body), etag
     except ValidationError as error:
         raise StoreError(f"{key}: not a manifest ({error.error_count()} faults); move it away to start the trial afresh") from error
 
 
-def _dump(manifest: Manifest) -> bytes:
+def dump_manifest(manifest: Manifest) -> bytes:
+    """The bytes to store."""
     return json.dumps(manifest.model_dump(mode="json"), allow_nan=False).encode()
 
 
-def _sha256(body: bytes) -> str:
+def sha256_of(body: bytes) -> str:
+    """The checksum that names a stored object's content."""
     return hashlib.sha256(body).hexdigest()

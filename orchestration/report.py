@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean, stdev
 from typing import Any
 
-from orchestration.manifest import Entry, Manifest
+from orchestration.manifest import Attempt, Entry, Manifest
 from orchestration.plan import TrialPlan, label, shown, table
 from orchestration.spec import Published, PublishedRow
 
@@ -30,7 +31,27 @@ def summary(plans: Sequence[TrialPlan], manifests: Mapping[str, Manifest]) -> st
 def failures(plans: Sequence[TrialPlan], manifests: Mapping[str, Manifest]) -> list[str]:
     """One line of reason for each failed trial."""
     found = [(plan, manifests[plan.trial_id]) for plan in plans if plan.trial_id in manifests]
-    return [f"FAILED {plan.trial_id} {plan.label}: {manifest.reason}" for plan, manifest in found if manifest.status == "failed"]
+    return [f"FAILED {plan.trial_id} {plan.label}: {_reason(manifest)}" for plan, manifest in found if manifest.status == "failed"]
+
+
+def effort(plans: Sequence[TrialPlan], manifests: Mapping[str, Manifest]) -> str:
+    """Where the time of all attempts went, by trial, in sum and by node, as h:mm:ss; an open attempt counts up to its newest checkpoint.
+
+    useful: a checkpoint was the first to hold it; repeated: an earlier attempt had committed it already; lost: no checkpoint holds it.
+    """
+    found = [(plan, manifests[plan.trial_id].attempts) for plan in plans if plan.trial_id in manifests]
+    attempts = [attempt for _, of_trial in found for attempt in of_trial]
+    head = ["attempts", "outcomes", "useful", "repeated", "lost", "sum", "useful share"]
+    trials = [[plan.trial_id, plan.label, *_effort_cells(of_trial)] for plan, of_trial in found]
+    by_node = {node: [attempt for attempt in attempts if attempt.node == node] for node in sorted({a.node for a in attempts})}
+    return "\n".join(
+        [
+            table([["trial", "label", *head], *trials, ["all", "", *_effort_cells(attempts)]]),
+            *_shares(attempts),
+            "",
+            table([["node", *head], *([node, *_effort_cells(there)] for node, there in by_node.items())]),
+        ]
+    )
 
 
 @dataclass(frozen=True)
@@ -65,17 +86,53 @@ def published(numbers: Published, plans: Sequence[TrialPlan], manifests: Mapping
 
 
 def state(manifest: Manifest | None) -> str:
-    """`new`, `finished`, `failed at epoch 3`, or `resumable at epoch 3`."""
+    """`new`, `finished`, `failed (memory) at epoch 3`, `resumable at epoch 3`, or `resumable (lost) at epoch 3`."""
     if manifest is None:
         return "new"
     if manifest.status == "finished":
         return "finished"
-    return f"{'failed' if manifest.status == 'failed' else 'resumable'} at epoch {manifest.epochs}"
+    return f"{_with_class('failed' if manifest.status == 'failed' else 'resumable', manifest)} at epoch {manifest.epochs}"
 
 
 def as_json(plans: Sequence[TrialPlan], manifests: Mapping[str, Manifest]) -> list[dict[str, Any]]:
     """The state of every trial for other programs; checkpoints and metrics of the last and the best epoch."""
     return [_as_json(plan, manifests.get(plan.trial_id)) for plan in plans]
+
+
+def _reason(manifest: Manifest) -> str:
+    return f"[{manifest.failure}] {manifest.reason}" if manifest.failure else str(manifest.reason)
+
+
+def _with_class(word: str, manifest: Manifest) -> str:
+    return f"{word} ({manifest.failure})" if manifest.failure else word
+
+
+def _effort_cells(attempts: Sequence[Attempt]) -> list[str]:
+    outcomes = Counter(attempt.outcome or "open" for attempt in attempts)
+    kinds = _effort_s(attempts)
+    share = f"{kinds['useful'] / sum(kinds.values()):.1%}" if any(kinds.values()) else "-"
+    said = ", ".join(f"{count} {outcome}" for outcome, count in outcomes.items()) or "-"
+    return [str(len(attempts)), said, *map(_clock, (*kinds.values(), sum(kinds.values()))), share]
+
+
+def _shares(attempts: Sequence[Attempt]) -> list[str]:
+    kinds = _effort_s(attempts)
+    total = sum(kinds.values())
+    return [", ".join(f"{kind} {seconds / total:.1%}" for kind, seconds in kinds.items()) + f" of {_clock(total)}"] if total else []
+
+
+def _effort_s(attempts: Sequence[Attempt]) -> dict[str, float]:
+    return {
+        "useful": sum(attempt.useful_s for attempt in attempts),
+        "repeated": sum(attempt.repeated_s for attempt in attempts),
+        "lost": sum(attempt.lost_s for attempt in attempts),
+    }
+
+
+def _clock(seconds: float) -> str:
+    """`0:02:03`."""
+    minutes, second = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{second:02d}"
 
 
 def _compared(row: PublishedRow, plans: Sequence[TrialPlan], manifests: Mapping[str, Manifest]) -> list[Comparison]:
@@ -133,7 +190,7 @@ def _row(plan: TrialPlan, manifest: Manifest | None) -> list[str]:
     if manifest is None:
         return [*cells, "new", f"0/{plan.config.epochs}", *["-"] * 8]
     best = manifest.best
-    status = "unfinished" if manifest.status == "running" else manifest.status
+    status = _with_class("unfinished" if manifest.status == "running" else manifest.status, manifest)
     return [
         *cells,
         status,
@@ -160,7 +217,8 @@ def _as_json(plan: TrialPlan, manifest: Manifest | None) -> dict[str, Any]:
     if manifest:
         known |= {
             "epochs": [manifest.epochs, plan.config.epochs],
-            "attempts": manifest.attempt,
+            "attempts": [attempt.model_dump() for attempt in manifest.attempts],
+            "failure": manifest.failure,
             "reason": manifest.reason,
             "seconds": round(manifest.seconds, 3),
             "updated_ms": manifest.updated_ms,

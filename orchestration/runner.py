@@ -5,21 +5,23 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestration import report
 from orchestration.contents import STORED
-from orchestration.errors import SweepError
+from orchestration.errors import LeaseLost, SweepError
+from orchestration.lease import Lease
 from orchestration.manifest import Manifest, read_manifest
 from orchestration.plan import TrialPlan
+from orchestration.record import settle
 from orchestration.sweep import Sweep
 from rrn_core.config import Runtime
 
 if TYPE_CHECKING:
-    from orchestration.cluster import Event
+    from orchestration.cluster import Event, Stop
 
 RAY_SETTINGS = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # no CSV, JSON and TensorBoard copies of every report
@@ -28,6 +30,7 @@ RAY_SETTINGS = {
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "TUNE_FORCE_TRIAL_CLEANUP_S": "30",  # for the last checkpoints of a sweep that is stopped
 }
 MLFLOW_SETTINGS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",  # it edits the environment from a thread
@@ -37,24 +40,43 @@ MLFLOW_SETTINGS = {
 }
 
 
-class Runner:
-    """One run of a sweep; `environment` names the Ray cluster, if any, in RAY_ADDRESS."""
+class Terminated(KeyboardInterrupt):
+    """SIGTERM: a batch system, or the notice before a spot machine goes, stops the sweep; it shall be started again elsewhere."""
 
-    def __init__(self, sweep: Sweep, runtime: Runtime, *, environment: Mapping[str, str], say: Callable[[str], None]) -> None:
+
+class Runner:
+    """One run of a sweep under its lease.
+
+    Args:
+        chosen: the trials to train; the others are only shown.
+        environment: names the Ray cluster, if any, in RAY_ADDRESS.
+    """
+
+    def __init__(
+        self,
+        sweep: Sweep,
+        runtime: Runtime,
+        lease: Lease,
+        *,
+        chosen: Sequence[TrialPlan],
+        environment: Mapping[str, str],
+        say: Callable[[str], None],
+    ) -> None:
         from orchestration.tracking import Tracker
 
-        self._sweep, self._runtime, self._say = sweep, runtime, say
+        self._sweep, self._runtime, self._lease, self._chosen, self._say = sweep, runtime, lease, chosen, say
         self._ray_address = environment.get("RAY_ADDRESS") or None
         self._committed: dict[str, int] = {}
         tags = {"sweep_file": str(sweep.file), **git_state()}
         self._tracker = Tracker(sweep.tracking, sweep=sweep.name, store=sweep.store.uri, read=self._manifest, tags=tags)
 
     def run(self) -> Sweep:
-        """Train what is not finished; how it ended, for the exit code.
+        """Train what is chosen and not finished; how it ended, for the exit code.
 
         Raises:
             SweepError: files that the unfinished trials need are missing, or the store, MLflow or Ray refuse.
-            KeyboardInterrupt: stopped, with the books in order.
+            LeaseLost: another driver took the sweep over.
+            KeyboardInterrupt: stopped, with the books in order; Terminated where a signal other than Ctrl-C did it.
         """
         sweep = self._sweep
         _require_files(sweep, self._runtime, remote=self._ray_address is not None)
@@ -67,11 +89,14 @@ class Runner:
         self._tracker.start([plan.trial_id for plan in sweep.plans])
         interrupted: KeyboardInterrupt | None = None
         try:
-            if not sweep.complete:
+            if self._chosen or len(sweep.plans) < sweep.total:
                 self._train()
         except KeyboardInterrupt as stop:
             interrupted = stop
             self._say("\ninterrupted: finishing the books; the same command goes on from the last checkpoints")
+        except LeaseLost:
+            self._tracker.abandon()  # MLflow has another writer now
+            raise
         finally:
             behind = self._close()
         ended = sweep.reread()
@@ -96,17 +121,19 @@ class Runner:
 
         sweep = self._sweep
         console = Console(width=None if sys.stdout.isatty() else 200, highlight=False)
-        job = Job(sweep.store.uri, self._runtime, sweep.spec.retention)
+        job = Job(sweep.store.uri, self._runtime, sweep.spec.retention, sweep.spec.retries, self._lease.token)
+        stop = cluster.Stop(self._say)
         with cluster.connect(self._ray_address):
             stop_on_sigterm()  # again, because Ray puts its own handler, which aborts
             view = View(console, total=sweep.total, finished=len(sweep.plans) - len(sweep.unfinished))
-            with view:
+            with _gently(stop), view:
                 cluster.run(
                     self._source(),
                     job,
                     resources=sweep.spec.resources,
-                    retries=sweep.spec.retries,
                     listeners=[view, self._track],
+                    stop=stop,
+                    lease=self._lease,
                 )
 
     def _manifest(self, trial_id: str) -> Manifest | None:
@@ -123,10 +150,11 @@ class Runner:
         if self._sweep.spec.search:
             from orchestration.search import AdaptiveSource
 
-            return AdaptiveSource(self._sweep.spec, self._sweep.manifests, self._sweep.contents.resolve)
+            skip = {plan.trial_id for plan in self._sweep.unfinished} - {plan.trial_id for plan in self._chosen}
+            return AdaptiveSource(self._sweep.spec, self._sweep.manifests, self._sweep.contents.resolve, skip=skip)
         from orchestration.cluster import FixedSource
 
-        return FixedSource(self._sweep.unfinished)
+        return FixedSource(self._chosen)
 
     def _conclude(self, sweep: Sweep) -> None:
         from orchestration.tracking import ui_command
@@ -143,9 +171,46 @@ class Runner:
             self._say(f"then open    {self._tracker.comparison_url}")
 
 
+def settle_dead(sweep: Sweep, lease: Lease) -> Sweep:
+    """Close the attempts that a dead driver left open, with what it had last seen of them; from here on none of its trials can commit."""
+    for trial_id in sorted({*sweep.manifests, *lease.previous}):
+        manifest, seen = sweep.manifests.get(trial_id), lease.previous.get(trial_id)
+        worked_s = seen.worked_s if seen and (manifest is None or seen.attempt == manifest.attempt) else 0.0
+        lease.forget(trial_id)
+        if manifest is None or (manifest.attempts and manifest.attempts[-1].ended_ms is None):
+            reason = "its driver ended without a word"
+            settle(sweep.store, sweep.name, trial_id, driver=lease.token, failure="lost", reason=reason, worked_s=worked_s)
+    return sweep.reread()
+
+
 def stop_on_sigterm() -> None:
-    """Batch systems stop a job with SIGTERM: take it as Ctrl-C."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    """Batch systems stop a job with SIGTERM: take it as Ctrl-C, but remember which it was."""
+    signal.signal(signal.SIGTERM, _terminate)
+
+
+def _terminate(number: int, frame: object) -> None:
+    raise Terminated
+
+
+@contextmanager
+def _gently(stop: Stop) -> Iterator[None]:
+    """Within, the first Ctrl-C or SIGTERM lets the trials commit a last checkpoint; the second ends everything at once."""
+    first: list[int] = []
+
+    def note(number: int, frame: object) -> None:
+        if first:
+            raise KeyboardInterrupt
+        first.append(number)
+        stop.request(f"stopped by {signal.Signals(number).name}")
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if first:
+        raise Terminated if first[0] == signal.SIGTERM else KeyboardInterrupt
 
 
 def git_state() -> dict[str, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import numpy as np
 import optuna
@@ -26,10 +26,17 @@ class AdaptiveSource:
     """Yields up to `search.trials` plans: those that the store knows as unfinished first, then new proposals.
 
     Proposal k is drawn by a sampler seeded with (search.seed, k) from what is finished by then. With one trial at a time
-    a restart therefore proposes exactly what an undisturbed search would have.
+    a restart therefore proposes exactly what an undisturbed search would have. Unfinished trials in `skip` stay as they are.
     """
 
-    def __init__(self, spec: SweepSpec, manifests: Mapping[str, Manifest], resolve: Resolve = lambda config: config) -> None:
+    def __init__(
+        self,
+        spec: SweepSpec,
+        manifests: Mapping[str, Manifest],
+        resolve: Resolve = lambda config: config,
+        *,
+        skip: Collection[str] = (),
+    ) -> None:
         assert spec.search is not None
         self._resolve = resolve
         optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -39,7 +46,7 @@ class AdaptiveSource:
         mine = proposed(spec, manifests, resolve)
         self._known = {m.trial_id for m in mine}
         self._numbers: dict[str, int] = {}
-        self._resumable = [restored_plan(m) for m in mine if m.status != "finished"]
+        self._resumable = [restored_plan(m) for m in mine if m.status != "finished" and m.trial_id not in skip]
         self._next_number = len(mine)
         for manifest in mine:
             self._add(manifest)

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic_core import PydanticCustomError
 
 from orchestration.errors import SpecError
+from orchestration.failures import Failure
 from rrn_core.config import TrainConfig
 from rrn_core.presets import PRESETS
 
@@ -31,11 +33,48 @@ class Resources(_Part):
     gpu: Annotated[float, Field(ge=0)] = 0
 
 
+_Count = Annotated[int, Field(ge=0)]
+
+
+class FinishedRetention(_Part):
+    """What `rrn-sweep gc` leaves of finished trials: the newest checkpoints of each, the best by `val/miou` of trial, partition, sweep."""
+
+    last: _Count = 1
+    best_per_trial: _Count = 0
+    best_per_partition: _Count = 0
+    best_per_sweep: _Count = 1
+
+
 class Retention(_Part):
     """Which checkpoints of a trial are kept: the newest `last` ones, and the one with the best `val/miou`."""
 
     last: Annotated[int, Field(ge=1)] = 2
     best: bool = True
+    finished: FinishedRetention | None = None
+
+
+class Retries(_Part):
+    """New starts of a trial within one run of the sweep, by the class of what ended it; the next run of the sweep starts counting anew."""
+
+    lost: _Count = 10
+    memory: _Count = 1
+    diverged: _Count = 0
+    code: _Count = 1
+    data: _Count = 0
+    unavailable: _Count = 3
+
+    def of(self, failure: Failure) -> int:
+        """The budget of one class."""
+        return int(self.model_dump()[failure])
+
+
+def _retries_of(given: Any) -> Any:
+    """A mere number is the budget of all that may go better the next time."""
+    if isinstance(given, bool) or not isinstance(given, int):
+        return given
+    if given < 0:
+        raise PydanticCustomError("retries", "must be >= 0")
+    return dict.fromkeys(("lost", "memory", "code", "unavailable"), given)
 
 
 class Search(_Part):
@@ -104,7 +143,7 @@ class SweepSpec(_Part):
     space: dict[str, Dimension] = {}
     published: Published | None = None
     resources: Resources = Resources()
-    retries: Annotated[int, Field(ge=0)] = 2
+    retries: Annotated[Retries, BeforeValidator(_retries_of)] = Retries()
     retention: Retention = Retention()
     store: str | None = None
     tracking: str | None = None

@@ -2,37 +2,29 @@
 
 from __future__ import annotations
 
-import base64
 import errno
 import fcntl
 import hashlib
-import itertools
-import logging
 import os
-import random
 import re
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Protocol
 from urllib.parse import unquote, urlsplit
 
-from orchestration.errors import Conflict, Corrupt, NotFound, StoreError, StoreUnavailable
+from orchestration.errors import Conflict, NotFound, StoreError
+from orchestration.keys import Unfinished, checked, checked_prefix
+from orchestration.s3 import S3Store, s3_store
 
-_log = logging.getLogger(__name__)
+__all__ = ["DirectoryStore", "S3Store", "Store", "open_store"]
 
-T = TypeVar("T")
-_Client = Any
-"""A boto3 S3 client."""
-
-_KEY = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*(/[A-Za-z0-9_-][A-Za-z0-9._-]*)*")
-"""No part of a key starts with a dot: those names are the directory's own, and `..` cannot be spelled."""
-
-_BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
+_STAGED = ".new-"
+"""How the names of files begin that are not complete yet."""
 _STRAY_AFTER_S = 3600.0
 
 
@@ -73,6 +65,18 @@ class Store(Protocol):
         """All keys that start with the string `prefix`, sorted; end it with `/` to mean a folder."""
         ...
 
+    def sizes(self, prefix: str) -> dict[str, int]:
+        """What `keys` gives, with the bytes of each."""
+        ...
+
+    def unfinished(self, prefix: str) -> Iterator[Unfinished]:
+        """Writes to keys that start with `prefix` which go on, or whose writer died; no other method shows them."""
+        ...
+
+    def abandon(self, writes: Iterable[Unfinished]) -> None:
+        """Remove what they left; one that still goes on fails, and missing ones are fine."""
+        ...
+
 
 def open_store(uri: str, *, deadline_s: float = 600.0) -> Store:
     """The store at `s3://bucket/prefix`, at `file:///path`, or at a path (made absolute); nothing is contacted or created yet.
@@ -84,7 +88,7 @@ def open_store(uri: str, *, deadline_s: float = 600.0) -> Store:
         raise StoreError(f"store: expected s3://bucket/prefix, file:///path or a path, got {uri!r}")
     if not scheme:
         return DirectoryStore(Path(uri).expanduser().absolute())
-    return _s3_store(uri, deadline_s) if scheme[1] == "s3" else _file_store(uri)
+    return s3_store(uri, deadline_s) if scheme[1] == "s3" else _file_store(uri)
 
 
 def _file_store(uri: str) -> DirectoryStore:
@@ -92,20 +96,6 @@ def _file_store(uri: str) -> DirectoryStore:
     if parts.netloc not in ("", "localhost") or parts.path in ("", "/"):
         raise StoreError(f"store: expected file:///absolute/path, got {uri!r}")
     return DirectoryStore(Path(unquote(parts.path)))
-
-
-def _s3_store(uri: str, deadline_s: float) -> S3Store:
-    bucket, _, prefix = uri.removeprefix("s3://").strip("/").partition("/")
-    odd = re.search(r"[\s?#\\]|//|(^|/)\.{1,2}(/|$)", prefix)
-    if not uri.startswith("s3://") or not _BUCKET.fullmatch(bucket) or odd:
-        raise StoreError(f"store: expected s3://bucket/prefix with a bucket name of 3 to 63 of a-z, 0-9, - and ., got {uri!r}")
-    return S3Store(bucket, prefix, deadline_s=deadline_s)
-
-
-def _checked(key: str) -> str:
-    if not _KEY.fullmatch(key):
-        raise ValueError(f"key must be parts of A-Z, a-z, 0-9, _, - and . joined by /, none starting with a dot, got {key!r}")
-    return key
 
 
 @dataclass(frozen=True)
@@ -146,19 +136,41 @@ class DirectoryStore:
                 if path.is_file():
                     with self._locked():
                         path.unlink(missing_ok=True)
-                    with suppress(OSError):  # something else lies in the folder
-                        path.parent.rmdir()
+                    _remove_if_empty(path.parent)
 
     def keys(self, prefix: str) -> Iterator[str]:
-        if prefix:
-            _checked(prefix.removesuffix("/"))
-        folder = self.root / prefix.rpartition("/")[0]
+        return iter(self.sizes(prefix))
+
+    def sizes(self, prefix: str) -> dict[str, int]:
+        return {key: status.st_size for key, status in self._below(prefix) if not _hidden(key)}
+
+    def unfinished(self, prefix: str) -> Iterator[Unfinished]:
+        for place, status in self._below(prefix):
+            if _hidden(place) and _name(place).startswith(_STAGED):
+                yield Unfinished(place, "", time.time() - status.st_mtime, status.st_size)
+
+    def abandon(self, writes: Iterable[Unfinished]) -> None:
+        for write in writes:
+            assert _name(write.place).startswith(_STAGED), write.place
+            path = self.root / write.place
+            with _explained(path):
+                path.unlink(missing_ok=True)
+                _remove_if_empty(path.parent)
+
+    def _below(self, prefix: str) -> list[tuple[str, os.stat_result]]:
+        """All files whose place below the root starts with `prefix`, hidden ones too, sorted."""
+        folder = self.root / checked_prefix(prefix).rpartition("/")[0]
+        found = []
         with _explained(folder):
-            found = [path.relative_to(self.root).as_posix() for path in _files_below(folder)]
-        yield from sorted(key for key in found if key.startswith(prefix))
+            for path in _files_below(folder):
+                place = path.relative_to(self.root).as_posix()
+                with suppress(FileNotFoundError):  # gone since it was listed
+                    if place.startswith(prefix):
+                        found.append((place, path.stat()))
+        return sorted(found, key=lambda entry: entry[0])
 
     def _path(self, key: str) -> Path:
-        return self.root / _checked(key)
+        return self.root / checked(key)
 
     def _etag(self, key: str) -> str | None:
         try:
@@ -180,7 +192,7 @@ def _staged(path: Path, body: bytes) -> Iterator[Path]:
     """The body, durable under a hidden name beside `path`; gone at the end unless it was published."""
     _make(path.parent)
     _sweep_strays(path.parent)
-    staged = path.parent / f".new-{uuid.uuid4().hex}"
+    staged = path.parent / f"{_STAGED}{uuid.uuid4().hex}"
     try:
         with staged.open("xb") as file:
             file.write(body)
@@ -214,7 +226,7 @@ def _sync(folder: Path) -> None:
 
 def _sweep_strays(folder: Path) -> None:
     """Remove what killed writers left; a living one touches its file far more often than hourly."""
-    for stray in folder.glob(".new-*"):
+    for stray in folder.glob(f"{_STAGED}*"):
         try:
             if stray.stat().st_mtime < time.time() - _STRAY_AFTER_S:
                 stray.unlink()
@@ -224,7 +236,20 @@ def _sweep_strays(folder: Path) -> None:
 
 def _files_below(folder: Path) -> Iterator[Path]:
     for parent, _, names in os.walk(folder, onerror=_raise_unless_gone):
-        yield from (Path(parent, name) for name in names if not name.startswith("."))
+        yield from (Path(parent, name) for name in names)
+
+
+def _name(place: str) -> str:
+    return place.rpartition("/")[2]
+
+
+def _hidden(place: str) -> bool:
+    return _name(place).startswith(".")
+
+
+def _remove_if_empty(folder: Path) -> None:
+    with suppress(OSError):  # something else lies in it
+        folder.rmdir()
 
 
 def _raise_unless_gone(error: OSError) -> None:
@@ -252,221 +277,3 @@ def _free(path: Path) -> str:
 
 def _sha256(body: bytes) -> str:
     return hashlib.sha256(body).hexdigest()
-
-
-class _Again(StoreUnavailable):
-    """A fault that may pass; `unsure` when the server may have done the work and only its answer was lost."""
-
-    def __init__(self, text: str, *, unsure: bool = True) -> None:
-        super().__init__(text)
-        self.unsure = unsure
-
-
-@dataclass(frozen=True)
-class S3Store:
-    """A store in a bucket of AWS, MinIO, Ceph or SeaweedFS; endpoint, region and credentials come from boto3's own chain."""
-
-    bucket: str
-    prefix: str
-    deadline_s: float = field(default=600.0, kw_only=True)
-    _clients: dict[int, _Client] = field(default_factory=dict, repr=False, compare=False, kw_only=True)
-    """The client of this process, by process id: a forked child mustn't share its parent's sockets."""
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _s3_store, (self.uri, self.deadline_s)  # no client, hence no credential, in the pickle
-
-    @property
-    def uri(self) -> str:
-        return f"s3://{self.bucket}/{self.prefix}".rstrip("/")
-
-    def read(self, key: str) -> tuple[bytes, str]:
-        at = self._at(key)
-        return self._patiently(key, lambda client, _: _get(client, at))
-
-    def write(self, key: str, body: bytes) -> None:
-        put = {**self._at(key), **_body(body)}
-        self._patiently(key, lambda client, _: client.put_object(**put))
-
-    def replace(self, key: str, body: bytes, *, expected: str | None) -> str:
-        condition = {"IfNoneMatch": "*"} if expected is None else {"IfMatch": expected}
-        put = {**self._at(key), **_body(body), **condition}
-        try:
-            return self._patiently(key, lambda client, unsure: self._put(client, put, unsure))
-        except NotFound:  # some servers answer so when IfMatch meets no object
-            raise Conflict(key) from None
-
-    def _put(self, client: _Client, put: dict[str, Any], unsure: bool) -> str:
-        """One conditional put. When an earlier one may have got through, a refusal may be of our own body: look."""
-        from botocore.exceptions import ClientError
-
-        try:
-            return str(client.put_object(**put)["ETag"])
-        except ClientError as refusal:
-            if not unsure or _code(refusal) != "PreconditionFailed":
-                raise
-            body, etag = _get(client, {"Bucket": put["Bucket"], "Key": put["Key"]})
-            if body != put["Body"]:
-                raise
-            return etag
-
-    def delete(self, keys: Iterable[str]) -> None:
-        for key in keys:  # one at a time: the batch call wants a checksum that differs between S3 servers
-            with suppress(NotFound):
-                self._delete(key)
-
-    def _delete(self, key: str) -> None:
-        at = self._at(key)
-        self._patiently(key, lambda client, _: client.delete_object(**at))
-
-    def keys(self, prefix: str) -> Iterator[str]:
-        if prefix:
-            _checked(prefix.removesuffix("/"))
-        root = f"{self.prefix}/" if self.prefix else ""
-        listed = [name.removeprefix(root) for name in self._listed(root + prefix)]
-        yield from sorted(key for key in listed if _KEY.fullmatch(key))  # SeaweedFS sorts by folder, and some servers list folders
-
-    def _listed(self, prefix: str) -> Iterator[str]:
-        answer = self._page(prefix)
-        yield from (entry["Key"] for entry in answer.get("Contents", ()))
-        while answer.get("IsTruncated"):
-            answer = self._page(prefix, ContinuationToken=answer["NextContinuationToken"])
-            yield from (entry["Key"] for entry in answer.get("Contents", ()))
-
-    def _page(self, prefix: str, **after: str) -> dict[str, Any]:
-        return self._patiently(prefix, lambda client, _: dict(client.list_objects_v2(Bucket=self.bucket, Prefix=prefix, **after)))
-
-    def _at(self, key: str) -> dict[str, str]:
-        return {"Bucket": self.bucket, "Key": f"{self.prefix}/{_checked(key)}".lstrip("/")}
-
-    def _patiently(self, key: str, call: Callable[[_Client, bool], T]) -> T:
-        """Call until it works, fails for good, or `deadline_s` has passed; its second argument: did an earlier try perhaps get through?"""
-        started, unsure = time.monotonic(), False
-        for pause_s in _pauses():
-            try:
-                result = self._once(key, call, unsure)
-            except _Again as fault:
-                left_s = started + self.deadline_s - time.monotonic()
-                if left_s <= 0:
-                    raise self._unavailable(fault) from fault
-                if fault.unsure and not unsure:  # one line an outage, none for a mere race
-                    _log.warning("%s: %s; trying again for %.0f s", self.uri, fault, left_s)
-                unsure = unsure or fault.unsure
-                time.sleep(min(pause_s, left_s))
-            else:
-                if unsure:
-                    _log.info("%s: answers again after %.0f s", self.uri, time.monotonic() - started)
-                return result
-        raise AssertionError("_pauses never ends")
-
-    def _unavailable(self, fault: _Again) -> StoreUnavailable:
-        return StoreUnavailable(f"{self.uri}: no answer for {self.deadline_s:g} s: {fault}; is it up, and AWS_ENDPOINT_URL right?")
-
-    def _once(self, key: str, call: Callable[[_Client, bool], T], unsure: bool) -> T:
-        """One try, botocore's exceptions turned into ours."""
-        from botocore.exceptions import BotoCoreError, ClientError
-        from botocore.parsers import ResponseParserError
-        from urllib3.exceptions import HTTPError
-
-        try:
-            return call(self._client(), unsure)
-        except ClientError as error:
-            raise self._refusal(key, error) from error
-        except BotoCoreError as error:
-            raise self._breakdown(key, error) from error
-        except (ResponseParserError, HTTPError, OSError) as error:
-            raise _Again(f"{type(error).__name__}: {_one_line(error)}") from error
-        except ValueError as error:  # boto3 refuses an endpoint that is no URL
-            raise StoreError(f"{self.uri}: {_one_line(error)}: check AWS_ENDPOINT_URL") from error
-
-    def _client(self) -> _Client:
-        """This process's client, made at first use."""
-        client = self._clients.get(os.getpid())
-        if client is None:
-            client = self._clients[os.getpid()] = _new_client(patience_s=self.deadline_s)
-        return client
-
-    def _refusal(self, key: str, error: Any) -> StoreError:
-        """What an error answer of the server means."""
-        code, status = _code(error), error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-        if code in ("NoSuchKey", "PreconditionFailed"):
-            return NotFound(key) if code == "NoSuchKey" else Conflict(key)
-        if code in ("ConditionalRequestConflict", "OperationAborted"):
-            return _Again(code, unsure=False)
-        if code in ("ExpiredToken", "ExpiredTokenException"):
-            self._clients.clear()  # the next client reads the credentials afresh
-            return _Again(f"{code}: renew the credentials")
-        if status in (408, 429) or (status >= 500 and status != 501) or code in _PASSING:
-            return _Again(f"{code} ({status})")
-        return StoreError(f"{self.uri}: {code}: {_HINTS.get(code, _one_line(error))}")
-
-    def _breakdown(self, key: str, error: Exception) -> StoreError:
-        """What a failure without an answer means."""
-        from botocore import exceptions as boto
-
-        if isinstance(error, boto.FlexibleChecksumError):
-            return Corrupt(key)
-        if "CERTIFICATE_VERIFY_FAILED" in str(error):
-            return StoreError(f"{self.uri}: the server's certificate is not trusted: set AWS_CA_BUNDLE to its authority's file")
-        if isinstance(error, (boto.NoCredentialsError, boto.PartialCredentialsError)):
-            return StoreError(f"{self.uri}: no credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE")
-        if isinstance(error, (boto.HTTPClientError, boto.ConnectionError, boto.IncompleteReadError)):
-            return _Again(_one_line(error))
-        if isinstance(error, (boto.MetadataRetrievalError, boto.CredentialRetrievalError)):
-            return _Again(f"credentials: {_one_line(error)}")
-        return StoreError(f"{self.uri}: {_one_line(error)}")
-
-
-_PASSING = ("SlowDown", "RequestTimeout", "Throttling", "ThrottlingException", "RequestLimitExceeded", "BadDigest", "IncompleteBody")
-"""Error codes that come with a 4xx status but say: send it again."""
-
-_KEYS_HINT = "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (or AWS_PROFILE), and that AWS_ENDPOINT_URL is the server that knows them"
-_REGION_HINT = "set AWS_REGION to the bucket's region"
-_HINTS = {
-    "AccessDenied": "these credentials may not do this; they need GetObject, PutObject, DeleteObject and ListBucket here",
-    "InvalidAccessKeyId": _KEYS_HINT,
-    "SignatureDoesNotMatch": _KEYS_HINT,
-    "NoSuchBucket": "create the bucket first, or correct `store:`",
-    "RequestTimeTooSkewed": "this machine's clock is wrong: set it",
-    "PermanentRedirect": _REGION_HINT,
-    "AuthorizationHeaderMalformed": _REGION_HINT,
-    "NotImplemented": "this server lacks conditional puts: use a newer one",
-}
-
-
-def _new_client(*, patience_s: float) -> _Client:
-    """A client with short timeouts and no retries of its own: only our loop may retry, as it must know of every lost reply."""
-    import boto3
-    from botocore.config import Config
-
-    session = boto3.session.Session()  # its own: the default session isn't safe between threads
-    config = Config(
-        connect_timeout=max(1.0, min(10.0, patience_s)),
-        read_timeout=max(1.0, min(60.0, patience_s)),
-        retries={"total_max_attempts": 1},
-    )
-    return session.client("s3", region_name=session.region_name or "us-east-1", config=config)
-
-
-def _get(client: _Client, at: dict[str, str]) -> tuple[bytes, str]:
-    answer = client.get_object(**at)
-    return answer["Body"].read(), answer["ETag"]  # boto3 compares the length and the checksum
-
-
-def _body(body: bytes) -> dict[str, Any]:
-    """The checksum is made here and not by boto3: so it's a plain header, which every server checks, and made once for all tries."""
-    digest = hashlib.sha256(body).digest()
-    return {"Body": body, "ChecksumAlgorithm": "SHA256", "ChecksumSHA256": base64.b64encode(digest).decode()}
-
-
-def _pauses() -> Iterator[float]:
-    """Seconds between tries: 0.1, 0.2, 0.4 .. 5, each cut by up to half so that writers don't return in step."""
-    jitter = random.Random()  # its own: the global generator belongs to the training
-    return (min(5.0, 0.1 * 2 ** min(n, 6)) * jitter.uniform(0.5, 1.0) for n in itertools.count())
-
-
-def _code(error: Any) -> str:
-    return str(error.response.get("Error", {}).get("Code", ""))
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

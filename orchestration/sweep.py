@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from orchestration.contents import Contents, unresolved
 from orchestration.errors import SweepError, without_password
+from orchestration.failures import Failure
 from orchestration.manifest import Manifest, adopted, proposed, read_manifests, restored_plan, tracked, write_tracked
 from orchestration.plan import TrialPlan, expand, representatives
 from orchestration.spec import SweepSpec, load
@@ -39,6 +40,10 @@ class Sweep:
         return self.spec.name
 
     @property
+    def trial_ids(self) -> set[str]:
+        return {plan.trial_id for plan in self.plans}
+
+    @property
     def unfinished(self) -> list[TrialPlan]:
         return [plan for plan in self.plans if plan.trial_id not in self.manifests or self.manifests[plan.trial_id].status != "finished"]
 
@@ -59,6 +64,29 @@ class Sweep:
     def count(self) -> str:
         """`3 of 8 finished`."""
         return f"{len(self.plans) - len(self.unfinished)} of {self.total} finished"
+
+    def chosen(self, *, only: Sequence[str] = (), retry: Collection[str] = ()) -> list[TrialPlan]:
+        """The unfinished trials that shall run.
+
+        Args:
+            only: beginnings of identities; none: all trials.
+            retry: classes of failure; of the trials that have failed only these run again. None: all.
+
+        Raises:
+            SweepError: a beginning that fits no trial, or a choice that a search cannot take.
+        """
+        if only and self.spec.search:
+            raise SweepError("--only: a search chooses its trials itself; leave it out")
+        for word in only:
+            if not any(plan.trial_id.startswith(word) for plan in self.plans):
+                raise SweepError(f"--only {word}: no trial of this sweep has such an identity; rrn-sweep plan FILE lists them")
+        named = [plan for plan in self.unfinished if not only or plan.trial_id.startswith(tuple(only))]
+        return [plan for plan in named if not retry or self._failure(plan) in (None, *retry)]
+
+    def _failure(self, plan: TrialPlan) -> Failure | None:
+        """Why the trial has failed, if it has."""
+        manifest = self.manifests.get(plan.trial_id)
+        return (manifest.failure or "code") if manifest and manifest.status == "failed" else None
 
     def reread(self) -> Sweep:
         """The sweep with what the store knows now. Raises StoreError."""

@@ -4,33 +4,50 @@ from __future__ import annotations
 
 import logging
 import time
-import traceback
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from types import TracebackType
+from collections.abc import Generator, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from itertools import chain
+from typing import Literal
 
 from orchestration.contents import weights_key
-from orchestration.errors import Fenced
-from orchestration.manifest import SCORE, Entry, Manifest, TrialRecord
+from orchestration.errors import Fenced, Preempted
+from orchestration.failures import classify, reason_of, traceback_of
+from orchestration.lease import current_token
+from orchestration.manifest import SCORE, Entry, Manifest
+from orchestration.outbox import Outbox, Parcel
 from orchestration.plan import TrialPlan
-from orchestration.spec import Retention
+from orchestration.record import TrialRecord, settle, spent
+from orchestration.spec import Retention, Retries
 from orchestration.store import Store, open_store
+from rrn_core import CheckpointError
 from rrn_core.config import Runtime
-from rrn_core.training import Report, train
+from rrn_core.training import Metrics, Report, train
 
 log = logging.getLogger(__name__)
+
+COMMIT_WITHIN_S = 25.0
+"""A trial that is told to stop commits a last checkpoint within so many seconds, or leaves it."""
+
+LONGEST_PAUSE_S = 30.0
+"""Between attempts that end because the store or the disk refuses."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """What every trial of a sweep shares: where it stores and runs. Holds no credential."""
+    """What every trial of a sweep shares: where it stores and runs, and for which driver. Holds no credential."""
 
     store: str
     runtime: Runtime
     retention: Retention
+    retries: Retries = field(default_factory=Retries)
+    driver: int = 0
+    """Token of the lease under which the sweep runs."""
     checkpoint_every_s: float = 300.0
     """Within an epoch, save at the first report after so many seconds; every completed epoch is saved anyway."""
+    outbox_bytes: int = 2**32
+    """Checkpoints that wait for an absent store take so much of the local disk; then training waits too."""
+    patience_s: float = 3600.0
+    """How long an absent store is waited for."""
 
 
 @dataclass(frozen=True)
@@ -50,94 +67,127 @@ class Update:
     eta_s: float | None = None
     committed: int = 0
     """Epochs that the store holds."""
-    finished: bool = False
+    worked_s: float = 0.0
+    """Seconds since the attempt began."""
+    ended: Literal["finished", "failed"] | None = None
     note: str | None = None
     """What the user should know about how this attempt started."""
 
 
-def run_trial(plan: TrialPlan, job: Job) -> Iterator[Update]:
+def run_trial(plan: TrialPlan, job: Job) -> Generator[Update, None, None]:
     """Train `plan` to its end from wherever the store says it was, yielding an update at every report of the training.
 
-    The manifest is `finished` when the generator ends, `failed` with the reason when the training raises.
+    The last update says how the trial ended: finished, or failed with no new start left. A generator that is closed, or told
+    `Preempted` by `throw`, first commits a checkpoint of the step that it reached, within COMMIT_WITHIN_S.
 
     Raises:
-        Fenced: another attempt took the trial over; the manifest is theirs.
+        Fenced: another attempt, or another driver, took the trial over; the manifest is theirs.
         StoreError: the trial could not even be opened.
+        Exception: what ended this attempt, where another may go better.
     """
-    store = open_store(job.store)
-    record = TrialRecord.open(store, plan, retention=job.retention)
+    store = open_store(job.store, deadline_s=job.patience_s)
+    if (known := _given_up(plan, job, store)) is not None:
+        yield _ended(plan, known)
+        return
+    record = TrialRecord.open(store, plan, retention=job.retention, driver=job.driver)
     if record.manifest.status == "finished":
-        yield _finished(plan, record.manifest)
+        yield _ended(plan, record.manifest)
         return
     try:
         yield from _train(plan, job, record, store)
         record.finish()
     except Fenced:
         raise
-    except Exception as error:
-        record.fail(reason=f"{type(error).__name__}: {' '.join(str(error).split())}", traceback=traceback.format_exc())
+    except GeneratorExit:
+        record.stop()
         raise
-    yield _finished(plan, record.manifest)
+    except Exception as error:
+        record.fail(failure=classify(error), reason=reason_of(error), traceback=traceback_of(error))
+        if not spent(record.manifest, job.retries, driver=job.driver):
+            raise
+    yield _ended(plan, record.manifest)
+
+
+def _given_up(plan: TrialPlan, job: Job, store: Store) -> Manifest | None:
+    """The manifest of a trial whose budget this driver has spent; else None, after a pause where the last attempt found no store."""
+    token = current_token(store, plan.sweep)
+    if token > job.driver:
+        raise Fenced(f"trial {plan.trial_id}: driver {token} has taken the sweep over from driver {job.driver}")
+    word = "its process ended without a word"
+    known = settle(store, plan.sweep, plan.trial_id, driver=job.driver, failure="lost", reason=word, retries=job.retries)
+    if known and spent(known, job.retries, driver=job.driver):
+        return known
+    if known and known.failure == "unavailable" and (fruitless := known.failures("unavailable", driver=job.driver)):
+        time.sleep(min(LONGEST_PAUSE_S, 2.0**fruitless))
+    return None
 
 
 def _train(plan: TrialPlan, job: Job, record: TrialRecord, store: Store) -> Iterator[Update]:
-    found = record.load_checkpoint()
-    step, files = (found[0].step, found[1]) if found else (0, None)
-    update = _first(plan, record.manifest, step if found else None)
-    yield replace(update, note="; ".join(record.unusable) or None)
+    """Train from the newest checkpoint that can be used, or from the start."""
+    for checkpoint, files in chain(record.usable_checkpoints(), [(None, None)]):
+        record.begin_at(checkpoint.step if checkpoint else 0)
+        first = _first(plan, record.manifest, checkpoint.step if checkpoint else None)
+        yield (first := replace(first, note="; ".join(record.unusable) or None))
+        try:
+            yield from _attempt(plan, job, record, store, first, files)
+            return
+        except CheckpointError as error:  # told before the first report: what was stored intact does not load
+            if checkpoint is None:
+                raise
+            record.pass_over(checkpoint, error)
+
+
+def _attempt(
+    plan: TrialPlan, job: Job, record: TrialRecord, store: Store, update: Update, files: Mapping[str, bytes] | None
+) -> Iterator[Update]:
     saved_s, entries = time.monotonic(), list[Entry]()
-    pace = _Pace(step)
-    with _Committer(record) as committer:
-        for report in train(plan.config, job.runtime, resume_from=files, init_weights=None if found else _init_weights(plan, store)):
-            if report.metrics is not None:
-                entries.append(Entry(epoch=report.epoch, step=report.iteration, time_ms=time.time_ns() // 10**6, metrics=report.metrics))
-            if report.metrics is not None or time.monotonic() - saved_s >= job.checkpoint_every_s:
-                committer.submit(report, entries)
-                saved_s, entries = time.monotonic(), []
-            update = _next(update, report, pace, committed=record.manifest.epochs)
-            yield update
+    pace = _Pace(update.iteration)
+    report: Report | None = None
+    submitted = update.iteration
+    with Outbox(lambda parcel: _commit(record, parcel), limit_bytes=job.outbox_bytes) as outbox:
+        try:
+            init_weights = _init_weights(plan, store) if files is None else None
+            for report in train(plan.config, job.runtime, resume_from=files, init_weights=init_weights):
+                if report.metrics is not None:
+                    entries.append(_entry(report, report.metrics))
+                if report.metrics is not None or time.monotonic() - saved_s >= job.checkpoint_every_s:
+                    outbox.submit(_parcel(report, entries))
+                    saved_s, entries, submitted = time.monotonic(), [], report.iteration
+                update = _next(update, report, pace, record)
+                yield update
+        except (GeneratorExit, Preempted):
+            if report and report.iteration > submitted:
+                outbox.submit(_parcel(report, entries))
+            outbox.flush(timeout_s=COMMIT_WITHIN_S)
+            raise
+
+
+def _entry(report: Report, metrics: Metrics) -> Entry:
+    return Entry(epoch=report.epoch, step=report.iteration, time_ms=time.time_ns() // 10**6, metrics=metrics)
+
+
+def _parcel(report: Report, entries: list[Entry]) -> Parcel:
+    """The state as it is now, copied, since training goes on."""
+    return Parcel(
+        step=report.iteration,
+        epoch=report.epoch,
+        files=report.state.to_files(),
+        entries=tuple(entries),
+        seconds=report.state.seconds,
+        at_s=time.monotonic(),
+    )
+
+
+def _commit(record: TrialRecord, parcel: Parcel) -> None:
+    record.commit(
+        step=parcel.step, epoch=parcel.epoch, files=parcel.files, entries=parcel.entries, seconds=parcel.seconds, at_s=parcel.at_s
+    )
 
 
 def _init_weights(plan: TrialPlan, store: Store) -> bytes | None:
     """The weights to start from, which the driver has put into the store."""
     sha256 = plan.config.init_sha256
     return store.read(weights_key(sha256))[0] if sha256 else None
-
-
-class _Committer:
-    """Commits checkpoints in a thread while training goes on; at most one is under way, a second waits for it."""
-
-    def __init__(self, record: TrialRecord) -> None:
-        self._record = record
-        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="commit")
-        self._pending: Future[None] | None = None
-
-    def __enter__(self) -> _Committer:
-        return self
-
-    def submit(self, report: Report, entries: list[Entry]) -> None:
-        """Copy the state now, commit it soon. Raises what went wrong with the checkpoint before."""
-        files = report.state.to_files()
-        self._wait()
-        self._pending = self._pool.submit(
-            self._record.commit, step=report.iteration, epoch=report.epoch, files=files, entries=entries, seconds=report.state.seconds
-        )
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        """Wait for the commit under way; its error counts only where nothing went wrong before it."""
-        try:
-            self._wait()
-        except Exception as late:
-            if kind is None:
-                raise
-            log.warning("the last checkpoint was not committed: %s", late)
-        finally:
-            self._pool.shutdown()
-
-    def _wait(self) -> None:
-        pending, self._pending = self._pending, None
-        if pending:
-            pending.result()
 
 
 class _Pace:
@@ -167,7 +217,7 @@ def _first(plan: TrialPlan, manifest: Manifest, resumed_step: int | None) -> Upd
     )
 
 
-def _next(update: Update, report: Report, pace: _Pace, *, committed: int) -> Update:
+def _next(update: Update, report: Report, pace: _Pace, record: TrialRecord) -> Update:
     return replace(
         update,
         epoch=report.epoch,
@@ -176,10 +226,13 @@ def _next(update: Update, report: Report, pace: _Pace, *, committed: int) -> Upd
         loss=report.loss,
         miou=report.metrics[SCORE] if report.metrics else update.miou,
         eta_s=pace.eta_s(report),
-        committed=committed,
+        committed=record.manifest.epochs,
+        worked_s=record.worked_s,
     )
 
 
-def _finished(plan: TrialPlan, manifest: Manifest) -> Update:
-    done = replace(_first(plan, manifest, None), iteration=plan.iterations, eta_s=0.0, finished=True)
-    return replace(done, epoch=plan.config.epochs)
+def _ended(plan: TrialPlan, manifest: Manifest) -> Update:
+    last = _first(plan, manifest, None)
+    if manifest.status != "finished":
+        return replace(last, ended="failed")
+    return replace(last, epoch=plan.config.epochs, iteration=plan.iterations, eta_s=0.0, ended="finished")

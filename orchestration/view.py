@@ -79,12 +79,13 @@ class View:
 
     def _updated(self, row: _Row, update: Update) -> None:
         first = row.update is None or row.update.attempt != update.attempt
+        note = None if row.update is None else row.update.note
         row.update = update
-        if first and update.note:
+        if update.note and (first or update.note != note):
             self._line(f"{row.plan.label}: {update.note}", style="yellow")
         if first and update.resumed_step is not None:
             self._line(f"{row.plan.label}: resumed at epoch {update.epoch} of {update.epochs} (step {update.resumed_step})", style="cyan")
-        if not self._live and not update.finished and time.monotonic() - row.logged_s >= LOG_EVERY_S and update.loss is not None:
+        if not self._live and not update.ended and time.monotonic() - row.logged_s >= LOG_EVERY_S and update.loss is not None:
             row.logged_s = time.monotonic()
             epoch, _, loss, miou, left = _cells(update)
             self._line(f"{row.plan.label}: epoch {epoch}, loss {loss}, mIoU {miou}, {left} left")

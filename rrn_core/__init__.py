@@ -1,20 +1,22 @@
 """The Region Relevance Network: `for report in train(TrainConfig(...), Runtime(...))`."""
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from rrn_core.config import Runtime, TrainConfig
 from rrn_core.presets import PRESETS
 
 if TYPE_CHECKING:
+    from rrn_core.state import CheckpointError
     from rrn_core.training import Report, train
 
-__all__ = ["PRESETS", "Report", "Runtime", "TrainConfig", "train"]
+__all__ = ["PRESETS", "CheckpointError", "Report", "Runtime", "TrainConfig", "train"]
+
+_HOMES = {"CheckpointError": "state", "Report": "training", "train": "training"}
 
 
 def __getattr__(name: str) -> Any:
     """Import torch only when training is asked for: planning uses `rrn_core.config` and must start instantly."""
-    if name in ("Report", "train"):
-        from rrn_core import training
-
-        return getattr(training, name)
+    if name in _HOMES:
+        return getattr(import_module(f"rrn_core.{_HOMES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

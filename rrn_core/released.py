@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import mmap
 import pickle
 import re
+import zipfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -16,7 +18,7 @@ from numpy._core.multiarray import scalar  # type: ignore[import-not-found,unuse
 from safetensors.torch import load as load_safetensors
 from torch import Tensor
 
-from rrn_core.weights import ANCHOR, BRANCHES, COUNTER, Facts, first_sentence, pack, recognise, shapes_of
+from rrn_core.weights import ANCHOR, BRANCHES, COUNTER, Facts, check_archive, first_sentence, pack, recognise, shapes_of, shown
 
 _NUMBERS: list[Any] = [
     *((scalar, f"numpy.{core}.multiarray.scalar") for core in ("_core", "core")),
@@ -83,25 +85,41 @@ def _read(file: Path) -> dict[str, Tensor]:
     try:
         if file.suffix == ".safetensors":
             return load_safetensors(file.read_bytes())
+        if zipfile.is_zipfile(file):
+            with zipfile.ZipFile(file) as archive:
+                check_archive(archive, size=file.stat().st_size)
+        _refuse_bytearray(file)
         with torch.serialization.safe_globals(_NUMBERS):
-            return dict(_tensors(torch.load(file, map_location="cpu", weights_only=True)))
+            return dict(_tensors(torch.load(file, map_location="cpu", weights_only=True), most=file.stat().st_size))
     except pickle.UnpicklingError as error:
         if code := re.search(r"GLOBAL:? ([\w.]+)", str(error)):
             raise ValueError(
-                f"{file}: holds {code[1]} beside tensors; to load that could run code, so it is refused: if you trust its author, load it "
-                "yourself and save its state_dict alone"
+                f"{file}: holds {shown(code[1])} beside tensors; to load that could run code, so it is refused: if you trust its author, "
+                "load it yourself and save its state_dict alone"
             ) from None
         raise ValueError(f"{file}: not a torch checkpoint; get it again") from None
     except Exception as error:  # the loaders raise many kinds for a damaged file
         raise ValueError(f"{file}: not readable ({first_sentence(error)}); get it again") from error
 
 
-def _tensors(value: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:
+def _refuse_bytearray(file: Path) -> None:
+    """Of all that torch allows, the one call that fills as much memory as the file claims; no checkpoint needs it."""
+    with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as body:
+        if body.find(b"\nbytearray\n") >= 0:
+            raise pickle.UnpicklingError("GLOBAL builtins.bytearray")
+
+
+def _tensors(value: Any, path: str = "", *, most: int, seen: set[int] | None = None) -> Iterator[tuple[str, Tensor]]:
+    """Every mapping is entered once: a small file can hold one that contains another twice, and so on. A tensor has `most` bytes."""
+    seen = set() if seen is None else seen
     if isinstance(value, Tensor):
-        yield path, value
-    elif isinstance(value, Mapping):
+        if value.layout != torch.strided or value.device.type != "cpu" or value.nbytes > min(most, value.untyped_storage().nbytes()):
+            raise ValueError(f"{shown(path)} is not a plain tensor")
+        yield path, value.detach()
+    elif isinstance(value, Mapping) and id(value) not in seen:
+        seen.add(id(value))
         for key, inner in value.items():
-            yield from _tensors(inner, f"{path}.{key}" if path else str(key))
+            yield from _tensors(inner, f"{path}.{key}" if path else str(key), most=most, seen=seen)
 
 
 def _recognise(found: Mapping[str, Tensor], file: Path) -> Imported:
@@ -110,7 +128,7 @@ def _recognise(found: Mapping[str, Tensor], file: Path) -> Imported:
     names = branches or _backbone_names(found, usable)
     facts, missing = recognise(shapes_of({name: found[key] for name, key in names.items()}))
     taken = names | (_discriminator_names(found, usable, inputs=(facts.num_classes or 0) + 3) if branches else {})
-    tensors = {name: _own(found[key]) for name, key in taken.items()} | {name: torch.zeros((), dtype=torch.int64) for name in missing}
+    tensors = {name: _own(name, found[key]) for name, key in taken.items()} | {name: torch.zeros((), dtype=torch.int64) for name in missing}
     facts = facts.model_copy(update={"discriminator": _discriminator_kind(tensors)})
     used = set(taken.values())
     return Imported(facts, tensors, tuple(taken), missing, tuple(key for key in found if key not in used), file.name)
@@ -125,7 +143,7 @@ def _branch_names(keys: Iterable[str]) -> _Names:
             continue
         name = ".".join(parts[start:])
         if name in names:
-            raise ValueError(f"{names[name]} and {key} both hold {name}; save the networks that you want alone")
+            raise ValueError(f"{shown(names[name])} and {shown(key)} both hold {shown(name)}; save the networks that you want alone")
         names[name] = key
     return names
 
@@ -134,11 +152,13 @@ def _backbone_names(found: Mapping[str, Tensor], keys: Iterable[str]) -> _Names:
     prefixes = _prefixes(keys, ANCHOR)
     if len(prefixes) != 1:
         what = f"{len(prefixes)} ResNets" if prefixes else "neither branch1.* and branch2.* nor a ResNet's layer1.*"
-        raise ValueError(f"holds {what}, expected two branches or one ResNet; its keys start {', '.join(list(found)[:3]) or 'nowhere'}")
+        raise ValueError(
+            f"holds {what}, expected two branches or one ResNet; its keys start {', '.join(map(shown, list(found)[:3])) or 'nowhere'}"
+        )
     prefix = prefixes[0]
     if prefix + "conv1.0.weight" not in found:
         stem = found.get(prefix + "conv1.weight")
-        got = "another one" if stem is None else f"one convolution of {' x '.join(map(str, stem.shape))}"
+        got = "another one" if stem is None else f"one convolution of {shown(' x '.join(map(str, stem.shape)), most=40)}"
         raise ValueError(
             f"its stem is {got}, expected three of 3 x 3 (conv1.0, conv1.3, conv1.6); use a v1c ResNet, such as resnet50_v1c.pth"
         )
@@ -167,6 +187,8 @@ def _is_discriminator(found: Mapping[str, Tensor], prefix: str, inputs: int) -> 
     if any(prefix + layer not in found for layer in layers):
         return False
     weights = [found[prefix + layer].shape for layer in layers if layer.endswith("weight")]
+    if any(len(shape) < 2 for shape in weights):
+        return False
     widths = [inputs, *(shape[0] for shape in weights)]
     return [shape[1] for shape in weights] == widths[:-1] and widths[-1] == 1
 
@@ -183,5 +205,9 @@ def _prefixes(keys: Iterable[str], tensor: str) -> list[str]:
     return sorted(key.removesuffix(tensor) for key in keys if key == tensor or key.endswith(f".{tensor}"))
 
 
-def _own(tensor: Tensor) -> Tensor:
-    return tensor.float().contiguous().clone() if tensor.is_floating_point() else tensor.long().clone()
+def _own(name: str, tensor: Tensor) -> Tensor:
+    if name.endswith(COUNTER):
+        return tensor.long().clone()
+    if not tensor.is_floating_point() or not bool(torch.isfinite(tensor.float()).all()):
+        raise ValueError(f"{shown(name)} holds other values than finite numbers in floating point")
+    return tensor.float().contiguous().clone()

@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -121,7 +123,7 @@ def load_model(source: Path | bytes, *, name: str = "checkpoint", changes: Mappi
             raise ValueError("holds a backbone alone; there is nothing to evaluate before it was trained")
         config = _evaluation_config(facts, changes or {})
         branches = {name: tensor for name, tensor in tensors.items() if name.startswith(BRANCHES)}
-        recognise(shapes_of(branches))
+        _check_facts(facts, recognise(shapes_of(branches))[0])
         quartet = quartet_of(branches, facts.backbone, facts.num_classes)
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
@@ -151,7 +153,20 @@ def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
 
 def first_sentence(error: Exception) -> str:
     """Of an error of a library, on one line."""
-    return " ".join(str(error).split()).partition(". ")[0][:160] or type(error).__name__
+    return shown(" ".join(str(error).split()).partition(". ")[0], most=160) or type(error).__name__
+
+
+def shown(text: str, *, most: int = 80) -> str:
+    """A text that a file made up, fit for one line of a terminal."""
+    plain = "".join(letter if letter.isprintable() else "?" for letter in text[: most + 1])
+    return plain if len(plain) <= most else f"{plain[: most - 3]}..."
+
+
+def check_archive(archive: zipfile.ZipFile, *, size: int) -> None:
+    """Raises ValueError for an archive of `size` bytes that would fill more memory than that: torch compresses nothing."""
+    parts = archive.infolist()
+    if sum(part.file_size for part in parts) > size or any(part.compress_type != zipfile.ZIP_STORED for part in parts):
+        raise ValueError("its parts are compressed, which torch never does")
 
 
 def training_facts(config: TrainConfig, num_classes: int) -> Facts:
@@ -170,12 +185,12 @@ def _backbone_name(shapes: Shapes, prefix: str) -> str:
         raise ValueError(f"{prefix}{ANCHOR} is missing; expected a DeepLabv3+ on a ResNet, as RRN and CPS save it")
     block = "bottleneck" if f"{prefix}layer1.0.conv3.weight" in shapes else "basic"
     blocks = tuple(_count(shapes, rf"{prefix}layer{stage}\.(\d+)\.conv1\.weight") for stage in (1, 2, 3, 4))
-    width = shapes[prefix + ANCHOR][0]
+    width = shapes[prefix + ANCHOR][:1]
     for name in BACKBONES:
         spec = branch_spec(name)
-        if (spec.block, spec.blocks, spec.widths[0]) == (block, blocks, width):
+        if (spec.block, spec.blocks, spec.widths[:1]) == (block, blocks, width):
             return name
-    got = f"{block} blocks {', '.join(map(str, blocks))} of {width} channels"
+    got = f"{block} blocks {', '.join(map(str, blocks))} of {_size(width)} channels"
     raise ValueError(f"its ResNet has {got}, which is none of {', '.join(BACKBONES)}")
 
 
@@ -184,8 +199,11 @@ def _count(shapes: Shapes, pattern: str) -> int:
 
 
 def _expected(facts: Facts) -> Shapes:
-    with torch.device("meta"):
-        branch = Branch(facts.backbone, facts.num_classes or 1)
+    try:
+        with torch.device("meta"):
+            branch = Branch(facts.backbone, facts.num_classes or 1)
+    except RuntimeError:
+        raise ValueError(f"its classifier would have {facts.num_classes} classes") from None
     shapes = shapes_of(branch.state_dict())
     if facts.kind == "backbone":
         return {name: shape for name, shape in shapes.items() if name.startswith("backbone.")}
@@ -195,9 +213,9 @@ def _expected(facts: Facts) -> Shapes:
 def _compare(got: Shapes, expected: Shapes, facts: Facts) -> None:
     """Raises ValueError with the first differences; counters may be missing."""
     faults = [f"{name} is missing" for name in expected if name not in got and not name.endswith(COUNTER)]
-    faults += [f"{name} is not ours" for name in got if name not in expected]
+    faults += [f"{shown(name)} is not ours" for name in got if name not in expected]
     wrong = [name for name, shape in got.items() if expected.get(name, shape) != shape]
-    faults += [f"{name} is {_size(got[name])}, expected {_size(expected[name])}" for name in wrong]
+    faults += [f"{name} is {shown(_size(got[name]), most=40)}, expected {_size(expected[name])}" for name in wrong]
     if faults:
         what = facts.backbone if facts.kind == "backbone" else f"two branches on {facts.backbone} with {facts.num_classes} classes"
         more = f"; and {len(faults) - 3} more" if len(faults) > 3 else ""
@@ -212,6 +230,13 @@ def _match(quartet: Quartet, facts: Facts) -> None:
     classes = quartet.branch1.classifier.out_channels
     if facts.kind == "branches" and facts.num_classes != classes:
         raise ValueError(f"the weights are for {facts.num_classes} classes, the data have {classes}; start from an ImageNet backbone")
+
+
+def _check_facts(said: Facts, found: Facts) -> None:
+    """Raises ValueError where a file says of itself what its tensors are not."""
+    if (said.backbone, said.num_classes) != (found.backbone, found.num_classes):
+        told = f"{shown(said.backbone)} with {shown(str(said.num_classes))} classes"
+        raise ValueError(f"says that it holds {told}, but its tensors are {found.backbone} with {found.num_classes}; get it again")
 
 
 def _start_discriminators(quartet: Quartet, tensors: Mapping[str, Tensor], facts: Facts) -> str:
@@ -256,7 +281,7 @@ def _evaluation_config(facts: Facts, changes: Mapping[str, Any]) -> TrainConfig:
         return TrainConfig.model_validate_json(json.dumps(settings, default=str))  # JSON, because strict input refuses a list for a tuple
     except ValidationError as error:
         faults = (f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}, got {fault['input']!r}" for fault in error.errors())
-        raise ValueError("; ".join(faults)) from None
+        raise ValueError("; ".join(shown(fault, most=120) for fault in islice(faults, 3))) from None
 
 
 _NOT_TRAINING: dict[str, Any] = {
@@ -275,7 +300,7 @@ _NOT_TRAINING: dict[str, Any] = {
 def _facts(body: bytes) -> Facts | None:
     """What a readable safetensors file says of itself in our words, if anything."""
     header = json.loads(body[8 : 8 + int.from_bytes(body[:8], "little")])
-    text = header.get("__metadata__", {}).get(_FACTS)
+    text = (header.get("__metadata__") or {}).get(_FACTS)
     try:
         return None if text is None else Facts.model_validate_json(text)
     except ValidationError as error:

@@ -52,7 +52,7 @@ class Sweep:
 
     def trial_processes(self) -> list[int]:
         """Pids of the processes in which Ray runs trials."""
-        return [pid for pid in self._pids() if _command(pid).startswith("ray::ImplicitFunc")]
+        return [pid for pid in self._pids() if _command(pid).startswith("ray::ResourceTrainable")]
 
     def pid_of(self, words: str) -> int:
         """The one process with `words` in its command."""

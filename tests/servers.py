@@ -1,92 +1,23 @@
-"""Real servers for the tests: each in its own process group, awaited with a deadline, and always stopped."""
+"""Real servers for the tests, each awaited with a deadline and always stopped; `infra/local` starts them for users too."""
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
-import signal
 import socket
-import subprocess
-import sys
 import threading
-import time
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from infra.local.parts import Part, free_ports, program, wait_until
+from infra.local.services import mlflow_part, s3_part
 
-class ServerError(Exception):
-    """A test server didn't start; the text ends with its log."""
-
-
-def free_port(*, grpc: bool = False) -> int:
-    """A TCP port of 127.0.0.1 that is free now; with `grpc`, port + 10000 is free too (SeaweedFS takes both)."""
-    while True:
-        with socket.socket() as first, socket.socket() as second:
-            first.bind(("127.0.0.1", 0))
-            port = int(first.getsockname()[1])
-            if not grpc:
-                return port
-            try:
-                second.bind(("127.0.0.1", port + 10000))
-            except (OSError, OverflowError):
-                continue
-            return port
+__all__ = ["ForgetfulProxy", "MlflowServer", "S3Server", "free_port", "mlflow_template", "program", "wait_until"]
 
 
-def program(name: str) -> str | None:
-    """The path of a program that lies beside this Python or on the PATH."""
-    beside = Path(sys.executable).parent / name
-    return str(beside) if beside.is_file() else shutil.which(name)
-
-
-def wait_until(ready: Callable[[], bool], *, deadline_s: float, what: str) -> None:
-    """Poll `ready` ten times a second; raises TimeoutError after `deadline_s`."""
-    end = time.monotonic() + deadline_s
-    while not ready():
-        if time.monotonic() > end:
-            raise TimeoutError(f"{what}: not within {deadline_s:g} s")
-        time.sleep(0.1)
-
-
-@dataclass
-class Process:
-    """A server process that leads its own group, so that nothing it starts outlives it."""
-
-    command: list[str]
-    log: Path
-    env: Mapping[str, str] | None = None
-    _popen: subprocess.Popen[bytes] | None = field(default=None, repr=False)
-
-    def start(self) -> None:
-        with self.log.open("ab") as log:
-            self._popen = subprocess.Popen(self.command, stdout=log, stderr=log, env=self.env, start_new_session=True)
-
-    def running(self) -> bool:
-        return self._popen is not None and self._popen.poll() is None
-
-    def stop(self, *, grace_s: float = 5.0) -> None:
-        """SIGTERM, then SIGKILL after `grace_s`."""
-        if self.running():
-            self._signal(signal.SIGTERM)
-            with suppress(subprocess.TimeoutExpired):
-                self._popen.wait(grace_s)
-        self.kill()
-
-    def kill(self) -> None:
-        """SIGKILL to the whole group, as a power cut would."""
-        if self._popen is not None:
-            self._signal(signal.SIGKILL)
-            self._popen.wait(10)
-            self._popen = None
-
-    def _signal(self, number: int) -> None:
-        with suppress(ProcessLookupError):
-            os.killpg(self._popen.pid, number)
+def free_port() -> int:
+    """A TCP port of 127.0.0.1 that is free now."""
+    return free_ports(1)[0]
 
 
 @dataclass
@@ -96,8 +27,10 @@ class S3Server:
     folder: Path
     access_key: str = "testkey"
     secret_key: str = "testsecret"
-    ports: list[int] = field(default_factory=list)
-    _process: Process | None = field(default=None, repr=False)
+    ports: list[int] = field(default_factory=lambda: free_ports(4, above=10_000))
+
+    def __post_init__(self) -> None:
+        self.part: Part = s3_part(self.folder, ports=self.ports, access_key=self.access_key, secret_key=self.secret_key)
 
     @property
     def endpoint(self) -> str:
@@ -116,31 +49,19 @@ class S3Server:
             "AWS_EC2_METADATA_DISABLED": "true",
         }
 
-    def start(self, *, deadline_s: float = 60.0) -> None:
-        """Start, and wait until a bucket can be listed. A first start tries other ports when one was taken meanwhile."""
-        for _ in range(1 if self.ports else 3):
-            ports = self.ports or [free_port(grpc=True) for _ in range(4)]
-            self._launch(ports)
-            try:
-                wait_until(lambda: self._answers() or not self._process.running(), deadline_s=deadline_s, what="SeaweedFS")
-            except BaseException:
-                self.kill()
-                raise
-            if self._process.running():
-                return
-        raise ServerError(f"SeaweedFS did not start:\n{self._process.log.read_text()[-2000:]}")
+    def start(self) -> None:
+        """Start, and wait until it knows its keys."""
+        self.part.start()
 
     def launch(self) -> None:
         """Start again on the same ports and return at once."""
-        self._launch(self.ports)
+        self.part.launch()
 
     def stop(self) -> None:
-        if self._process is not None:
-            self._process.stop()
+        self.part.stop(grace_s=5)
 
     def kill(self) -> None:
-        if self._process is not None:
-            self._process.kill()
+        self.part.kill()
 
     def make_bucket(self, name: str) -> None:
         import boto3
@@ -152,50 +73,6 @@ class S3Server:
             aws_secret_access_key=self.secret_key,
             region_name="us-east-1",
         ).create_bucket(Bucket=name)
-
-    def _launch(self, ports: list[int]) -> None:
-        (self.folder / "data").mkdir(parents=True, exist_ok=True)
-        config = self.folder / "s3.json"
-        config.write_text(json.dumps(self._identities()))
-        self.ports = ports
-        self._process = Process(_weed_command(self.folder / "data", config, ports), self.folder / "weed.log")
-        self._process.start()
-
-    def _identities(self) -> dict[str, object]:
-        keys = [{"accessKey": self.access_key, "secretKey": self.secret_key}]
-        return {"identities": [{"name": "admin", "credentials": keys, "actions": ["Admin", "Read", "Write", "List", "Tagging"]}]}
-
-    def _answers(self) -> bool:
-        """An unsigned request is refused with 403 once the S3 part and its identities are there."""
-        try:
-            urllib.request.urlopen(self.endpoint, timeout=2).close()
-        except urllib.error.HTTPError as error:
-            return error.code == 403
-        except OSError:
-            return False
-        return True
-
-
-def _weed_command(data: Path, config: Path, ports: list[int]) -> list[str]:
-    master, volume, filer, s3 = ports
-    return [
-        program("weed") or "weed",
-        "server",
-        f"-dir={data}",
-        "-ip=127.0.0.1",
-        "-ip.bind=127.0.0.1",
-        f"-master.port={master}",
-        f"-volume.port={volume}",
-        f"-filer.port={filer}",
-        "-s3",
-        f"-s3.port={s3}",
-        f"-s3.config={config}",
-        "-s3.port.iceberg=0",  # fixed ports otherwise: two servers at once would clash
-        "-s3.port.lance=0",
-        "-volume.max=0",
-        "-master.volumeSizeLimitMB=64",
-        "-master.telemetry=false",
-    ]
 
 
 class ForgetfulProxy:
@@ -260,51 +137,24 @@ class MlflowServer:
     """`mlflow server` on a SQLite database that outlives kill() and start(); `mlflow_template` makes one to copy."""
 
     database: Path
-    port: int = 0
-    _process: Process | None = field(default=None, repr=False)
+    port: int = field(default_factory=free_port)
+
+    def __post_init__(self) -> None:
+        self.part: Part = mlflow_part(self.database.parent / self.database.stem, port=self.port, database=f"sqlite:///{self.database}")
 
     @property
     def uri(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
-    def start(self, *, deadline_s: float = 90.0) -> None:
-        """Start, and wait until /health answers. A first start tries other ports when one was taken meanwhile."""
-        for _ in range(1 if self.port else 3):
-            self.launch(self.port or free_port())
-            try:
-                wait_until(lambda: self.answers() or not self._process.running(), deadline_s=deadline_s, what="MLflow")
-            except BaseException:
-                self.kill()
-                raise
-            if self._process.running():
-                return
-            self.port = 0
-        raise ServerError(f"MLflow did not start:\n{self._process.log.read_text()[-2000:]}")
-
-    def launch(self, port: int) -> None:
-        """Start and return at once."""
-        self.port = port
-        command = [program("mlflow") or "mlflow", "server", "--backend-store-uri", f"sqlite:///{self.database}"]
-        command += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1", "--no-serve-artifacts"]
-        command += ["--default-artifact-root", str(self.database.parent / "artifacts")]
-        environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
-        self._process = Process(command, self.database.with_suffix(".log"), environment)
-        self._process.start()
-
-    def answers(self) -> bool:
-        try:
-            with urllib.request.urlopen(f"{self.uri}/health", timeout=2) as reply:
-                return reply.status == 200
-        except OSError:
-            return False
+    def start(self) -> None:
+        """Start, and wait until it answers."""
+        self.part.start()
 
     def stop(self) -> None:
-        if self._process is not None:
-            self._process.stop()
+        self.part.stop(grace_s=5)
 
     def kill(self) -> None:
-        if self._process is not None:
-            self._process.kill()
+        self.part.kill()
 
 
 def mlflow_template(folder: Path) -> Path:

@@ -17,8 +17,9 @@ from servers import MlflowServer, S3Server, free_port
 
 from orchestration import check as checks
 from orchestration.estimate import COSTLESS, estimate, probed
-from orchestration.manifest import Entry, TrialRecord, read_manifests
+from orchestration.manifest import Entry, read_manifests
 from orchestration.plan import TrialPlan, expand, representatives
+from orchestration.record import TrialRecord
 from orchestration.spec import Resources, Retention, SweepSpec
 from orchestration.spec import check as parse
 from orchestration.store import DirectoryStore, open_store

@@ -26,6 +26,7 @@ from conftest import new_s3_server, set_environment
 from servers import ForgetfulProxy, S3Server, free_port
 
 from orchestration.errors import Conflict, Corrupt, NotFound, SpecError, StoreError, StoreUnavailable
+from orchestration.keys import Unfinished
 from orchestration.store import DirectoryStore, S3Store, Store, open_store
 
 ROOT = Path(__file__).parent.parent
@@ -201,8 +202,37 @@ class TestContract:
         assert list(store.keys("b")) == ["b"]
         assert list(store.keys("zzz/")) == []
 
+    def test_sizes_are_the_bytes_of_what_keys_gives(self, store: Store):
+        for name, count in (("a/1", 0), ("a/2", 7), ("b", 70_000)):
+            store.write(name, bytes(count))
+        assert list(store.sizes("").items()) == [("a/1", 0), ("a/2", 7), ("b", 70_000)]
+        assert store.sizes("a/") == {"a/1": 0, "a/2": 7}
+
     def test_an_untouched_store_is_empty(self, store: Store):
         assert list(store.keys("")) == []
+        assert store.sizes("") == {}
+        assert list(store.unfinished("")) == []
+
+    def test_unfinished_writes_are_seen_by_no_other_method_and_can_be_abandoned(self, store: Store):
+        store.write("a/k", b"1")
+        for key in ("a/k", "a/b/new", "ab/new", "b"):
+            start_half_a_write(store, key)
+        before = time.monotonic()
+        found = list(store.unfinished("a"))
+        assert sorted(folder_of(write) for write in found) == ["a", "a/b", "ab"]
+        assert [folder_of(write) for write in store.unfinished("a/b/")] == ["a/b"]
+        assert all(-5 < write.age_s < 60 + time.monotonic() - before for write in found)
+        assert store.sizes("") == {"a/k": 1}
+        with pytest.raises(NotFound):
+            store.read("a/b/new")
+        store.abandon(found)
+        store.abandon(found)  # missing ones are fine
+        assert [folder_of(write) for write in store.unfinished("")] == ["."]
+        assert store.read("a/k")[0] == b"1"
+
+    def test_a_prefix_of_unfinished_writes_cannot_leave_the_store(self, store: Store):
+        with pytest.raises(ValueError, match="key must be"):
+            list(store.unfinished("../x"))
 
     def test_a_pickled_store_still_works(self, store: Store):
         store.write("k", b"1")
@@ -341,7 +371,7 @@ class TestS3:
         scripted.answers = list(answers)
         assert fresh_s3().replace("k", b"mine", expected=None) == '"etag"'
         assert scripted.answers == []
-        assert len([record for record in caplog.records if record.name == "orchestration.store"]) == warnings
+        assert len([record for record in caplog.records if record.name == "orchestration.s3"]) == warnings
 
     @pytest.mark.parametrize(
         "answers",
@@ -381,6 +411,18 @@ class TestS3:
         with ThreadPoolExecutor(8) as pool:
             list(pool.map(lambda name: store.write(name, b""), names))
         assert list(store.keys("k/")) == names
+
+    @pytest.mark.slow
+    def test_more_unfinished_uploads_than_one_page_are_all_listed(self, s3_environment: S3Server):
+        store = fresh_s3()
+        start_half_a_write(store, "m/0000")
+        client = store._client()
+        with ThreadPoolExecutor(8) as pool:
+            upload = lambda n: client.create_multipart_upload(Bucket=store.bucket, Key=f"{store.prefix}/m/{n:04}")  # noqa: E731
+            list(pool.map(upload, range(1, 1010)))
+        found = list(store.unfinished("m/"))
+        assert sorted(write.place for write in found) == [f"m/{n:04}" for n in range(1010)]
+        store.abandon(found)
 
     def test_no_credential_is_pickled_or_shown(self, s3_environment: S3Server):
         store = fresh_s3()
@@ -430,7 +472,7 @@ class TestS3:
             fresh_s3(deadline_s=1.5).read("k")
         assert 1.4 < time.monotonic() - started < 10
         assert "\n" not in str(caught.value)
-        assert len([record for record in caplog.records if record.name == "orchestration.store"]) == 1
+        assert len([record for record in caplog.records if record.name == "orchestration.s3"]) == 1
 
     def test_a_server_that_hangs_is_given_up_after_the_deadline(self, s3_environment, monkeypatch: pytest.MonkeyPatch):
         with socket.create_server(("127.0.0.1", 0)) as silent:
@@ -479,7 +521,7 @@ class TestS3:
             server.kill()
             threading.Timer(1.0, server.launch).start()
             calls = [*each_method(store), lambda: store.replace("k", b"2", expected=etag), lambda: store.read("k")]
-            with caplog.at_level(logging.INFO, "orchestration.store"), ThreadPoolExecutor(len(calls)) as pool:
+            with caplog.at_level(logging.INFO, "orchestration.s3"), ThreadPoolExecutor(len(calls)) as pool:
                 list(pool.map(lambda call: call(), calls))
             assert store.read("k")[0] == b"2"
             assert any("answers again after" in record.message for record in caplog.records)
@@ -519,12 +561,28 @@ class _ScriptedAnswer(BaseHTTPRequestHandler):
         pass
 
 
+def start_half_a_write(store: Store, key: str, *, age_s: float = 0.0) -> None:
+    """What a writer leaves that is killed in the middle; only of a file the age can be chosen."""
+    if isinstance(store, S3Store):
+        store._client().create_multipart_upload(Bucket=store.bucket, Key=f"{store.prefix}/{key}")
+        return
+    half = store.root / Path(key).parent / f".new-{uuid.uuid4().hex}"
+    half.parent.mkdir(parents=True, exist_ok=True)
+    half.write_bytes(b"half")
+    os.utime(half, (time.time() - age_s,) * 2)
+
+
+def folder_of(write: Unfinished) -> str:
+    return str(Path(write.place).parent)
+
+
 def each_method(store: Store) -> list[Callable[[], object]]:
     return [
         lambda: store.write("other", b"1"),
         lambda: store.replace("third", b"1", expected=None),
         lambda: store.delete(["fourth"]),
         lambda: list(store.keys("")),
+        lambda: list(store.unfinished("")),
     ]
 
 

@@ -7,106 +7,19 @@ import shutil
 import sqlite3
 import threading
 import time
-import uuid
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 from servers import MlflowServer, free_port, wait_until
+from tracked_sweep import STORE, Sweep, attempt, checkpoint, content, expected_points, manifest
 
 from orchestration.errors import StoreUnavailable, TrackingError
-from orchestration.manifest import Checkpoint, Entry, Manifest, ObjectRef
-from orchestration.tracking import Tracker, _batches, run_view, ui_command
+from orchestration.manifest import Entry, Manifest
+from orchestration.runview import run_view
+from orchestration.tracking import Tracker, ui_command
 from rrn_core.config import TrainConfig
-
-STORE = "s3://bucket/sweeps"
-METRICS = (
-    "train/loss",
-    "train/sup",
-    "train/cps",
-    "train/dr",
-    "train/fm",
-    "train/lr",
-    "val/miou",
-    "val/miou_b1",
-    "val/miou_b2",
-    "val/accuracy",
-)
-
-
-def entry(epoch: int) -> Entry:
-    values = {name: epoch + i / 16 for i, name in enumerate(METRICS)}
-    return Entry(epoch=epoch, step=10 * epoch, time_ms=1_700_000_000_000 + 1000 * epoch, metrics=values)
-
-
-def checkpoint(epoch: int, score: float | None = None) -> Checkpoint:
-    folder = f"sweep/abc/checkpoints/{epoch:08d}-1"
-    objects = {name: ObjectRef(key=f"{folder}/{name}", sha256="0", size=1) for name in ("model.safetensors", "state.pt")}
-    return Checkpoint(step=10 * epoch, epoch=epoch, attempt=1, score=score, objects=objects)
-
-
-def manifest(epochs: int, *, trial_id: str = "abc", seed: int = 3, **changes: Any) -> Manifest:
-    config = TrainConfig(partition="1/8", seed=seed, eps=0.5).model_dump(mode="json")
-    default = {
-        "sweep": "sweep",
-        "trial_id": trial_id,
-        "label": f"1/8 seed={seed}",
-        "config": config,
-        "varied": ("partition", "seed"),
-        "iterations": 100,
-        "attempt": 1,
-        "created_ms": 1_700_000_000_000,
-        "updated_ms": 1_700_000_000_500 + 1000 * epochs,
-        "history": tuple(entry(epoch) for epoch in range(1, epochs + 1)),
-    }
-    return Manifest(**{**default, **changes})
-
-
-class Sweep:
-    """A sweep's store as a dict, its trackers, and what MLflow shows of it."""
-
-    def __init__(self, uri: str) -> None:
-        from mlflow import MlflowClient
-
-        self.uri, self.name = uri, f"sweep-{uuid.uuid4().hex[:8]}"
-        self.client = MlflowClient(tracking_uri=uri)
-        self.store: dict[str, Manifest] = {}
-
-    def put(self, *manifests: Manifest) -> None:
-        self.store |= {m.trial_id: m for m in manifests}
-
-    def tracker(self, *, commit: str = "c0ffee") -> Tracker:
-        tags = {"git_commit": commit, "dirty": "false"}
-        return Tracker(self.uri, sweep=self.name, store=STORE, read=self.store.get, tags=tags, description="what it is for")
-
-    def track(self, *manifests: Manifest, commit: str = "c0ffee") -> None:
-        """One call of the driver, from start to end, on the store with these manifests."""
-        self.put(*manifests)
-        tracker = self.tracker(commit=commit)
-        tracker.start(list(self.store))
-        assert tracker.close(timeout_s=30) == []
-
-    def runs(self, text: str = "tags.`rrn.kind` = 'trial'") -> list[Any]:
-        experiment = self.client.get_experiment_by_name(self.name)
-        return self.client.search_runs([experiment.experiment_id], text) if experiment else []
-
-    def run(self, text: str = "tags.`rrn.kind` = 'trial'") -> Any:
-        (only,) = self.runs(text)
-        return only
-
-    def parent(self) -> Any:
-        return self.run("tags.`rrn.kind` = 'sweep'")
-
-    def points(self, run: Any) -> dict[str, list[tuple[int, float, int]]]:
-        """Every stored point of every metric as (step, value, timestamp), in MLflow's order."""
-        names = sorted(run.data.metrics)
-        return {name: [(p.step, p.value, p.timestamp) for p in self.client.get_metric_history(run.info.run_id, name)] for name in names}
-
-
-def expected_points(epochs: int) -> dict[str, list[tuple[int, float, int]]]:
-    entries = [entry(epoch) for epoch in range(1, epochs + 1)]
-    return {name: [(e.epoch, e.metrics[name], e.time_ms) for e in entries] for name in sorted(METRICS)}
 
 
 @pytest.fixture(scope="session")
@@ -172,6 +85,25 @@ class TestViewOfTheStore:
         sweep.track(manifest(1, attempt=2))
         assert sweep.run().info.status == "KILLED"
         assert "reason" not in sweep.run().data.tags
+
+    def test_classes_of_failures_and_the_effort_of_every_attempt_are_shown(self, sweep: Sweep) -> None:
+        lost = manifest(1, attempts=(attempt(1, "lost"),), failure="lost", reason="no word")
+        sweep.track(lost)
+        tags = sweep.run().data.tags
+        assert (tags["failure"], tags["reason"], tags["attempts"]) == ("lost", "no word", "1: lost")
+        again = (*lost.attempts, attempt(2, "memory", useful_s=0.0, repeated_s=4.0))
+        sweep.track(manifest(1, attempt=2, attempts=again, status="failed", failure="memory", reason="too little"))
+        assert (sweep.run().data.tags["failure"], sweep.run().info.status) == ("memory", "FAILED")
+        sweep.track(manifest(2, attempt=3, attempts=(*again, attempt(3, "finished", lost_s=0.0)), status="finished"))
+        tags = sweep.run().data.tags
+        assert (tags["attempt"], tags["attempts"]) == ("3", "3: lost, memory, finished")
+        assert not tags.keys() & {"failure", "reason"}
+        ended = [5000 * number + 1_700_000_000_000 for number in (1, 2, 3)]
+        assert {name: points for name, points in sweep.points(sweep.run()).items() if name.startswith("effort/")} == {
+            "effort/useful_s": list(zip((1, 2, 3), (1.0, 1.0, 2.0), ended, strict=True)),
+            "effort/repeated_s": list(zip((1, 2, 3), (0.0, 4.0, 4.0), ended, strict=True)),
+            "effort/lost_s": list(zip((1, 2, 3), (1.0, 2.0, 2.0), ended, strict=True)),
+        }
 
     def test_a_deleted_run_is_rebuilt_completely(self, sweep: Sweep) -> None:
         sweep.track(manifest(3, status="finished"))
@@ -249,8 +181,7 @@ class TestViewOfTheStore:
         dead = sweep.tracker()
         dead.start(list(sweep.store))
         wait_until(lambda: len([run for run in sweep.runs() if "rrn.logged_epoch" in run.data.tags]) == 4, deadline_s=20, what="4 runs")
-        dead._abandoned.set()
-        dead.notify("abc")
+        dead.abandon()
         sweep.put(manifest(2, trial_id="def", seed=4, status="finished"))
         del sweep.store["gone"]
         successor = sweep.tracker()
@@ -443,6 +374,43 @@ class TestTracker:
             Tracker(uri, sweep="sweep", store=STORE, read=lambda _: None, tags={})
 
 
+class TestAbandon:
+    def test_nothing_is_written_any_more(self, mlflow_database: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+        database = Path(shutil.copy(mlflow_database, tmp_path / "mlflow.db"))
+        sweep = Sweep(f"sqlite:///{database}")
+        sweep.put(manifest(1))
+        tracker = sweep.tracker()
+        tracker.start(["abc"])
+        wait_until(lambda: [run.info.status for run in sweep.runs()] == ["RUNNING"], deadline_s=20, what="RUNNING")
+        tracker.abandon()
+        assert not tracker._thread.is_alive()
+        before = content(database)
+        sweep.put(manifest(2, status="finished"))
+        tracker.notify("abc")
+        assert tracker.close(timeout_s=20) == ["abc"]
+        assert content(database) == before
+        assert caplog.messages == []
+
+    def test_a_backlog_is_left_where_it_is(self, mlflow_database: Path, tmp_path: Path) -> None:
+        database = Path(shutil.copy(mlflow_database, tmp_path / "mlflow.db"))
+        sweep = Sweep(f"sqlite:///{database}")
+        sweep.put(manifest(3000))
+        tracker = sweep.tracker()
+        tracker.start(["abc"])
+        wait_until(lambda: 'INSERT INTO "metrics"' in "".join(content(database)), deadline_s=30, what="the first points")
+        tracker.abandon(timeout_s=20)
+        assert not tracker._thread.is_alive()
+        assert len(sweep.points(sweep.run())["val/miou"]) < 3000
+        assert "rrn.logged_epoch" not in sweep.run().data.tags
+
+    def test_it_ends_the_wait_for_an_absent_server_at_once(self) -> None:
+        tracker = Tracker(f"http://127.0.0.1:{free_port()}", sweep="sweep", store=STORE, read=lambda _: manifest(1), tags={})
+        tracker.start(["abc"])
+        wait_until(lambda: tracker._away, deadline_s=20, what="the outage")
+        tracker.abandon()
+        assert not tracker._thread.is_alive()
+
+
 class TestRunView:
     def test_tags_name_the_last_and_the_first_best_checkpoint(self) -> None:
         scored = manifest(3, checkpoints=(checkpoint(1, 0.4), checkpoint(2, 0.4), checkpoint(3)))
@@ -466,10 +434,6 @@ class TestRunView:
             "rrn.kind": "trial",
         }
 
-    def test_a_batch_that_ends_within_an_epoch_does_not_count_it_as_logged(self) -> None:
-        wide = [Entry(epoch=epoch, step=epoch, time_ms=epoch, metrics={f"m{i:03}": 0.0 for i in range(600)}) for epoch in (1, 2, 3)]
-        assert [(epoch, len(metrics)) for epoch, metrics in _batches(wide, after=1)] == [(2, 1000), (3, 200)]
-
     def test_long_values_are_cut_to_what_mlflow_takes(self) -> None:
         view = run_view(manifest(1, status="failed", reason="x" * 10_000, config={"scales": "y" * 10_000}), store=STORE, live=True)
         assert (len(view.tags["reason"]), len(view.params["scales"])) == (5000, 6000)
@@ -481,6 +445,17 @@ class TestRunView:
     def test_status(self, stored: str, live: bool, shown: str) -> None:
         view = run_view(manifest(1, status=stored), store=STORE, live=live)
         assert (view.status, view.end_ms is None) == (shown, shown == "RUNNING")
+
+
+class TestLiveness:
+    @pytest.mark.parametrize(("outcome", "shown"), [(None, "RUNNING"), ("stopped", "KILLED"), ("lost", "KILLED")])
+    def test_a_trial_between_two_attempts_does_not_run(self, outcome: str | None, shown: str) -> None:
+        assert run_view(manifest(1, attempts=(attempt(1, outcome),)), store=STORE, live=True).status == shown
+
+    def test_an_open_attempt_has_no_effort_yet(self) -> None:
+        view = run_view(manifest(1, attempts=(attempt(1, "lost"), attempt(2, None))), store=STORE, live=False)
+        assert [point.step for point in view.series["rrn.logged_attempt"]] == [1]
+        assert view.tags["attempts"] == "2: lost, open"
 
 
 def test_the_ui_command_quotes_what_a_shell_would_split() -> None:

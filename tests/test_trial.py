@@ -7,10 +7,12 @@ from itertools import islice
 
 import pytest
 
-from orchestration.errors import Fenced
-from orchestration.manifest import TrialRecord, read_manifest
+from orchestration.errors import Fenced, Preempted
+from orchestration.lease import Lease
+from orchestration.manifest import read_manifest
 from orchestration.plan import TrialPlan, expand
-from orchestration.spec import Retention, check
+from orchestration.record import TrialRecord
+from orchestration.spec import Retention, Retries, check
 from orchestration.store import open_store
 from orchestration.trial import Job, run_trial
 from rrn_core import Runtime
@@ -43,7 +45,9 @@ def test_a_trial_ends_finished_with_every_epoch_in_its_manifest(job):
     assert manifest.status == "finished"
     assert [entry.epoch for entry in manifest.history] == [1, 2, 3]
     assert manifest.checkpoints[-1].step == plan.iterations == updates[-1].iteration
-    assert updates[-1].finished
+    assert updates[-1].ended == "finished"
+    (attempt,) = manifest.attempts
+    assert (attempt.outcome, attempt.last_step, attempt.lost_s) == ("finished", plan.iterations, 0.0)
     assert updates[-1].committed == 3
     assert manifest.seconds > 0
 
@@ -54,9 +58,9 @@ def test_an_abandoned_trial_goes_on_from_its_last_commit_to_the_same_weights(job
     list(run_trial(plan, undisturbed))
     updates = run_trial(plan, job)
     next(update for update in updates if update.epoch == 2)
-    updates.close()  # as a kill would: no word to the store
+    updates.close()
     before = manifest_of(plan, job)
-    assert before.status == "running"
+    assert (before.status, before.attempts[-1].outcome) == ("running", "stopped")
     again = list(run_trial(plan, job))
     assert again[0].resumed_step == before.checkpoints[-1].step
     manifest = manifest_of(plan, job)
@@ -82,21 +86,65 @@ def test_a_finished_trial_is_not_trained_again(job):
     list(run_trial(plan, job))
     before = manifest_of(plan, job)
     (update,) = run_trial(plan, job)
-    assert update.finished
+    assert update.ended == "finished"
     assert manifest_of(plan, job) == before
 
 
-def test_a_trial_that_raises_is_failed_with_its_reason_and_can_be_tried_again(job):
+def test_a_diverged_trial_has_failed_and_can_be_tried_again_by_the_next_driver(job):
     plan = plan_of(lr=1e9)
-    with pytest.raises(FloatingPointError):
-        list(run_trial(plan, job))
+    for driver in (1, 2):
+        assert list(run_trial(plan, replace(job, driver=driver)))[-1].ended == "failed"
+        manifest = manifest_of(plan, job)
+        assert (manifest.status, manifest.failure, manifest.attempt) == ("failed", "diverged", driver)
+        assert manifest.reason.startswith("FloatingPointError: diverged")
+        assert "Traceback" in manifest.traceback
+        (update,) = run_trial(plan, replace(job, driver=driver))
+        assert update.ended == "failed"
+
+
+def test_what_may_go_better_is_raised_until_the_budget_of_its_class_is_spent(job):
+    plan = plan_of(dataset="folder")
+    hopeful = replace(job, retries=Retries(data=1))
+    with pytest.raises(ValueError, match="data_root"):
+        list(run_trial(plan, hopeful))
+    assert manifest_of(plan, job).failure == "data"
+    assert list(run_trial(plan, hopeful))[-1].ended == "failed"
+    assert [attempt.outcome for attempt in manifest_of(plan, job).attempts] == ["data", "data"]
+
+
+def test_a_trial_that_is_told_to_end_commits_the_step_it_reached_and_goes_on_there(job, tmp_path):
+    plan = plan_of()
+    list(run_trial(plan, undisturbed := replace(job, store=str(tmp_path / "undisturbed"))))
+    updates = run_trial(plan, job)
+    reached = next(update for update in updates if update.iteration % 4)
+    with pytest.raises(Preempted):
+        updates.throw(Preempted("its process was told to end (SIGTERM)"))
     manifest = manifest_of(plan, job)
-    assert manifest.status == "failed"
-    assert manifest.reason.startswith("FloatingPointError: diverged")
-    assert "Traceback" in manifest.traceback
-    with pytest.raises(FloatingPointError):
-        list(run_trial(plan, job))
-    assert manifest_of(plan, job).attempt == 2
+    assert (manifest.failure, manifest.checkpoints[-1].step) == ("lost", reached.iteration)
+    assert list(run_trial(plan, job))[0].resumed_step == reached.iteration
+    assert weights(plan, job) == weights(plan, undisturbed)
+
+
+def test_a_checkpoint_that_is_stored_intact_but_does_not_load_is_passed_over(job):
+    plan = plan_of()
+    updates = run_trial(plan, job)
+    next(update for update in updates if update.committed == 1)
+    updates.close()
+    store = open_store(job.store)
+    record = TrialRecord.open(store, plan, retention=job.retention)
+    record.commit(step=999, epoch=2, files={"model.safetensors": b"garbage", "state.pt": b"garbage"}, entries=[], seconds=1.0)
+    again = list(run_trial(plan, job))
+    assert again[0].resumed_step == 999
+    assert "checkpoint of step 999 is unusable" in again[1].note
+    assert manifest_of(plan, job).status == "finished"
+
+
+def test_a_driver_that_was_replaced_starts_nothing(job):
+    plan = plan_of()
+    with Lease.acquire(open_store(job.store), "demo", say=print) as lease:
+        with pytest.raises(Fenced, match="driver 1 has taken the sweep over from driver 0"):
+            next(run_trial(plan, job))
+        assert list(run_trial(plan, replace(job, driver=lease.token)))[-1].ended == "finished"
 
 
 def test_a_fenced_trial_stops_and_leaves_the_manifest_to_its_heir(job):

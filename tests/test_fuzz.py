@@ -1,0 +1,598 @@
+"""Nothing that lies in a store or comes from elsewhere can hurt: of 10,000 damaged or hostile files none crashes, runs or slips in."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import io
+import json
+import os
+import pickle
+import random
+import resource
+import struct
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from orchestration.errors import StoreError
+from orchestration.lease import current_token
+from orchestration.manifest import Manifest, dump_manifest, manifest_key, read_manifest, tracked
+from orchestration.store import open_store
+from rrn_core import PRESETS, CheckpointError, TrainConfig
+from rrn_core.networks import Branch, Quartet
+from rrn_core.released import read_released
+from rrn_core.state import REST, WEIGHTS, TrainState
+from rrn_core.step import Optimisers
+from rrn_core.weights import load_model, pack, training_facts, unpack
+
+CONFIG = TrainConfig.model_validate_json(json.dumps(PRESETS["digits"]))
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:Detected pickle protocol", "ignore:.*Sparse", "ignore:Casting complex", "ignore:Duplicate name"
+)
+
+MOST = 400
+"""Letters of an error."""
+
+
+def inputs(count: int) -> Callable:
+    """The same `count` inputs at every run."""
+    quiet = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example]
+    return settings(max_examples=count, derandomize=True, deadline=None, database=None, suppress_health_check=quiet)
+
+
+class Network(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(2, affine=False)
+        self.classifier = nn.Conv2d(2, 3, 1, bias=False)
+
+
+def small_state(seed: int) -> TrainState:
+    """After three iterations of networks as small as can be: a checkpoint does not care what they are."""
+    torch.manual_seed(seed)
+    quartet = Quartet(Network(), nn.Linear(1, 1, bias=False), nn.Linear(2, 1, bias=False), None)
+    optimisers = Optimisers(quartet, CONFIG)
+    for parameter in quartet.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    optimisers.step(lr=0.1)
+    return TrainState(quartet, optimisers, CONFIG, iteration=3, sums={"loss": 1.5, "loss_cps": 0.5}, seconds=2.5)
+
+
+GOOD = small_state(0).to_files()
+OTHER = small_state(1).to_files()
+CONTENT: dict[str, Any] = torch.load(io.BytesIO(GOOD[REST]), weights_only=True)
+TENSORS, FACTS = unpack(GOOD[WEIGHTS])
+
+
+@pytest.fixture(scope="module")
+def target() -> TrainState:
+    return small_state(2)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def canary(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Nothing of this module may create this file."""
+    path = tmp_path_factory.mktemp("canary") / "executed"
+    yield path
+    assert not path.exists()
+
+
+def generators() -> tuple:
+    name, keys, *rest = np.random.get_state()
+    return random.getstate(), name, keys.tobytes(), rest, torch.get_rng_state().numpy().tobytes()
+
+
+def assert_short(error: Exception) -> None:
+    text = str(error)
+    assert text
+    assert text.isprintable()
+    assert len(text) < MOST
+
+
+def refused(target: TrainState, files: dict[str, bytes]) -> bool:
+    """Whether the files are refused as they should be: in one line, and with nothing changed."""
+    before = generators()
+    try:
+        target.load_files(files)
+    except CheckpointError as error:
+        assert_short(error)
+        assert generators() == before
+        return True
+    return False
+
+
+def harmless(target: TrainState, files: dict[str, bytes]) -> bool:
+    """Whether the files are refused, or as good as the right ones."""
+    return refused(target, files) or target.to_files() == GOOD
+
+
+# bytes
+
+
+def damaged(body: bytes) -> st.SearchStrategy[bytes]:
+    places = st.integers(0, len(body) - 1)
+    return st.one_of(
+        places.map(lambda end: body[:end]),
+        st.lists(st.tuples(places, st.integers(0, 7)), min_size=1, max_size=8).map(lambda flips: flipped(body, flips)),
+        st.tuples(places, st.integers(0, 255)).map(lambda at: body[: at[0]] + bytes([at[1]]) + body[at[0] + 1 :]),
+        st.tuples(places, places, places).map(lambda cut: moved(body, *cut)),
+        st.tuples(places, st.binary(max_size=64)).map(lambda at: body[: at[0]] + at[1] + body[at[0] :]),
+        st.binary(max_size=200),
+        st.binary(max_size=100).map(lambda noise: body + noise),
+    )
+
+
+def flipped(body: bytes, flips: list[tuple[int, int]]) -> bytes:
+    changed = bytearray(body)
+    for place, bit in flips:
+        changed[place] ^= 1 << bit
+    return bytes(changed)
+
+
+def moved(body: bytes, start: int, end: int, to: int) -> bytes:
+    start, end = sorted((start, end))
+    rest = body[:start] + body[end:]
+    return rest[:to] + body[start:end] + rest[to:]
+
+
+@inputs(1800)
+@given(body=damaged(GOOD[REST]))
+def test_damaged_bytes_of_the_rest_are_refused_or_without_effect(target, body):
+    assert harmless(target, GOOD | {REST: body})
+
+
+@inputs(300)
+@given(body=damaged(GOOD[WEIGHTS]))
+def test_damaged_bytes_of_the_weights_are_refused(target, body):
+    assert refused(target, GOOD | {WEIGHTS: body}) == (body != GOOD[WEIGHTS])
+
+
+@inputs(400)
+@given(body=damaged(GOOD[WEIGHTS]))
+def test_damaged_weights_are_refused_even_where_the_rest_vouches_for_them(target, body):
+    try:
+        found = {name: (tensor.dtype, tensor.shape, bool(torch.isfinite(tensor).all())) for name, tensor in unpack(body)[0].items()}
+    except ValueError as error:
+        assert_short(error)
+        found = {}
+    fits = found == {name: (tensor.dtype, tensor.shape, True) for name, tensor in TENSORS.items()}
+    assert refused(target, vouched(body)) != fits
+
+
+@inputs(2100)
+@given(body=damaged(GOOD[WEIGHTS]))
+def test_damaged_weights_are_read_or_refused_in_one_line(body):
+    try:
+        unpack(body)
+    except ValueError as error:
+        assert_short(error)
+
+
+def vouched(weights: bytes) -> dict[str, bytes]:
+    return {WEIGHTS: weights, REST: saved(CONTENT | {"weights_sha256": hashlib.sha256(weights).hexdigest()})}
+
+
+def saved(value: Any, **how: Any) -> bytes:
+    body = io.BytesIO()
+    torch.save(value, body, **how)
+    return body.getvalue()
+
+
+# members
+
+
+@pytest.mark.parametrize("files", [{}, {WEIGHTS: GOOD[WEIGHTS]}, {REST: GOOD[REST]}, {WEIGHTS: GOOD[REST], REST: GOOD[WEIGHTS]}])
+def test_absent_and_exchanged_files_are_refused(target, files):
+    assert refused(target, files)
+
+
+@pytest.mark.parametrize("name", [WEIGHTS, REST])
+def test_files_of_two_checkpoints_are_refused(target, name):
+    assert refused(target, GOOD | {name: OTHER[name]})
+
+
+@st.composite
+def archives(draw: st.DrawFn) -> bytes:
+    with zipfile.ZipFile(io.BytesIO(GOOD[REST])) as archive:
+        parts = [(part.filename, archive.read(part)) for part in archive.infolist()]
+    for _ in range(draw(st.integers(1, 3))):
+        i, j = (draw(st.integers(0, len(parts) - 1)) for _ in range(2))
+        name, body = parts[i]
+        action = draw(st.sampled_from(["drop", "twice", "swap", "rename", "cut", "order"]))
+        if action == "drop" and len(parts) > 1:
+            del parts[i]
+        elif action == "twice":
+            parts.append((name, parts[j][1]))
+        elif action == "swap":
+            parts[i], parts[j] = (name, parts[j][1]), (parts[j][0], body)
+        elif action == "rename":
+            parts[i] = (draw(st.sampled_from(["x", "archive/x", "../x", "archive/constants.pkl", "other/data.pkl"])), body)
+        elif action == "cut":
+            parts[i] = (name, body[: draw(st.integers(0, len(body)))])
+        else:
+            parts[i], parts[j] = parts[j], parts[i]
+    return zipped(parts, draw(st.sampled_from([zipfile.ZIP_STORED, zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])))
+
+
+def zipped(parts: list[tuple[str, bytes]], method: int = zipfile.ZIP_STORED) -> bytes:
+    body = io.BytesIO()
+    with zipfile.ZipFile(body, "w", method) as archive:
+        for name, part in parts:
+            archive.writestr(zipfile.ZipInfo(name), part, compress_type=method)
+    return body.getvalue()
+
+
+@pytest.mark.filterwarnings("ignore:'torch.load' received a zip file that looks like a TorchScript archive")
+@inputs(900)
+@given(body=archives())
+def test_archives_with_other_members_are_refused_or_load_what_they_vouch_for(target, body):
+    assert harmless(target, GOOD | {REST: body})
+
+
+# contents
+
+
+def leaves(value: Any, path: tuple = ()) -> Iterator[tuple]:
+    yield path
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from leaves(inner, (*path, key))
+
+
+PATHS = list(leaves(CONTENT))
+RUBBISH = [b"x", float("nan"), float("inf"), "surprise", [None], {"x": None}, True, (), torch.zeros(9, 9, 9), 2**70 * 1j, torch.Size([1])]
+
+
+def at(path: tuple) -> Any:
+    value = CONTENT
+    for key in path:
+        value = value[key]
+    return value
+
+
+TENSOR_PATHS = [path for path in PATHS if isinstance(at(path), Tensor)]
+TWISTS: list[Callable[[Tensor], Any]] = [
+    lambda t: t.double(),
+    lambda t: t.half(),
+    lambda t: t.bool(),
+    lambda t: t.to(torch.complex64),
+    lambda t: t[None],
+    lambda t: t.reshape(-1)[:0],
+    lambda t: t.float() * float("nan"),
+    lambda t: t.float()[None].to_sparse(),
+    lambda t: t.to("meta"),
+    lambda t: nn.Parameter(t[None].float()),
+    lambda t: torch.zeros(1).expand(2**30),
+    lambda t: t.numpy().tolist(),
+]
+
+
+def put(path: tuple, value: Any) -> Any:
+    if not path:
+        return value
+    changed = copy.copy(CONTENT)
+    inner = changed
+    for key in path[:-1]:
+        inner[key] = copy.copy(inner[key])
+        inner = inner[key]
+    inner[path[-1]] = value
+    return changed
+
+
+def drop(path: tuple) -> Any:
+    return put(path[:-1], {key: value for key, value in at(path[:-1]).items() if key != path[-1]})
+
+
+FIXED = [path for path in PATHS if path[:1] not in ((), ("sums",)) or path == ("sums",)]
+DICTS = [path for path in PATHS if isinstance(at(path), dict) and path != ("sums",)]
+WRONG = st.one_of(
+    st.tuples(st.sampled_from(PATHS), st.sampled_from(RUBBISH)).map(lambda wrong: put(*wrong)),
+    st.sampled_from(FIXED).map(drop),
+    st.tuples(st.sampled_from(DICTS), st.sampled_from(["x", 99, "0", None, "momentum_buffer"])).map(lambda new: put((*new[0], new[1]), 1)),
+    st.tuples(st.sampled_from(TENSOR_PATHS), st.sampled_from(TWISTS)).map(lambda twist: put(twist[0], twist[1](at(twist[0])))),
+    st.sampled_from([("iteration",), ("seconds",), ("random", "numpy_position")]).map(lambda path: put(path, -1)),
+    st.integers(625, 2**63 - 1).map(lambda position: put(("random", "numpy_position"), position)),
+    st.recursive(st.none() | st.integers() | st.text() | st.floats(), lambda x: st.lists(x) | st.dictionaries(st.text(), x), max_leaves=8),
+)
+
+
+@inputs(1200)
+@given(content=WRONG)
+def test_wrong_contents_in_a_sound_archive_are_refused(target, content):
+    assert refused(target, GOOD | {REST: saved(content)})
+
+
+def test_a_buffer_that_shares_its_memory_is_loaded_as_one_that_does_not(target):
+    path = ("optimisers", "opt1", 0, "momentum_buffer")
+    target.load_files(GOOD | {REST: saved(put(path, torch.ones(1).expand_as(at(path))))})
+    target.optimisers.opt1.param_groups[0]["params"][0].grad = torch.ones_like(at(path))
+    target.optimisers.step(lr=0.1)
+
+
+@pytest.mark.parametrize("own", ["", "{", "[]", '{"kind": "branches"}', '{"kind": "branches", "backbone": 1}'])
+def test_weights_that_say_nonsense_of_themselves_are_refused(own):
+    with pytest.raises(ValueError, match="another version"):
+        unpack(save(TENSORS, metadata={"rrn-sweep": own}))
+
+
+@pytest.mark.parametrize("said", [{"num_classes": 2**62}, {"num_classes": -1}, {"num_classes": None}, {"backbone": "resnet9\n"}])
+def test_weights_that_say_other_sizes_of_themselves_than_they_have_are_refused(said):
+    tensors = {f"branch{i}.{key}": tensor for i in (1, 2) for key, tensor in Branch("tiny", 3).state_dict().items()}
+    facts = training_facts(CONFIG, 3).model_copy(update={"config": None} | said)
+    with pytest.raises(ValueError, match=r"says that it holds|backbone alone|backbone: Input should be") as caught:
+        load_model(pack(tensors, facts))
+    assert_short(caught.value)
+
+
+# hostile pickles
+
+
+class Call:
+    """Unpickled, it calls."""
+
+    def __init__(self, function: Callable, *arguments: Any) -> None:
+        self.call = function, arguments
+
+    def __reduce__(self) -> tuple:
+        return self.call
+
+
+def hostile(canary: Path) -> st.SearchStrategy[bytes]:
+    """Files that would create `canary` or take gigabytes: plain pickles, and torch files of both kinds with one deep inside."""
+    calls = [
+        Call(os.system, f"touch {canary}"),
+        Call(exec, f"open({str(canary)!r}, 'w')"),
+        Call(open, str(canary), "w"),
+        Call(Path.touch, canary),
+        Call(getattr, "x", "upper"),
+        Call(torch.hub.load_state_dict_from_url, "file:///dev/null"),
+        Call(bytearray, 2**33),
+        Call(torch.UntypedStorage, 2**40),
+    ]
+    protocols = st.integers(0, 5)
+    values = st.builds(put, st.sampled_from(PATHS), st.sampled_from(calls))
+    values |= st.sampled_from(calls) | st.builds(lambda call: {"model": {"weight": call}}, st.sampled_from(calls))
+    plain = st.builds(pickle.dumps, st.sampled_from(calls), protocols)
+    archives = st.builds(lambda value, protocol: saved(value, pickle_protocol=protocol), values, protocols)
+    legacy = st.builds(
+        lambda value, protocol: saved(value, pickle_protocol=protocol, _use_new_zipfile_serialization=False), values, protocols
+    )
+    return plain | archives | legacy
+
+
+@inputs(400)
+@given(data=st.data())
+def test_hostile_pickles_are_refused_and_never_executed(target, canary, data):
+    body = data.draw(hostile(canary))
+    assert refused(target, GOOD | {data.draw(st.sampled_from([REST, WEIGHTS])): body})
+
+
+@inputs(300)
+@given(data=st.data())
+def test_hostile_pickles_are_not_imported_and_never_executed(canary, data):
+    body = data.draw(hostile(canary))
+    file = canary.with_name(data.draw(st.sampled_from(["x.pth", "x.pt", "x.safetensors"])))
+    file.write_bytes(body)
+    assert not imported(file)
+    with pytest.raises(ValueError, match="not a readable safetensors file") as caught:
+        unpack(body)
+    assert_short(caught.value)
+
+
+# imported files
+
+KNOWN = sorted(Branch("tiny", 3).state_dict())
+NAMES = st.sampled_from([f"branch{i}.{key}" for i in (1, 2) for key in KNOWN] + KNOWN) | st.sampled_from(
+    ["layer1.0.conv1.weight", "conv1.0.weight", "conv1.weight", "optimizer.x", "D.conv4.weight", "D.fc.weight", "x\ny", "", "\x1b[2J" * 50]
+)
+VALUES = st.sampled_from(
+    [torch.zeros(shape) for shape in [(), (0,), (3,), (16, 3, 3, 3), (2**60, 0), (2**31, 0, 3, 3), (0, 2**62)]]
+    + [torch.ones(1).expand(2**40), torch.zeros(3).to_sparse(), torch.zeros(2**40, device="meta"), torch.zeros(3, dtype=torch.complex64)]
+    + [nn.Parameter(torch.zeros(2)), None, 1, "x", [torch.zeros(1)], torch.full((3,), float("nan"))]
+)
+WHOLE = {f"branch{i}.{key}": tensor for i in (1, 2) for key, tensor in Branch("tiny", 3).state_dict().items()}
+
+
+@inputs(200)
+@given(some=st.dictionaries(NAMES, VALUES, max_size=12), rest=st.sampled_from([False] * 4 + [True]))
+def test_files_to_import_with_odd_tensors_are_refused(canary, some, rest):
+    file = canary.with_name("odd.pth")
+    torch.save({"model": WHOLE | some if rest else some}, file)
+    changed = any(name in WHOLE and not name.endswith("num_batches_tracked") for name in some)
+    assert not (imported(file) and (changed or not rest))
+
+
+@pytest.fixture(scope="module")
+def released(canary) -> dict[str, bytes]:
+    """A backbone and branches as others save them."""
+    small = {key: tensor[:2] if tensor.ndim else tensor for key, tensor in WHOLE.items() if "layer1" in key}
+    return {"x.pth": saved(small), "y.pth": saved(small, _use_new_zipfile_serialization=False), "x.safetensors": save(small)}
+
+
+@inputs(400)
+@given(data=st.data())
+def test_damaged_files_to_import_are_refused(canary, released, data):
+    name = data.draw(st.sampled_from(sorted(released)))
+    file = canary.with_name(name)
+    file.write_bytes(data.draw(damaged(released[name])))
+    assert not imported(file)
+
+
+def test_a_small_file_whose_mappings_hold_each_other_again_and_again_is_soon_refused(tmp_path):
+    nest: dict[str, Any] = {}
+    for _ in range(60):
+        nest = {"a": nest, "b": nest}
+    circle: dict[str, Any] = {}
+    circle["self"] = circle
+    for value in (nest, circle):
+        torch.save(value, tmp_path / "nest.pth")
+        with pytest.raises(ValueError, match="neither branch1"):
+            read_released(tmp_path / "nest.pth")
+
+
+# memory
+
+
+def imported(file: Path) -> bool:
+    """Whether the file is taken; else it is refused in one line."""
+    try:
+        read_released(file).to_bytes()
+    except ValueError as error:
+        assert_short(ValueError(str(error).removeprefix(f"{file}: ")))
+        return False
+    return True
+
+
+def header(text: str) -> bytes:
+    return struct.pack("<Q", len(text)) + text.encode()
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        header('{"a": {"dtype": "F32", "shape": [1099511627776], "data_offsets": [0, 4398046511104]}}') + bytes(64),
+        header('{"a": {"dtype": "F32", "shape": [4611686018427387904, 4], "data_offsets": [0, 0]}}'),
+        header('{"__metadata__": null, "a": {"dtype": "F32", "shape": [], "data_offsets": [0, 4]}}') + bytes(4),
+        header('{"a": {"dtype": "F8_E8M0", "shape": [4], "data_offsets": [0, 4]}}') + bytes(4),
+        b"\xff" * 8 + bytes(64),
+        struct.pack("<Q", 2**33) + b"{}",
+    ],
+    ids=["many elements", "an overflow", "no facts", "an odd type", "a header without end", "a long header"],
+)
+def test_weights_that_claim_more_than_they_hold_are_refused_in_little_memory(target, body):
+    before = peak_mb()
+    with pytest.raises(ValueError, match=r"safetensors|say") as caught:
+        unpack(body)
+    assert_short(caught.value)
+    assert refused(target, vouched(body))
+    assert peak_mb() < before + 200
+
+
+def test_a_compressed_archive_is_refused_before_it_fills_the_memory(target, tmp_path):
+    parts = [("archive/data.pkl", pickle.dumps(CONTENT["iteration"], 2)), ("archive/version", b"3"), ("archive/data/0", bytes(2**27))]
+    bomb = zipped(parts, zipfile.ZIP_DEFLATED)
+    assert len(bomb) < 2**20
+    before = peak_mb()
+    assert refused(target, GOOD | {REST: bomb})
+    (tmp_path / "bomb.pth").write_bytes(bomb)
+    with pytest.raises(ValueError, match="compressed"):
+        read_released(tmp_path / "bomb.pth")
+    assert peak_mb() < before + 100
+
+
+@pytest.mark.parametrize("claimed", [2**31 - 1, 2**27])
+def test_a_tensor_that_claims_more_than_the_archive_holds_is_refused_in_little_memory(target, claimed):
+    with zipfile.ZipFile(io.BytesIO(GOOD[REST])) as archive:
+        parts = {part.filename: archive.read(part) for part in archive.infolist()}
+    count = pickle.dumps(625, 2)[2:-1]
+    assert count in parts["archive/data.pkl"]
+    parts["archive/data.pkl"] = parts["archive/data.pkl"].replace(count, b"J" + struct.pack("<i", claimed))
+    before = peak_mb()
+    assert refused(target, GOOD | {REST: zipped(list(parts.items()))})
+    assert peak_mb() < before + 200
+
+
+def peak_mb() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+
+
+# manifests and notes
+
+MANIFEST = json.loads(
+    dump_manifest(
+        Manifest.model_validate(
+            {
+                "sweep": "demo",
+                "trial_id": "t",
+                "label": "eps=0.4",
+                "config": CONFIG.model_dump(mode="json"),
+                "varied": ("eps",),
+                "iterations": 8,
+                "attempt": 1,
+                "attempts": ({"number": 1, "driver": 1, "node": "n", "started_ms": 1},),
+                "created_ms": 1,
+                "updated_ms": 2,
+                "checkpoints": (
+                    {"step": 4, "epoch": 1, "attempt": 1, "score": 0.5, "objects": {REST: {"key": "k", "sha256": "0", "size": 1}}},
+                ),
+                "history": ({"epoch": 1, "step": 4, "time_ms": 1, "metrics": {"val/miou": 0.5, "train/loss": 1.0}},),
+            }
+        )
+    )
+)
+LEASE = {
+    "token": 1,
+    "writer": "w",
+    "holder": {"host": "h", "boot": "b", "pid": 1, "started": "1"},
+    "beat_ms": 1,
+    "every_s": 5.0,
+    "seen": {"t": {"attempt": 1, "worked_s": 1.0}},
+}
+TOLD = {"uri": "sqlite:///a", "trials": ["t"]}
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+@st.composite
+def notes(draw: st.DrawFn, note: dict[str, Any]) -> bytes:
+    """JSON with one part replaced or left out; or no JSON."""
+    if draw(st.booleans()):
+        return draw(damaged(json.dumps(note).encode()))
+    changed = copy.deepcopy(note)
+    inner: Any = changed
+    while True:
+        key = draw(st.sampled_from(sorted(inner) if isinstance(inner, dict) else range(len(inner))))
+        if not isinstance(inner[key], dict | list) or not inner[key] or draw(st.booleans()):
+            break
+        inner = inner[key]
+    if draw(st.booleans()):
+        inner[key] = draw(JSON)
+    else:
+        del inner[key]
+    return json.dumps(changed).encode()
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("store")
+    (folder / "demo" / "t").mkdir(parents=True)
+    return open_store(str(folder))
+
+
+def assert_read_or_store_error(store, key: str, body: bytes, read: Callable[[], Any]) -> None:
+    (store.root / key).write_bytes(body)
+    try:
+        read()
+    except StoreError as error:
+        assert_short(error)
+
+
+@inputs(1200)
+@given(body=notes(MANIFEST))
+def test_a_damaged_manifest_is_a_store_error(store, body):
+    assert_read_or_store_error(store, manifest_key("demo", "t"), body, lambda: read_manifest(store, "demo", "t"))
+
+
+@inputs(500)
+@given(body=notes(LEASE))
+def test_a_damaged_lease_is_a_store_error(store, body):
+    assert_read_or_store_error(store, "demo/lease.json", body, lambda: current_token(store, "demo"))
+
+
+@inputs(300)
+@given(body=notes(TOLD))
+def test_a_damaged_tracking_note_is_a_store_error(store, body):
+    assert_read_or_store_error(store, "demo/tracking.json", body, lambda: tracked(store, "demo", TOLD["uri"]))
