@@ -38,6 +38,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Entry point of `rrn-sweep`."""
     arguments = _parser().parse_args(_with_command(list(sys.argv[1:] if argv is None else argv)))
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    logging.getLogger("urllib3").setLevel(logging.ERROR)  # the store tells of an outage itself, in one line
     try:
         code = COMMANDS[arguments.command](arguments)
     except SweepError as error:

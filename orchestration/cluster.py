@@ -20,6 +20,7 @@ from typing import Any, Literal, Protocol
 import ray
 from ray import tune
 from ray.tune import Callback, CheckpointConfig, FailureConfig, RunConfig, Stopper, TuneConfig, TuneError, Tuner
+from ray.tune.execution import class_cache
 from ray.tune.experiment import Trial
 from ray.tune.search import Searcher
 
@@ -108,6 +109,8 @@ def connect(address: str | None) -> Iterator[None]:
     """
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     _probe(address)
+    # Tune would send the driver's keys along with every trial, and Ray write them to its logs: nodes have their own
+    class_cache.ENV_VARS_TO_PROPAGATE.difference_update({name for name in class_cache.ENV_VARS_TO_PROPAGATE if name.startswith("AWS_")})
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # its tracebacks repeat what an event tells in one line
     try:
         if address is None:

@@ -40,8 +40,8 @@ def classify(error: BaseException) -> Failure:
 
 
 def classify_death(text: str) -> Failure:
-    """The class of a process's death, from what Ray says of it."""
-    return "memory" if re.search(r"OutOfMemory|memory monitor|\bOOM\b|low on memory", text) else "lost"
+    """The class of a process's death, from what Ray says of it. Of every death it says that the kernel may have been out of memory."""
+    return "memory" if re.search(r"OutOfMemoryError|running low on memory", text) else "lost"
 
 
 def reason_of(error: BaseException) -> str:

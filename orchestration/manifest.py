@@ -212,13 +212,23 @@ def adopted(plan: TrialPlan, manifests: Iterable[Manifest]) -> TrialPlan:
     return replace(plan, config=restored_plan(max(made, key=lambda m: m.updated_ms)).config) if made else plan
 
 
+class _Told(_Record):
+    uri: str
+    trials: tuple[str, ...]
+
+
 def tracked(store: Store, sweep: str, uri: str) -> set[str]:
-    """Trials whose whole truth the tracking server at `uri` was told when a sweep last ended in order."""
+    """Trials whose whole truth the tracking server at `uri` was told when a sweep last ended in order. Raises StoreError."""
+    key = f"{sweep}/tracking.json"
     try:
-        told = json.loads(store.read(f"{sweep}/tracking.json")[0])
+        told = _Told.model_validate_json(store.read(key)[0])
     except NotFound:
         return set()
-    return set(told["trials"]) if told["uri"] == uri else set()
+    except ValidationError as error:
+        raise StoreError(
+            f"{key}: not a note of ours ({error.error_count()} faults); delete it, and MLflow is told everything again"
+        ) from error
+    return set(told.trials) if told.uri == uri else set()
 
 
 def write_tracked(store: Store, sweep: str, uri: str, trial_ids: Sequence[str]) -> None:

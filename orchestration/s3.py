@@ -204,6 +204,8 @@ class S3Store:
         if code in ("ExpiredToken", "ExpiredTokenException"):
             self._clients.clear()  # the next client reads the credentials afresh
             return _Again(f"{code}: renew the credentials")
+        if code == "404":  # without S3's own words: an answer that was cut short
+            return _Again("an answer of 404 without a reason")
         if status in (408, 429) or (status >= 500 and status != 501) or code in _PASSING:
             return _Again(f"{code} ({status})")
         return StoreError(f"{self.uri}: {code}: {_HINTS.get(code, _one_line(error))}")

@@ -1,6 +1,5 @@
 """Chaos: a sweep on the real stack, under random faults, must end exactly as the undisturbed one; `--help` says how to run it."""
 
-
 from __future__ import annotations
 
 import argparse
@@ -16,7 +15,6 @@ import time
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -38,7 +36,7 @@ from orchestration.manifest import Manifest
 SWEEP = """
 name: {name}
 preset: digits
-base: {{train_images: 64, val_images: 4, batch_size: 4, epochs: 6, warmup_epochs: 0}}
+base: {{train_images: 48, val_images: 4, batch_size: 4, epochs: 5, warmup_epochs: 0}}
 grid: {{partition: ["1/8", "1/4"], eps: [0.4, 0.5, 0.6]}}
 retries: {{lost: 1000, unavailable: 1000, code: 3, memory: 3}}
 """
@@ -68,7 +66,9 @@ class Chaos:
             self._story.tell(f"{name} begins")
             Round(scene, name, deck, draw, self._story, report).run()
             self._story.tell(f"{name} is finished")
-            scene.violations += self._judged(name)
+            wrong = self._judged(name)
+            scene.violations += wrong
+            self._story.tell(f"{name} is judged: {len(wrong)} violations")
 
     def _undisturbed(self) -> None:
         self._write("calm")
@@ -217,14 +217,15 @@ def _kill(mark: str, words: str = "") -> None:
 
 def _say(report: Report, folder: Path, out: Path | None) -> None:
     """Print the report, and how to repeat what went wrong."""
-    told = {**asdict(report), "effort": {name: round(seconds, 1) for name, seconds in report.effort.items()}}
+    told = {**vars(report), "effort": {name: round(seconds, 1) for name, seconds in report.effort.items()}}
     print(json.dumps(told, indent=2))
     if out:
         out.write_text(json.dumps(told, indent=2))
     for violation in report.violations:
         print(f"VIOLATED (seed {report.seed}): {violation}")
     if report.violations:
-        print(f"again: python tests/chaos.py --seed {report.seed} --faults {report.faults}\nlogs: {folder}")
+        print(f"again: python tests/chaos.py --seed {report.seed} --faults {report.faults}")
+        print(f"logs: {folder}, and the scratch folder that {folder}/stack/stack.json names")
 
 
 def _arguments() -> argparse.Namespace:

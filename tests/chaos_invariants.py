@@ -16,6 +16,9 @@ from orchestration.manifest import Attempt, Manifest, sha256_of
 SLACK_S = 2.0
 MOST_USEFUL = 3.0
 """So many times the undisturbed sweep's useful seconds: a machine may be busier than it was then."""
+EXPECTED = ("finished", "stopped", "lost", "unavailable")
+"""How an attempt can end under the faults that are dealt."""
+
 _TIMINGS = ("perf/", "effort/", "system/")
 
 
@@ -108,6 +111,8 @@ def _unbalanced(attempt: Attempt) -> list[str]:
     lasted_s = (attempt.ended_ms - attempt.started_ms) / 1000
     parts = f"useful {attempt.useful_s:.1f}, repeated {attempt.repeated_s:.1f}, lost {attempt.lost_s:.1f}"
     words = f"{attempt.outcome} ({attempt.reason}) after {lasted_s:.1f} s, but {parts}"
+    if attempt.outcome not in EXPECTED:
+        return [f"ended as {attempt.outcome}, which no fault here is: {attempt.reason}"]
     in_order = attempt.outcome in ("finished", "stopped")
     return [words] if attempt.seconds > lasted_s + SLACK_S or (in_order and attempt.seconds < lasted_s - SLACK_S) else []
 

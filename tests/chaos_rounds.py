@@ -16,6 +16,11 @@ from orchestration.manifest import Manifest
 PAUSE_S = (1.5, 6.0)
 """Between two faults."""
 
+PATIENT = 1 / 3
+"""This share of the faults waits for a commit after the one before, at most MOST_PATIENCE_S."""
+
+MOST_PATIENCE_S = 45.0
+
 FIRST_FAULT_AFTER_S = 8.0
 
 RESTART_AFTER_S = 1.0
@@ -43,7 +48,7 @@ class Report:
     effort: Counter[str] = field(default_factory=Counter)
     superseded: int = 0
     slowest_recovery_s: float = 0.0
-    """From a fault to the next commit of any trial."""
+    """From the last of some faults to the next commit of any trial."""
     slowest_recovery_from: str = ""
     violations: list[str] = field(default_factory=list)
 
@@ -104,7 +109,8 @@ class Round:
         self._mending: list[threading.Thread] = []
         self._progress = -1
         self._progress_s = self._start_at_s = self._next_fault_s = time.monotonic()
-        self._open: list[tuple[str, float]] = []  # faults since the last commit
+        self._last: tuple[str, float] | None = None  # the newest fault, until a commit follows
+        self._patient = False
 
     def run(self) -> None:
         """Raises TimeoutError for a sweep that hangs."""
@@ -112,7 +118,7 @@ class Round:
         self._next_fault_s = time.monotonic() + FIRST_FAULT_AFTER_S
         while not self._supervise():
             self._look()
-            if self._report.dealt.total() < self._report.faults and time.monotonic() >= self._next_fault_s:
+            if self._report.dealt.total() < self._report.faults and self._due():
                 self._strike()
             time.sleep(0.3)
         for thread in self._mending:
@@ -133,8 +139,8 @@ class Round:
             return True
         last = (scene.driver.text.strip().splitlines() or [""])[-1]
         self._story.tell(f"driver ended with {code}: {last}")
-        if "Traceback (most recent call last)" in scene.driver.text:
-            scene.violations.append(f"a driver showed a traceback: {scene.driver.log}")
+        if _died_of_a_traceback(scene.driver.text):
+            scene.violations.append(f"a driver died of an exception: {last} ({scene.driver.log})")
         scene.driver, self._start_at_s = None, now + RESTART_AFTER_S
         return False
 
@@ -146,14 +152,21 @@ class Round:
                 self._progressed(progress)
         if time.monotonic() - self._progress_s > WITHOUT_PROGRESS_S:
             text = self._scene.driver.text[-2000:] if self._scene.driver else ""
-            raise TimeoutError(f"no commit for {WITHOUT_PROGRESS_S:g} s: {self._name} hangs since {self._open}:\n{text}")
+            raise TimeoutError(f"no commit for {WITHOUT_PROGRESS_S:g} s: {self._name} hangs since {self._last}:\n{text}")
 
     def _progressed(self, progress: int) -> None:
         self._progress, self._progress_s = progress, time.monotonic()
-        for what, at_s in self._open:
+        if self._last:
+            what, at_s = self._last
             if (took_s := self._progress_s - at_s) > self._report.slowest_recovery_s:
                 self._report.slowest_recovery_s, self._report.slowest_recovery_from = round(took_s, 1), what
-        self._open.clear()
+        self._last = None
+
+    def _due(self) -> bool:
+        """Time for the next fault: some come in quick succession, some when the sweep has recovered."""
+        now = time.monotonic()
+        recovering = self._patient and self._last is not None and now < self._next_fault_s + MOST_PATIENCE_S
+        return now >= self._next_fault_s and not recovering
 
     def _strike(self) -> None:
         if (dealt := self._deck.deal(self._scene, self._busy)) is None:
@@ -162,7 +175,7 @@ class Round:
         self._report.dealt[kind.name] += 1
         self._story.tell(f"fault {self._report.dealt.total()}: {kind.name}: {blow.what}")
         self._busy |= kind.touches
-        self._open.append((kind.name, now))
+        self._last, self._patient = (kind.name, now), self._draw.random() < PATIENT
         self._progress_s = now
         self._next_fault_s = now + self._draw.uniform(*PAUSE_S)
         self._mending.append(threading.Thread(target=self._mend, args=(kind, blow), daemon=True))
@@ -179,3 +192,9 @@ class Round:
             self._report.dealt[kind.name] -= 1
             self._deck.put_back(kind)
             self._story.tell(f"{kind.name}: hit nothing, doesn't count")
+
+
+def _died_of_a_traceback(text: str) -> bool:
+    """An exception that nobody caught stands at the end; libraries also log some that did no harm."""
+    _, traceback, tail = text.rpartition("Traceback (most recent call last)")
+    return bool(traceback) and sum(not line.startswith(" ") for line in tail.strip().splitlines()[1:]) <= 1

@@ -86,7 +86,7 @@ def sweep(*arguments: str, cwd: Path, environment: Mapping[str, str] | None = No
         running.end()
 
 
-def run_sweep(*arguments: str, cwd: Path, environment: Mapping[str, str] | None = None, deadline_s: float = 180) -> tuple[int, str]:
+def run_sweep(*arguments: str, cwd: Path, environment: Mapping[str, str] | None = None, deadline_s: float = 300) -> tuple[int, str]:
     """Exit code and output of a whole `rrn-sweep ARGUMENTS`."""
     with sweep(*arguments, cwd=cwd, environment=environment) as running:
         return running.wait(deadline_s=deadline_s), running.text

@@ -16,6 +16,9 @@ from own_data import make_folder
 from processes import Sweep, run_sweep, sweep
 from servers import wait_until
 
+from orchestration.manifest import read_manifests
+from orchestration.store import open_store
+
 SMALL = """
 name: small
 preset: digits
@@ -36,13 +39,14 @@ def status(here: Path, *options: str) -> dict[str, dict]:
     return {trial["label"]: trial for trial in json.loads(text)["trials"]}
 
 
-def wait_for_an_epoch(here: Path, running: Sweep, *options: str) -> None:
+def wait_for_an_epoch(here: Path, running: Sweep) -> None:
     """Until some trial has committed an epoch and is not done."""
+    store = open_store(str(here / "runs" / "store"))
 
     def begun() -> bool:
-        return any(trial["state"].startswith("resumable") and trial["epochs"][0] for trial in status(here, *options).values())
+        return any(manifest.status == "running" and manifest.epochs for manifest in read_manifests(store, "small").values())
 
-    wait_until(begun, deadline_s=90, what="a committed epoch")
+    wait_until(lambda: begun() or running.process.poll() is not None, deadline_s=180, what="a committed epoch")
     assert running.process.poll() is None, running.text
 
 
@@ -103,7 +107,6 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("deadly", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda s: s.name)
 def test_a_stopped_sweep_goes_on_to_the_same_weights(here, undisturbed, deadly):
     with sweep("small.yaml", cwd=here) as running:
-        running.wait_for("started")
         wait_for_an_epoch(here, running)
         os.kill(running.process.pid, deadly)
         code = running.wait(deadline_s=90)
@@ -124,22 +127,30 @@ def test_a_stopped_sweep_goes_on_to_the_same_weights(here, undisturbed, deadly):
     assert sorted(point[1:] for point in points) == sorted(point[1:] for point in mlflow_points(undisturbed))
 
 
-def test_a_killed_trial_process_is_restarted_and_resumes(here):
-    with sweep("small.yaml", cwd=here) as running:
+@pytest.mark.parametrize("deadly", [signal.SIGKILL, signal.SIGTERM], ids=lambda s: s.name)
+def test_a_trial_process_that_ends_is_started_again_and_goes_on(here, deadly):
+    with sweep("small.yaml", "--set", "epochs=8", cwd=here) as running:
         wait_for_an_epoch(here, running)
-        killed = running.trial_processes()
-        assert killed
-        for pid in killed:
-            os.kill(pid, signal.SIGKILL)
-        assert running.wait(deadline_s=120) == 0, running.text
+        ended = running.trial_processes()
+        assert ended
+        for pid in ended:
+            os.kill(pid, deadly)
+        assert running.wait(deadline_s=180) == 0, running.text
         assert "starting again from the last checkpoint" in running.text
         assert "resumed at epoch" in running.text
-    assert max(len(trial["attempts"]) for trial in status(here).values()) == 2
+    attempts = [trial["attempts"] for trial in status(here, "--set", "epochs=8").values()]
+    broken = [attempt for trial in attempts for attempt in trial[:-1]]
+    assert {attempt["outcome"] for attempt in broken} == {"lost"}
+    assert all(trial[-1]["outcome"] == "finished" for trial in attempts)
+    if deadly == signal.SIGTERM:
+        assert {attempt["reason"] for attempt in broken} == {"Preempted: its process was told to end (SIGTERM)"}
+        steps = {trial[-1]["first_step"] for trial in attempts if len(trial) > 1}
+        assert steps == {trial[0]["last_step"] for trial in attempts if len(trial) > 1}
 
 
 def test_a_sweep_that_loses_its_only_node_ends_and_goes_on_when_told_again(here):
     with sweep("small.yaml", "--set", "epochs=25", cwd=here) as running:
-        wait_for_an_epoch(here, running, "--set", "epochs=25")
+        wait_for_an_epoch(here, running)
         os.kill(running.pid_of("raylet/raylet"), signal.SIGKILL)
         assert running.wait(deadline_s=120) != 0, running.text
     code, text = run_sweep("small.yaml", "--set", "epochs=25", cwd=here)
@@ -154,7 +165,50 @@ def test_a_failing_trial_leaves_the_others_and_is_told_first(here):
     summary = text[text.index("FAILED ") :]
     assert "lr=1e+09: FloatingPointError: diverged: loss" in summary.splitlines()[0]
     assert "1 of 2 finished" in text
+    assert "[diverged]" in summary.splitlines()[0]
     assert sorted(mlflow_statuses(here)) == ["FAILED", "FAILED", "FINISHED"]
+
+    code, text = run_sweep("small.yaml", "--set", "grid={lr: [0.05, 1.0e+9]}", "--retry", "memory", cwd=here)
+    assert (code, ": started" in text) == (1, False), text
+    (failed,) = [trial for trial in status(here, "--set", "grid={lr: [0.05, 1.0e+9]}").values() if trial["failure"]]
+    assert [attempt["outcome"] for attempt in failed["attempts"]] == ["diverged"]
+
+
+def test_the_first_trials_failing_alike_stop_the_sweep_and_say_why(tmp_path):
+    data = make_folder(tmp_path / "data")
+    (tmp_path / "own.yaml").write_text(OWN.replace("[0.4]", "[0.3, 0.4, 0.5, 0.6, 0.7]"))
+    for image in (data / "masks").glob("*.png"):
+        cv2.imwrite(str(image), np.full((64, 64), 7, np.uint8))
+    code, text = run_sweep("own.yaml", "--data-root", "data", "--set", "resources.cpu=2", cwd=tmp_path)
+    assert code == 1, text
+    assert "circuit breaker: the first 3 trials failed with the same data error at " in text
+    trials = json.loads(run_sweep("status", "own.yaml", "--json", "--data-root", "data", cwd=tmp_path)[1])["trials"]
+    assert [trial["failure"] for trial in trials[:3]] == ["data"] * 3
+    assert trials[4]["state"] == "new"
+
+
+def test_only_the_named_trial_runs_and_gc_and_sync_change_nothing_that_counts(here):
+    one, other = (line.split()[0] for line in run_sweep("plan", "small.yaml", cwd=here)[1].splitlines()[1:3])
+    code, text = run_sweep("small.yaml", "--only", one[:6], "--set", "epochs=1", cwd=here)
+    assert code == 2, text  # with one epoch the trials are others
+    code, text = run_sweep("small.yaml", "--only", one[:6], cwd=here)
+    assert (code, text.count(": started")) == (0, 1), text
+    states = {trial["trial_id"]: trial["state"] for trial in status(here).values()}
+    assert states == {one: "finished", other: "new"}
+
+    points = sorted(point[1:] for point in mlflow_points(here))
+    orphan = here / "runs" / "store" / "small" / one / "checkpoints" / "00000001-1" / "model.safetensors"
+    orphan.parent.mkdir()
+    orphan.write_bytes(b"left behind")
+    assert run_sweep("gc", "small.yaml", "--dry-run", cwd=here)[0] == 0
+    assert orphan.exists()
+    code, text = run_sweep("gc", "small.yaml", cwd=here)
+    assert (code, orphan.exists()) == (0, False), text
+    (here / "runs" / "mlflow.db").unlink()
+    code, text = run_sweep("sync", "small.yaml", cwd=here)
+    assert code == 0, text
+    assert sorted(point[1:] for point in mlflow_points(here)) == points
+    assert status(here)[next(iter(status(here)))]["state"] == "finished"
 
 
 def test_a_trial_that_fits_no_node_is_refused_with_the_numbers(here):

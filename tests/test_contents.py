@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import shutil
 from pathlib import Path
 
@@ -110,8 +111,10 @@ def run(plan: TrialPlan, tmp_path: Path, data_root: Path | None = None) -> None:
 def test_training_refuses_other_images_than_were_planned(tmp_path, data):
     plan = opened(tmp_path, data).plans[0]
     add_image(data, "im0b", seed=11)
-    with pytest.raises(ValueError, match=r"planned for 2 \+ 6 training and 2 validation images .* found 3 \+ 6"):
-        run(plan, tmp_path, data)
+    run(plan, tmp_path, data)
+    manifest = read_manifest(open_store(str(tmp_path / "store")), plan.sweep, plan.trial_id)
+    assert (manifest.status, manifest.failure) == ("failed", "data")
+    assert re.search(r"planned for 2 \+ 6 training and 2 validation images .* found 3 \+ 6", manifest.reason)
 
 
 @pytest.fixture(scope="module")

@@ -26,6 +26,8 @@ from orchestration.store import DirectoryStore, Store, open_store
 
 (PLAN,) = expand(check({"name": "demo", "preset": "digits"}))
 KEEP = Retention(last=1, best=False)  # so that a commit also removes the checkpoint before
+pytestmark = pytest.mark.slow
+
 TRACED = str(Path(orchestration.store.__file__).parent)
 
 

@@ -382,7 +382,7 @@ class TestAbandon:
         tracker = sweep.tracker()
         tracker.start(["abc"])
         wait_until(lambda: [run.info.status for run in sweep.runs()] == ["RUNNING"], deadline_s=20, what="RUNNING")
-        tracker.abandon()
+        tracker.abandon(timeout_s=20)
         assert not tracker._thread.is_alive()
         before = content(database)
         sweep.put(manifest(2, status="finished"))

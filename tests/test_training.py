@@ -16,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
-from rrn_core import PRESETS, Runtime, TrainConfig, train
+from rrn_core import PRESETS, CheckpointError, Runtime, TrainConfig, train
 from rrn_core.data import open_dataset
 from rrn_core.evaluate import confusion, miou
 from rrn_core.state import REST, WEIGHTS
@@ -146,7 +146,7 @@ def test_a_finished_checkpoint_yields_nothing_more():
 
 def test_a_checkpoint_of_another_run_is_refused():
     files = final(train(config(epochs=1), ONE_THREAD))[1]
-    with pytest.raises(ValueError, match="belongs to run"):
+    with pytest.raises(CheckpointError, match="belongs to run"):
         next(train(config(epochs=1, eps=0.7), ONE_THREAD, resume_from=files))
 
 
@@ -159,7 +159,7 @@ class Bomb:
 @pytest.mark.parametrize("name", [WEIGHTS, REST])
 def test_a_damaged_checkpoint_is_refused_and_never_executed(name, body):
     files = final(train(config(epochs=1), ONE_THREAD))[1]
-    with pytest.raises(ValueError, match="cannot be read"):
+    with pytest.raises(CheckpointError, match="cannot be read"):
         next(train(config(epochs=1), ONE_THREAD, resume_from=files | {name: body}))
 
 
