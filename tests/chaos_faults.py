@@ -103,6 +103,11 @@ class Scene:
     over: threading.Event = field(default_factory=threading.Event)
     """Set when everything is to be taken down: nothing is mended any more."""
 
+    def violated(self, words: str) -> None:
+        """Something that must not be was seen; what is seen while everything is taken down means nothing."""
+        if not self.over.is_set():
+            self.violations.append(words)
+
     def leads(self) -> bool:
         """Whether the driver is at work, after taking the lease."""
         return self.driver is not None and self.driver.process.poll() is None and f"sweep {self.sweep}: " in self.driver.text
@@ -123,7 +128,7 @@ class Blow:
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of fault. `cards`: how often it is among thirty-one; `touches`: no two faults at once touch the same thing."""
+    """A kind of fault. `cards`: how often it is among thirty; `touches`: no two faults at once touch the same thing."""
 
     name: str
     cards: int
@@ -141,7 +146,7 @@ def kinds(scene: Scene) -> list[Kind]:
         Kind("second driver", 2, frozenset({"driver"}), _second_driver),
         Kind("trial killed", 3, frozenset(), partial(_signal_trial, number=signal.SIGKILL)),
         Kind("trial told to end", 3, frozenset(), partial(_signal_trial, number=signal.SIGTERM)),
-        Kind("checkpoint damaged", 3, frozenset(), _damage_checkpoint),
+        Kind("checkpoint damaged", 2, frozenset(), _damage_checkpoint),
         Kind("node killed", 2, workers, _kill_node),
         Kind("head killed", 1, workers | {"ray-head"}, _kill_head),
         Kind("S3 killed", 1, frozenset({"s3"}), partial(_kill_part, name="s3")),
@@ -172,7 +177,7 @@ def _end_driver(scene: Scene, draw: random.Random) -> Blow | None:
     def ended() -> bool:
         code = _awaited(driver)
         if code not in (75, 0):
-            scene.violations.append(f"a driver that got SIGTERM ended with {code}, expected 75: {driver.log}")
+            scene.violated(f"a driver that got SIGTERM ended with {code}, expected 75: {driver.log}")
         return True
 
     return Blow(f"pid {driver.process.pid}", ended)
@@ -191,7 +196,7 @@ def _second_driver(scene: Scene, draw: random.Random) -> Blow | None:
         if first.process.poll() is not None:
             return False  # whether it may have run can't be told
         if code != 2:
-            scene.violations.append(f"a second driver ended with {code}, expected 2: {second.log}")
+            scene.violated(f"a second driver ended with {code}, expected 2: {second.log}")
         return code == 2
 
     return Blow(f"pid {second.process.pid}", refused)

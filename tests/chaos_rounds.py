@@ -13,13 +13,13 @@ from chaos_faults import Blow, Kind, Scene
 
 from orchestration.manifest import Manifest
 
-PAUSE_S = (1.5, 6.0)
+PAUSE_S = (1.0, 5.0)
 """Between two faults."""
 
-PATIENT = 1 / 3
+PATIENT = 1 / 4
 """This share of the faults waits for a commit after the one before, at most MOST_PATIENCE_S."""
 
-MOST_PATIENCE_S = 45.0
+MOST_PATIENCE_S = 30.0
 
 FIRST_FAULT_AFTER_S = 8.0
 
@@ -28,6 +28,9 @@ RESTART_AFTER_S = 1.0
 
 WITHOUT_PROGRESS_S = 240.0
 """Without a fault and without a new commit for so long, a sweep hangs."""
+
+MOST_RESTARTS = 20
+"""Besides two for each fault."""
 
 MENDED_WITHIN_S = 180.0
 
@@ -137,10 +140,12 @@ class Round:
         self._report.exits[code] += 1
         if code == 0:
             return True
+        if self._report.exits.total() > MOST_RESTARTS + 2 * self._report.dealt.total():
+            raise TimeoutError(f"the driver was started again {self._report.exits.total()} times for {self._report.dealt.total()} faults")
         last = (scene.driver.text.strip().splitlines() or [""])[-1]
         self._story.tell(f"driver ended with {code}: {last}")
         if _died_of_a_traceback(scene.driver.text):
-            scene.violations.append(f"a driver died of an exception: {last} ({scene.driver.log})")
+            scene.violated(f"a driver died of an exception: {last} ({scene.driver.log})")
         scene.driver, self._start_at_s = None, now + RESTART_AFTER_S
         return False
 
@@ -185,7 +190,7 @@ class Round:
         try:
             hit = blow.mend()
         except Exception as error:
-            self._scene.violations.append(f"{kind.name}: could not be mended: {error}")
+            self._scene.violated(f"{kind.name}: could not be mended: {error}")
             hit = True
         self._busy -= kind.touches
         if not hit:

@@ -15,10 +15,12 @@ import boto3
 import pytest
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
+from chaos_invariants import books
 from faulty_proxy import FaultyProxy, Mode
 from servers import S3Server
 
 from infra.local.parts import program
+from orchestration.manifest import Attempt, Manifest
 
 BODY = bytes(range(256)) * 1000
 
@@ -66,6 +68,32 @@ def test_a_request_that_hung_arrives_after_all(s3_server: S3Server, proxy: Fault
         assert "Contents" not in client(s3_server, s3_server.endpoint).list_objects_v2(Bucket="rrn-test", Prefix="late")
     writing.join(30)
     assert client(s3_server, s3_server.endpoint).get_object(Bucket="rrn-test", Key="late")["Body"].read() == b"late"
+
+
+def manifest(*attempts: dict) -> Manifest:
+    """A trial with these attempts, each of ten seconds and in order where it isn't told otherwise."""
+    usual = {"number": 1, "driver": 1, "node": "n", "started_ms": 0, "ended_ms": 10_000, "outcome": "finished", "useful_s": 10.0}
+    made = tuple(Attempt(**usual | attempt) for attempt in attempts)
+    return Manifest(sweep="s", trial_id="t", label="l", config={}, varied=(), iterations=1, created_ms=0, updated_ms=0, attempts=made)
+
+
+@pytest.mark.parametrize(
+    ("attempts", "words"),
+    [
+        ([{"outcome": "lost", "useful_s": 3.0}, {"number": 3}], "numbered [1, 3]"),
+        ([{}, {"number": 2}], "ended ['finished', 'finished']"),
+        ([{}, {"number": 2, "outcome": "lost"}], "ended ['finished', 'lost']"),
+        ([{"outcome": None, "ended_ms": None}, {"number": 2}], "attempt 1: never closed"),
+        ([{"outcome": "memory"}, {"number": 2}], "ended as memory"),
+        ([{"lost_s": 3.0}], "after 10.0 s, but useful 10.0"),
+        ([{"useful_s": 7.0}], "after 10.0 s, but useful 7.0"),
+        ([{"ended_ms": 40_000, "useful_s": 40.0}], "40.0 s useful, undisturbed 10.0 s"),
+    ],
+)
+def test_books_that_do_not_add_up_are_told(attempts: list[dict], words: str):
+    calm = [manifest({})]
+    assert books([manifest({"outcome": "lost", "useful_s": 3.0, "lost_s": 2.0}, {"number": 2})], calm) == []
+    assert any(words in fault for fault in books([manifest(*attempts)], calm))
 
 
 @pytest.mark.slow

@@ -121,7 +121,8 @@ def test_a_trial_that_is_told_to_end_commits_the_step_it_reached_and_goes_on_the
         updates.throw(Preempted("its process was told to end (SIGTERM)"))
     manifest = manifest_of(plan, job)
     assert (manifest.failure, manifest.checkpoints[-1].step) == ("lost", reached.iteration)
-    assert list(run_trial(plan, job))[0].resumed_step == reached.iteration
+    again = list(run_trial(plan, job))
+    assert again[0].resumed_step == reached.iteration
     assert weights(plan, job) == weights(plan, undisturbed)
 
 
