@@ -149,11 +149,11 @@ def test_a_trial_process_that_ends_is_started_again_and_goes_on(here, deadly):
 
 
 def test_a_sweep_that_loses_its_only_node_ends_and_goes_on_when_told_again(here):
-    with sweep("small.yaml", "--set", "epochs=25", cwd=here) as running:
+    with sweep("small.yaml", "--set", "epochs=10", cwd=here) as running:
         wait_for_an_epoch(here, running)
         os.kill(running.pid_of("raylet/raylet"), signal.SIGKILL)
         assert running.wait(deadline_s=120) != 0, running.text
-    code, text = run_sweep("small.yaml", "--set", "epochs=25", cwd=here)
+    code, text = run_sweep("small.yaml", "--set", "epochs=10", cwd=here)
     assert code == 0, text
     assert "resumed at epoch" in text
     assert "RUNNING" not in mlflow_statuses(here)
@@ -163,9 +163,8 @@ def test_a_failing_trial_leaves_the_others_and_is_told_first(here):
     code, text = run_sweep("small.yaml", "--set", "grid={lr: [0.05, 1.0e+9]}", "--set", "retries=0", cwd=here)
     assert code == 1, text
     summary = text[text.index("FAILED ") :]
-    assert "lr=1e+09: FloatingPointError: diverged: loss" in summary.splitlines()[0]
+    assert "lr=1e+09: [diverged] FloatingPointError: diverged: loss" in summary.splitlines()[0]
     assert "1 of 2 finished" in text
-    assert "[diverged]" in summary.splitlines()[0]
     assert sorted(mlflow_statuses(here)) == ["FAILED", "FAILED", "FINISHED"]
 
     code, text = run_sweep("small.yaml", "--set", "grid={lr: [0.05, 1.0e+9]}", "--retry", "memory", cwd=here)

@@ -126,6 +126,14 @@ def test_a_ray_driver_without_the_token_is_refused(stack: Stack, tmp_path: Path,
     assert "oken" in done.stderr or "nauthenticated" in done.stderr, done.stderr
 
 
+def holds(stack: Stack, key: str, body: bytes) -> bool:
+    """Whether an object is there; SeaweedFS answers 500 while its volumes are still coming up."""
+    try:
+        return client(stack).get_object(Bucket="rrn", Key=key)["Body"].read() == body
+    except ClientError:
+        return False
+
+
 def test_killed_servers_come_back_with_up_and_keep_their_data(stack: Stack):
     client(stack).put_object(Bucket="rrn", Key="kept", Body=b"2")
     MlflowClient(tracking_uri=stack.environment["MLFLOW_TRACKING_URI"]).create_experiment("survives")
@@ -134,7 +142,7 @@ def test_killed_servers_come_back_with_up_and_keep_their_data(stack: Stack):
         stack.parts[name].kill()
         assert not stack.parts[name].running()
     stack.up()
-    assert client(stack).get_object(Bucket="rrn", Key="kept")["Body"].read() == b"2"
+    wait_until(lambda: holds(stack, "kept", b"2"), deadline_s=60, what="the object after kill -9")
     client(stack).put_object(Bucket="rrn", Key="kept", Body=b"3")
     assert MlflowClient(tracking_uri=stack.environment["MLFLOW_TRACKING_URI"]).get_experiment_by_name("survives") is not None
     assert stack.parts["ray-head"].pid == untouched
@@ -185,7 +193,7 @@ def test_down_ends_all_of_it_and_keeps_its_data(stack: Stack):
     again = Stack(folder(stack))
     assert again.environment == stack.environment
     again.parts["s3"].start()
-    assert client(stack).get_object(Bucket="rrn", Key="kept over down")["Body"].read() == b"4"
+    wait_until(lambda: holds(stack, "kept over down", b"4"), deadline_s=60, what="the object after a stop")
 
 
 def test_a_process_that_got_a_recorded_number_later_is_left_alone(tmp_path: Path):
