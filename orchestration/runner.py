@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from orchestration import report
 from orchestration.contents import STORED
-from orchestration.errors import LeaseLost, SweepError
+from orchestration.errors import ClusterError, LeaseLost, SweepError
 from orchestration.lease import Lease
 from orchestration.manifest import Manifest, read_manifest
 from orchestration.plan import TrialPlan
@@ -206,6 +206,9 @@ def _gently(stop: Stop) -> Iterator[None]:
     before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
+    except ClusterError:  # Ray went down too; being told to stop came first, and decides what follows
+        if not first:
+            raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
