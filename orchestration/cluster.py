@@ -11,11 +11,11 @@ import signal
 import socket
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any
 
 import ray
 from ray import tune
@@ -25,7 +25,8 @@ from ray.tune.experiment import Trial
 from ray.tune.search import Searcher
 
 from orchestration.errors import ClusterError, Fenced, Preempted, StoreError, StoreUnavailable, SweepError
-from orchestration.failures import Failure, classify_death, fingerprint, where
+from orchestration.events import Breaker, Event, Listener, Source, Stop
+from orchestration.failures import Failure, classify_death
 from orchestration.lease import Lease
 from orchestration.manifest import Manifest, read_manifest
 from orchestration.plan import TrialPlan
@@ -52,52 +53,7 @@ SPARE_STARTS = 20
 """New starts that Ray grants a trial beyond all budgets together."""
 
 
-SAME_FAILURES = 3
-"""So many trials that fail with the same error, before any has finished, stop the sweep."""
-
-
 NO_RETRIES = Retries.model_validate(dict.fromkeys(Retries.model_fields, 0))
-
-
-class Source(Protocol):
-    """Where plans come from: a fixed list or an adaptive search."""
-
-    @property
-    def remaining(self) -> int: ...
-
-    def next(self) -> TrialPlan | None: ...
-
-    def tell(self, manifest: Manifest) -> None: ...
-
-
-class FixedSource:
-    """A list of plans, one after the other."""
-
-    def __init__(self, plans: Sequence[TrialPlan]) -> None:
-        self._plans = list(plans)
-
-    @property
-    def remaining(self) -> int:
-        return len(self._plans)
-
-    def next(self) -> TrialPlan | None:
-        return self._plans.pop(0) if self._plans else None
-
-    def tell(self, manifest: Manifest) -> None:
-        """A fixed list learns nothing."""
-
-
-@dataclass(frozen=True)
-class Event:
-    """Something happened to a trial."""
-
-    kind: Literal["started", "update", "retry", "finished", "failed", "elsewhere"]
-    plan: TrialPlan
-    update: Update | None = None
-    reason: str | None = None
-
-
-Listener = Callable[[Event], None]
 
 
 @contextmanager
@@ -142,25 +98,6 @@ def slots(resources: Resources) -> int:
             "lower resources in the sweep file or join a larger cluster with RAY_ADDRESS"
         )
     return sum(per_node)
-
-
-class Stop:
-    """Asks the trials of a running sweep to commit a checkpoint and end; the first reason counts."""
-
-    def __init__(self, say: Callable[[str], None]) -> None:
-        self._say, self._told = say, False
-        self.reason: str | None = None
-
-    def request(self, reason: str) -> None:
-        """May be called from a signal handler: it writes nothing itself."""
-        self.reason = self.reason or reason
-
-    def requested(self) -> bool:
-        """Whether to stop; the first to hear of it tells the user."""
-        if self.reason and not self._told:
-            self._told = True
-            self._say(f"{self.reason}: the trials commit a last checkpoint and end")
-        return self.reason is not None
 
 
 def run(source: Source, job: Job, *, resources: Resources, listeners: Sequence[Listener], stop: Stop, lease: Lease) -> None:
@@ -301,36 +238,13 @@ class _StopAll(_NeverRestored, Stopper):
         return self._stop.requested()
 
 
-class _Breaker:
-    """Circuit breaker: requests a stop when the first trials all fail with the same error, which the others would meet too."""
-
-    def __init__(self, stop: Stop) -> None:
-        self._stop = stop
-        self._failed: dict[str, set[str]] = {}
-        self._proven = False
-
-    def tell(self, manifest: Manifest) -> None:
-        """Hear how a trial ended."""
-        self._proven = self._proven or manifest.status == "finished"
-        if self._proven or manifest.status != "failed" or manifest.failure not in ("code", "data"):
-            return
-        trace = manifest.traceback or ""
-        alike = self._failed.setdefault(fingerprint(trace), set())
-        alike.add(manifest.trial_id)
-        if len(alike) >= SAME_FAILURES:
-            self._stop.request(
-                f"circuit breaker: the first {len(alike)} trials failed with the same {manifest.failure} error at {where(trace)}: "
-                f"{manifest.reason}; mend it, then give the same command again"
-            )
-
-
 class _Events(_NeverRestored, Callback):
     """Turns Ray Tune's callbacks into events, and settles in the store what a dead trial could not."""
 
     def __init__(self, job: Job, source: Source, listeners: Sequence[Listener], stop: Stop, lease: Lease) -> None:
         self._job, self._source, self._listeners, self._lease = job, source, listeners, lease
         self._store = open_store(job.store, deadline_s=DRIVER_WAITS_S)
-        self._breaker = _Breaker(stop)
+        self._breaker = Breaker(stop)
         self._seen: dict[str, tuple[Update, float]] = {}
         self._looked_s = time.monotonic()
 

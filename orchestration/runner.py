@@ -21,7 +21,7 @@ from orchestration.sweep import Sweep
 from rrn_core.config import Runtime
 
 if TYPE_CHECKING:
-    from orchestration.cluster import Event, Stop
+    from orchestration.events import Event, Stop
 
 RAY_SETTINGS = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # no CSV, JSON and TensorBoard copies of every report
@@ -116,13 +116,14 @@ class Runner:
         from rich.console import Console
 
         from orchestration import cluster
+        from orchestration.events import Stop
         from orchestration.trial import Job
         from orchestration.view import View
 
         sweep = self._sweep
         console = Console(width=None if sys.stdout.isatty() else 200, highlight=False)
         job = Job(sweep.store.uri, self._runtime, sweep.spec.retention, sweep.spec.retries, self._lease.token)
-        stop = cluster.Stop(self._say)
+        stop = Stop(self._say)
         with cluster.connect(self._ray_address):
             stop_on_sigterm()  # again, because Ray puts its own handler, which aborts
             view = View(console, total=sweep.total, finished=len(sweep.plans) - len(sweep.unfinished))
@@ -152,7 +153,7 @@ class Runner:
 
             skip = {plan.trial_id for plan in self._sweep.unfinished} - {plan.trial_id for plan in self._chosen}
             return AdaptiveSource(self._sweep.spec, self._sweep.manifests, self._sweep.contents.resolve, skip=skip)
-        from orchestration.cluster import FixedSource
+        from orchestration.events import FixedSource
 
         return FixedSource(self._chosen)
 

@@ -12,7 +12,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from orchestration.cluster import Event
+from orchestration.events import Event
 from orchestration.plan import TrialPlan
 from orchestration.report import duration
 from orchestration.trial import Update

@@ -7,7 +7,7 @@ import io
 from rich.console import Console
 
 from orchestration import report
-from orchestration.cluster import Event
+from orchestration.events import Event
 from orchestration.manifest import Entry, Manifest
 from orchestration.plan import expand
 from orchestration.spec import check
