@@ -49,6 +49,10 @@ LOOK_EVERY_S = 10.0
 """How often the driver looks whether any node is left."""
 
 
+NODES_WITHIN_S = 60.0
+"""How long a sweep waits for the first worker node of a cluster."""
+
+
 SPARE_STARTS = 20
 """New starts that Ray grants a trial beyond all budgets together."""
 
@@ -83,12 +87,17 @@ def connect(address: str | None) -> Iterator[None]:
 
 
 def slots(resources: Resources) -> int:
-    """How many trials fit on the cluster at once.
+    """How many trials fit on the cluster at once; a cluster that is only a head so far is given NODES_WITHIN_S to grow.
 
     Raises:
         ClusterError: no node can ever hold one.
     """
-    nodes: list[dict[str, float]] = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+    nodes, since_s = _nodes(), time.monotonic()
+    if not _offers_work(nodes):
+        log.warning("no worker node has joined the cluster yet; waiting up to %g s for one", NODES_WITHIN_S)
+    while not _offers_work(nodes) and time.monotonic() - since_s < NODES_WITHIN_S:
+        time.sleep(1)
+        nodes = _nodes()
     per_node = [_fits(node, resources) for node in nodes]
     if not sum(per_node):
         largest = max(nodes, key=lambda node: (node.get("GPU", 0), node.get("CPU", 0)), default={})
@@ -371,6 +380,15 @@ def _probe(address: str | None) -> None:
         socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
     except OSError as error:
         raise ClusterError(f"RAY_ADDRESS: nothing answers at {address}: {error}") from error
+
+
+def _nodes() -> list[dict[str, float]]:
+    """What each living node has."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+
+
+def _offers_work(nodes: list[dict[str, float]]) -> bool:
+    return any(node.get("CPU", 0) for node in nodes)
 
 
 def _fits(node: dict[str, float], resources: Resources) -> int:

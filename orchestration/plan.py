@@ -114,9 +114,10 @@ def make_plan(
 
 
 def label(settings: Mapping[str, object]) -> str:
-    """`1/8 eps=0.6 seed=1`; a partition stands without its name."""
-    parts = [str(value) if name == "partition" else f"{name}={shown(value)}" for name, value in settings.items()]
-    return " ".join(sorted(parts, key=lambda part: "=" in part)) or "base"
+    """`1/8 eps=0.6 seed 1`; a partition comes first and without its name, a seed last."""
+    names = sorted(settings, key=lambda name: {"partition": 0, "seed": 2}.get(name, 1))
+    spelt = {"partition": "{}", "seed": "seed {}"}
+    return " ".join(spelt.get(name, f"{name}={{}}").format(shown(settings[name])) for name in names) or "base"
 
 
 def shown(value: object) -> str:
@@ -155,6 +156,12 @@ def table(rows: Iterable[Sequence[str]]) -> str:
     lines = list(rows)
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines)
+
+
+def bytes_shown(count: float) -> str:
+    """`0.5 kB`, `683 MB`, `11.8 GB`."""
+    scale, unit = next(((scale, unit) for scale, unit in ((1e9, "GB"), (1e6, "MB")) if count >= scale), (1e3, "kB"))
+    return f"{count / scale:.{int(count < 10 * scale or scale == 1e9)}f} {unit}"
 
 
 def _more(others: int) -> str:

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import PydanticCustomError
 
 from orchestration.errors import SpecError
 from orchestration.failures import Failure
+from orchestration.wording import dotted, faults_of, lines, quoted, suggestion
+from orchestration.yaml12 import parse
 from rrn_core.config import TrainConfig
 from rrn_core.presets import PRESETS
 
@@ -130,6 +130,25 @@ class Published(_Part):
     rows: list[PublishedRow]
 
 
+class PictureRule(_Part):
+    """Which validation images a trial draws with its predictions, and how often; they change no result."""
+
+    images: _Count = 4
+    """So many, evenly spread over the validation list; 0 draws none."""
+    every: Annotated[int, Field(ge=1)] | None = None
+    """Epochs from one drawing to the next; unset, about five drawings a trial. The last epoch is always drawn."""
+
+
+class Notify(_Part):
+    """Whom to tell of the end of a sweep, of a trial that failed for good, and of a circuit breaker that tripped."""
+
+    webhook_env: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] | None = None
+    """Environment variable that holds the address of a Slack-compatible webhook, which is a secret."""
+    command: Annotated[str, Field(min_length=1)] | None = None
+    """Shell command; it finds the facts in RRN_EVENT, RRN_TEXT and others, and the text on its standard input."""
+    on: list[Literal["end", "failed", "breaker"]] = ["end", "failed", "breaker"]
+
+
 class SweepSpec(_Part):
     """A sweep as the user wrote it, checked: every value in `base`, `grid`, `points` and `space` fits TrainConfig."""
 
@@ -142,6 +161,8 @@ class SweepSpec(_Part):
     search: Search | None = None
     space: dict[str, Dimension] = {}
     published: Published | None = None
+    pictures: PictureRule = PictureRule()
+    notify: Notify | None = None
     resources: Resources = Resources()
     retries: Annotated[Retries, BeforeValidator(_retries_of)] = Retries()
     retention: Retention = Retention()
@@ -164,13 +185,15 @@ def load(path: Path, *, overrides: Iterable[str] = ()) -> SweepSpec:
         SpecError: with every fault of the file, one line each, as `file: dotted.path: what is wrong`.
     """
     try:
-        document = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+        document = parse(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise SpecError([f"{path}: cannot be read: {error.strerror}"]) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise SpecError([f"{path}: not valid YAML: {_one_line(error)}"]) from error
+    except UnicodeDecodeError as error:
+        raise SpecError([f"{path}: not valid YAML: {error}"]) from error
+    except ValueError as error:
+        raise SpecError([f"{path}: {error}"]) from error
     if not isinstance(document, dict):
-        raise SpecError([f"{path}: must be a mapping with at least `name:`, got {_shown(document)}"])
+        raise SpecError([f"{path}: must be a mapping with at least `name:`, got {quoted(document)}"])
     for override in overrides:
         _override(document, override)
     try:
@@ -190,7 +213,7 @@ def check(document: Mapping[str, Any]) -> SweepSpec:
         spec = SweepSpec.model_validate(dict(document))
         faults += _structure_faults(spec)
     except ValidationError as error:
-        faults += _faults(error, SweepSpec)
+        faults += faults_of(error, SweepSpec)
         # what is sound so far is checked further, so that all faults are told at once
         unsound = {fault["loc"][0] for fault in error.errors()}
         spec = SweepSpec.model_validate({"name": "unsound"} | {key: value for key, value in document.items() if key not in unsound})
@@ -210,7 +233,7 @@ def build_config(settings: Settings, *, path: str = "") -> TrainConfig:
         # JSON, because strict Python input would refuse a list for a tuple
         return TrainConfig.model_validate_json(json.dumps(settings, default=str))
     except ValidationError as error:
-        raise SpecError(_faults(error, TrainConfig, path=path)) from None
+        raise SpecError(faults_of(error, TrainConfig, path=path)) from None
 
 
 def settings_of(overrides: Iterable[str]) -> Settings:
@@ -221,13 +244,6 @@ def settings_of(overrides: Iterable[str]) -> Settings:
     if others := [key for key in document if key != "base"]:
         raise SpecError([f"--set {others[0]}: unknown setting{suggestion(others[0], TrainConfig.model_fields)}"])
     return dict(document["base"])
-
-
-def suggestion(word: object, choices: Iterable[str]) -> str:
-    """`; did you mean "x"?` for the closest of `choices`, or nothing."""
-    names = list(choices)
-    close = [name for name in names if str(word).startswith(name)] or difflib.get_close_matches(str(word), names, n=1, cutoff=0.6)
-    return f'; did you mean "{close[0]}"?' if close else ""
 
 
 def _structure_faults(spec: SweepSpec) -> list[str]:
@@ -253,7 +269,7 @@ def _base_faults(spec: SweepSpec) -> list[str]:
     """Faults of each field of `base` by itself: what depends on several fields is checked for whole trials."""
     faults = []
     if spec.preset is not None and spec.preset not in PRESETS:
-        faults.append(f"preset: must be one of {', '.join(PRESETS)}, got {_shown(spec.preset)}{suggestion(spec.preset, PRESETS)}")
+        faults.append(f"preset: must be one of {', '.join(PRESETS)}, got {quoted(spec.preset)}{suggestion(spec.preset, PRESETS)}")
     return faults + [fault for key, value in spec.base.items() for fault in _value_faults({}, key, value, f"base.{key}")]
 
 
@@ -265,7 +281,7 @@ def _grid_faults(spec: SweepSpec) -> list[str]:
         for i, value in enumerate(values):
             faults += _value_faults(spec.settings, key, value, f"grid.{key}[{i}]")
             if any(_same(value, earlier) for earlier in values[:i]):
-                faults.append(f"grid.{key}[{i}]: {_shown(value)} stands twice")
+                faults.append(f"grid.{key}[{i}]: {quoted(value)} stands twice")
     return faults
 
 
@@ -321,107 +337,13 @@ def _value_faults(settings: Settings, key: str, value: object, path: str) -> lis
         TrainConfig.model_validate_json(json.dumps({**settings, key: value}, default=str))
     except ValidationError as error:
         own = [e for e in error.errors() if e["loc"][:1] == (key,)]
-        return _lines(own, TrainConfig, lambda loc: path + _dotted(loc[1:]))
+        return lines(own, TrainConfig, lambda loc: path + dotted(loc[1:]))
     return []
-
-
-def _faults(error: ValidationError, model: type[BaseModel], *, path: str = "") -> list[str]:
-    return _lines(error.errors(), model, lambda loc: (path + _dotted(loc)).lstrip("."))
-
-
-def _lines(errors: Iterable[Any], model: type[BaseModel], where: Any) -> list[str]:
-    """One line an error; of a union's several complaints about one value only the first."""
-    lines: dict[str, str] = {}
-    for error in errors:
-        loc = tuple(part for part in error["loc"] if not _is_union_tag(part))
-        place = where(loc)
-        lines.setdefault(place, f"{place}: {_what(error, model)}" if place else _what(error, model))
-    return list(lines.values())
-
-
-def _is_union_tag(part: str | int) -> bool:
-    return isinstance(part, str) and bool(re.match(r"(constrained-|literal\[|int$|float$|str$|bool$)", part))
-
-
-def _dotted(loc: Iterable[str | int]) -> str:
-    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in loc)
-
-
-_BOUNDS = {
-    "less_than": ("must be < {:g}", "lt"),
-    "less_than_equal": ("must be <= {:g}", "le"),
-    "greater_than": ("must be > {:g}", "gt"),
-    "greater_than_equal": ("must be >= {:g}", "ge"),
-}
-_TYPES = {
-    "float_type": "must be a number",
-    "int_type": "must be a whole number",
-    "int_from_float": "must be a whole number",
-    "bool_type": "must be true or false",
-    "string_type": "must be a text",
-    "finite_number": "must be a finite number",
-    "list_type": "must be a list",
-    "tuple_type": "must be a list",
-    "dict_type": "must be a mapping",
-    "model_type": "must be a mapping",
-}
-
-
-def _what(error: Mapping[str, Any], model: type[BaseModel]) -> str:
-    """Expected, got and what next, for one pydantic error."""
-    kind, got = error["type"], error["input"]
-    context = error.get("ctx", {})
-    if kind == "extra_forbidden":
-        return f"unknown key{suggestion(error['loc'][-1], _field_names(error['loc'], model))}"
-    if kind == "missing":
-        return "is required"
-    if kind in _BOUNDS:
-        text, bound = _BOUNDS[kind]
-        return f"{text.format(context[bound])}, got {_shown(got)}"
-    if kind in _TYPES:
-        return f"{_TYPES[kind]}, got {_shown(got)}{_quoted_number(got)}"
-    if kind == "literal_error":
-        choices = re.findall(r"'([^']*)'", context["expected"])
-        return f"must be one of {', '.join(choices)}, got {_shown(got)}{suggestion(got, choices)}"
-    if kind == "partition":
-        return f"{error['msg']}, got {_shown(got)}{suggestion(str(got).replace('_', '/'), ('1/16', '1/8', '1/4', '1/2', 'full'))}"
-    if kind in ("region_kernel", "feature_pool"):
-        return str(error["msg"])
-    return f"{error['msg'][:1].lower()}{error['msg'][1:]}, got {_shown(got)}"
-
-
-def _field_names(loc: tuple[str | int, ...], model: type[BaseModel]) -> list[str]:
-    """Names allowed where the last part of `loc` stands."""
-    for part in loc[:-1]:
-        field = model.model_fields.get(str(part))
-        inner = [t for t in (field.annotation, *getattr(field.annotation, "__args__", ())) if _is_model(t)] if field else []
-        if inner:
-            model = inner[0]
-    return list(model.model_fields)
-
-
-def _is_model(kind: object) -> bool:
-    return isinstance(kind, type) and issubclass(kind, BaseModel)
-
-
-def _quoted_number(got: object) -> str:
-    if isinstance(got, str) and re.fullmatch(r"[-+.\deE]+", got):
-        return "; remove the quotes"
-    return ""
-
-
-def _shown(value: object) -> str:
-    text = json.dumps(value, default=str, ensure_ascii=False)
-    return text if len(text) <= 80 else text[:77] + "..."
 
 
 def _same(a: object, b: object) -> bool:
     """1 and 1.0 make the same trial, 1 and true do not."""
     return a == b and isinstance(a, bool) == isinstance(b, bool)
-
-
-def _one_line(error: Exception) -> str:
-    return re.sub(r"\s+", " ", str(error)).replace('in "<unicode string>", ', "at ")
 
 
 def _override(document: Settings, text: str) -> None:
@@ -435,35 +357,6 @@ def _override(document: Settings, text: str) -> None:
         if not isinstance(place, dict):
             raise SpecError([f"--set {text}: {part} is not a mapping in the file"])
     try:
-        place[path[-1]] = yaml.load(value, Loader=_Loader)
-    except yaml.YAMLError as error:
-        raise SpecError([f"--set {text}: not valid YAML: {_one_line(error)}"]) from error
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML 1.2's plain scalars, and no duplicate keys.
-
-    PyYAML follows YAML 1.1, which reads `1_8` as 18, `1e-3` as a text, `no` as false and `1:30` as 90.
-    """
-
-    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012 (PyYAML's own protocol)
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if not isinstance(key, str):
-                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} must be a text", key_node.start_mark)
-            if key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f'the key "{key}" stands twice', key_node.start_mark)
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
-for _tag, _pattern, _first in (
-    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
-    ("int", r"[-+]?[0-9]+", "-+0123456789"),
-    ("float", r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)", "-+0123456789."),
-    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
-):
-    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"(?:{_pattern})$"), list(_first))
+        place[path[-1]] = parse(value)
+    except ValueError as error:
+        raise SpecError([f"--set {text}: {error}"]) from error

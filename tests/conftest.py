@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from servers import MlflowServer, S3Server, mlflow_template, program
+from servers import MlflowServer, S3Server, fresh_s3, mlflow_template, program
+
+from orchestration.store import Store, open_store
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -61,6 +64,30 @@ def mlflow_server(mlflow_database: Path) -> Iterator[MlflowServer]:
         yield server
     finally:
         server.kill()
+
+
+@pytest.fixture(params=["directory", "s3"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    """An empty store of each kind."""
+    if request.param == "directory":
+        return open_store(str(tmp_path / "store"))
+    request.getfixturevalue("s3_environment")
+    return fresh_s3()
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A real file system of half a megabyte."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    try:
+        mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", disk], capture_output=True, text=True, timeout=10)
+    except FileNotFoundError:
+        pytest.skip("no `mount` command")
+    if mounted.returncode:
+        pytest.skip(f"a tmpfs needs root: {mounted.stderr.strip()}")
+    yield disk
+    subprocess.run(["umount", disk], check=True, timeout=10)
 
 
 def new_s3_server(tmp_path_factory: pytest.TempPathFactory) -> S3Server:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 import socket
 import threading
+import uuid
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from infra.local.parts import Part, free_ports, program, wait_until
 from infra.local.services import mlflow_part, s3_part
+from orchestration.store import Store, open_store
 
-__all__ = ["ForgetfulProxy", "MlflowServer", "S3Server", "free_port", "mlflow_template", "program", "wait_until"]
+__all__ = ["ForgetfulProxy", "MlflowServer", "S3Server", "free_port", "fresh_s3", "mlflow_template", "program", "wait_until"]
 
 
 def free_port() -> int:
@@ -168,3 +170,8 @@ def mlflow_template(folder: Path) -> Path:
     template = folder / "template.db"
     MlflowClient(tracking_uri=f"sqlite:///{template}").search_experiments()
     return template
+
+
+def fresh_s3(*, deadline_s: float = 30.0) -> Store:
+    """A store of its own in the bucket of the shared server; needs the fixture `s3_environment`."""
+    return open_store(f"s3://rrn-test/{uuid.uuid4().hex}/sub", deadline_s=deadline_s)

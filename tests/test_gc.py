@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import tempfile
-from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_store import folder_of, fresh_s3, start_half_a_write
+from servers import fresh_s3
+from test_store import folder_of, start_half_a_write
 
 from orchestration import gc
 from orchestration.errors import Fenced, StoreError
@@ -22,14 +22,6 @@ from orchestration.store import DirectoryStore, S3Store, Store, open_store
 PLANS = expand(check({"name": "demo", "preset": "digits", "grid": {"partition": ["1/8", "1/4"], "seed": [0, 1]}}))
 IDS = [plan.trial_id for plan in PLANS]
 KEEP = Retention(last=9, best=False)
-
-
-@pytest.fixture(params=["directory", "s3"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
-    if request.param == "directory":
-        return open_store(str(tmp_path / "store"))
-    request.getfixturevalue("s3_environment")
-    return fresh_s3()
 
 
 def opened(store: Store, trial: int = 0, *, driver: int = 1) -> TrialRecord:

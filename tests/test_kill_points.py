@@ -14,7 +14,6 @@ from types import FrameType
 from typing import Any
 
 import pytest
-from test_store import fresh_s3
 
 import orchestration.store
 from orchestration.gc import collect
@@ -29,14 +28,6 @@ KEEP = Retention(last=1, best=False)  # so that a commit also removes the checkp
 pytestmark = pytest.mark.slow
 
 TRACED = str(Path(orchestration.store.__file__).parent)
-
-
-@pytest.fixture(params=["directory", "s3"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
-    if request.param == "directory":
-        return open_store(str(tmp_path / "store"))
-    request.getfixturevalue("s3_environment")
-    return fresh_s3()
 
 
 @pytest.fixture

@@ -29,14 +29,6 @@ KEY = "demo/lease.json"
 DAY_MS = 86_400_000
 
 
-@pytest.fixture(params=["directory", "s3"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
-    if request.param == "directory":
-        return open_store(str(tmp_path / "store"))
-    request.getfixturevalue("s3_environment")
-    return open_store(f"s3://rrn-test/{uuid.uuid4().hex}/sub", deadline_s=30)
-
-
 @pytest.fixture(autouse=True)
 def no_heart_goes_on() -> Iterator[None]:
     yield

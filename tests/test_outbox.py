@@ -427,21 +427,6 @@ class TestStore:
             server.kill()
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A real file system of half a megabyte."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    try:
-        mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", disk], capture_output=True, text=True, timeout=10)
-    except FileNotFoundError:
-        pytest.skip("no `mount` command")
-    if mounted.returncode:
-        pytest.skip(f"a tmpfs needs root: {mounted.stderr.strip()}")
-    yield disk
-    subprocess.run(["umount", disk], check=True, timeout=10)
-
-
 def _size(path: Path) -> int:
     try:
         return path.stat().st_size

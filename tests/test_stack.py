@@ -17,6 +17,7 @@ import pytest
 from botocore.config import Config
 from botocore.exceptions import ClientError
 from mlflow import MlflowClient
+from processes import sweep
 
 from infra.local.parts import MARK, Part, StackError, program, wait_until
 from infra.local.stack import Stack
@@ -175,6 +176,20 @@ def test_a_killed_worker_node_takes_its_trials_with_it_and_comes_back(stack: Sta
     finally:
         running.kill()
         running.wait(10)
+
+
+def test_a_sweep_waits_for_the_first_worker_node(stack: Stack, tmp_path: Path):
+    for name in ("ray-worker-1", "ray-worker-2"):
+        stack.parts[name].kill()
+    count = "print(sum(node['Alive'] for node in ray.nodes()), 'nodes')"
+    wait_until(
+        lambda: "1 nodes" in driver(count, environment=stack.environment, home=tmp_path).stdout, deadline_s=60, what="a head by itself"
+    )
+    (tmp_path / "one.yaml").write_text("name: one\npreset: digits\nbase: {train_images: 32, val_images: 4, batch_size: 4, epochs: 1}\n")
+    with sweep("one.yaml", cwd=tmp_path, environment=stack.environment) as running:
+        running.wait_for("no worker node has joined the cluster yet")
+        stack.up()
+        assert running.wait(deadline_s=200) == 0, running.text
 
 
 def test_a_new_head_gets_its_worker_nodes_back(stack: Stack, tmp_path: Path):

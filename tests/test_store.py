@@ -23,25 +23,13 @@ from pathlib import Path
 
 import pytest
 from conftest import new_s3_server, set_environment
-from servers import ForgetfulProxy, S3Server, free_port
+from servers import ForgetfulProxy, S3Server, free_port, fresh_s3
 
 from orchestration.errors import Conflict, Corrupt, NotFound, SpecError, StoreError, StoreUnavailable
 from orchestration.keys import Unfinished
 from orchestration.store import DirectoryStore, S3Store, Store, open_store
 
 ROOT = Path(__file__).parent.parent
-
-
-@pytest.fixture(params=["directory", "s3"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
-    if request.param == "directory":
-        return open_store(str(tmp_path / "store"))
-    request.getfixturevalue("s3_environment")
-    return fresh_s3()
-
-
-def fresh_s3(*, deadline_s: float = 30.0) -> Store:
-    return open_store(f"s3://rrn-test/{uuid.uuid4().hex}/sub", deadline_s=deadline_s)
 
 
 def winners_of_race(store: Store, key: str, bodies: list[bytes], *, expected: str | None) -> list[bytes]:
@@ -332,14 +320,14 @@ while True:
         store.replace("k", b"3", expected=etag)
         assert sorted(path.name for path in (tmp_path / "s").iterdir()) == [".lock", "k"]
 
-    def test_a_full_disk_is_one_clear_line_and_the_old_body_stays(self, tiny_disk: Path):
-        store = open_store(str(tiny_disk))
+    def test_a_full_disk_is_one_clear_line_and_the_old_body_stays(self, small_disk: Path):
+        store = open_store(str(small_disk))
         store.write("k", b"old")
         for write in (lambda: store.write("k", bytes(3_000_000)), lambda: store.replace("new", bytes(3_000_000), expected=None)):
             with pytest.raises(StoreError, match=r"disk full: no room for 3000000 bytes \(\d+ free\)"):
                 write()
         assert store.read("k")[0] == b"old"
-        assert sorted(path.name for path in tiny_disk.iterdir()) == [".lock", "k"]
+        assert sorted(path.name for path in small_disk.iterdir()) == [".lock", "k"]
         store.write("k", bytes(500_000))
 
     def test_a_folder_that_cannot_be_made_is_one_clear_line(self, tmp_path: Path):
@@ -598,21 +586,6 @@ def kill_after(code: str, seconds: float) -> None:
             time.sleep(seconds)
         finally:
             process.kill()
-
-
-@pytest.fixture
-def tiny_disk(tmp_path: Path) -> Iterator[Path]:
-    """A real file system of 1 MB."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    try:
-        mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk], capture_output=True, text=True, timeout=10)
-    except FileNotFoundError:
-        pytest.skip("no `mount` command")
-    if mounted.returncode:
-        pytest.skip(f"a tmpfs needs root: {mounted.stderr.strip()}")
-    yield disk
-    subprocess.run(["umount", disk], check=True, timeout=10)
 
 
 @pytest.fixture

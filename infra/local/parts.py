@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -133,13 +133,15 @@ class Part:
         self.kill()
 
     def kill(self) -> None:
-        """SIGKILL to all of it, as a power cut would."""
+        """SIGKILL to all of it, as a power cut would; frozen first, lest it fork a child that nobody finds once it is an orphan."""
+        found: set[int] = set()
+        while more := self._processes() - found:
+            _signal(more, signal.SIGSTOP)
+            found |= more
 
         def gone() -> bool:
-            living = self._processes()
-            for pid in living:
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
+            living = self._processes() | (found & _parents().keys())
+            _signal(living, signal.SIGKILL)
             return not living
 
         wait_until(gone, deadline_s=20, what=f"the end of {self.name}")
@@ -159,6 +161,12 @@ class Part:
         while more := {pid for pid, parent in parents.items() if parent in found} - found:
             found |= more
         return found
+
+
+def _signal(pids: Iterable[int], number: signal.Signals) -> None:
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, number)
 
 
 def free_ports(count: int, *, above: int = 0) -> list[int]:
