@@ -24,8 +24,7 @@ stack-demo: stack  ## the first sweep on it
 	set -a; . runs/stack/secrets.env; set +a; $(BIN)/rrn-sweep sweeps/epsilon_grid.yaml
 
 test: .venv/test  ## every test, with real Ray, MLflow and S3 servers on this machine
-	$(BIN)/python -m pytest -n 2 --dist loadfile --ignore tests/test_chaos.py
-	$(BIN)/python -m pytest tests/test_chaos.py
+	$(BIN)/python -m pytest -n 3 --dist loadfile
 
 chaos: .venv/test  ## a sweep under random faults must end as the undisturbed one; SEED=1 FAULTS=300 by default
 	$(BIN)/python tests/chaos.py --seed $(SEED) --faults $(FAULTS)

@@ -3,20 +3,19 @@
     python benchmarks/region_maps.py STORE SWEEP TRIAL --data-root CAMVID --out benchmarks/results/region_maps
 
 The newest checkpoint of the trial; branches normalise over the batch, as in training; the discriminators' dropout is off. Writes OUT.md and
-OUT.png (rows: images; columns: image, true labels, prediction of branch 1, where it is right, score of D1, score of D2).
+OUT.png, with a row for each of five images.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
 from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+from PIL import Image
 from safetensors.torch import load
 from torch import Tensor
 
@@ -27,11 +26,13 @@ from rrn_core import Runtime, TrainConfig
 from rrn_core.data import DataSet, open_dataset
 from rrn_core.data.batch import IMAGENET_MEAN, IMAGENET_STD, Batch
 from rrn_core.data.batches import Batches
-from rrn_core.losses import VOID, hard_labels
+from rrn_core.losses import VOID, hard_labels, scale_image
 from rrn_core.networks import Quartet, build_quartet
+from rrn_core.sheet import Row, coloured, errors, heat, photograph, sheet, swatch
 from rrn_core.step import Mixed, discriminator_pairs, mixed_pass
 
 BATCHES = 40
+COLUMNS = ("mixed image", "true labels", "branch 1", "where it errs", "score of D1", "score of D2")
 FIRST = 10_000_000
 """Batches that no training of this length has seen in this composition."""
 
@@ -51,10 +52,11 @@ def main() -> None:
         for i in range(BATCHES):
             seen, picture = judged(quartet, batches[FIRST + i], config, data)
             rows += seen
-            pictures += picture[:1] if i < 5 else []
+            pictures += [picture] if i < 5 else []
     text = report(np.array(rows), config, f"{arguments.sweep}, {label}")
     arguments.out.with_suffix(".md").write_text(text)
-    cv2.imwrite(str(arguments.out.with_suffix(".png")), np.concatenate(pictures)[..., ::-1])
+    names = [(name, swatch(colour)) for name, colour in zip(data.classes, data.palette, strict=True)]
+    Image.fromarray(sheet(pictures, COLUMNS, [names])).save(arguments.out.with_suffix(".png"))
     print(text)
 
 
@@ -72,8 +74,8 @@ def opened(store_uri: str, sweep: str, trial: str, data_root: Path) -> tuple[str
     return manifest.label, config, quartet, data
 
 
-def judged(quartet: Quartet, batch: Batch, config: TrainConfig, data: DataSet) -> tuple[list[list[float]], list[NDArray[np.uint8]]]:
-    """For every region with known labels: branch, share of right pixels, score of the own and of the other discriminator; and pictures."""
+def judged(quartet: Quartet, batch: Batch, config: TrainConfig, data: DataSet) -> tuple[list[list[float]], Row]:
+    """For every region with known labels: branch, share of right pixels, score of the own and of the other discriminator; and a picture."""
     mixed = mixed_pass(quartet.branch1, quartet.branch2, batch)
     pairs = discriminator_pairs(mixed, batch, config)
     d1, d2 = quartet.discriminators()
@@ -89,29 +91,18 @@ def judged(quartet: Quartet, batch: Batch, config: TrainConfig, data: DataSet) -
         columns = [(hit / seen.clamp(min=1e-6))[usable], mine[usable], cross[usable]]
         rows += [[branch, *values] for values in torch.stack(columns, dim=1).tolist()]
         scores += [mine, cross] if branch == 1 else []
-    return rows, list(pictures(mixed, scores, data))
+    return rows, picture_of(mixed, scores, data)
 
 
-def pictures(mixed: Mixed, scores: list[Tensor], data: DataSet) -> Iterator[NDArray[np.uint8]]:
-    """One row of panels an image."""
-    palette = np.zeros((256, 3), np.uint8)
-    palette[: len(data.palette)] = data.palette
-    size = mixed.image.shape[-2:]
-    maps = [F.interpolate(score, size=size, mode="bilinear", align_corners=True)[:, 0] for score in scores]
-    predicted = hard_labels(mixed.z1)
-    pixels = mixed.image * torch.tensor(IMAGENET_STD).view(3, 1, 1) + torch.tensor(IMAGENET_MEAN).view(3, 1, 1)
-    for i, image in enumerate(pixels):
-        right = np.where(mixed.hidden[i] == VOID, 128, 255 * (predicted[i] == mixed.hidden[i]).numpy()).astype(np.uint8)
-        grey = [right, *((255 * m[i]).numpy().astype(np.uint8) for m in maps)]
-        yield np.concatenate(
-            [
-                (image.permute(1, 2, 0).numpy().clip(0, 1) * 255).astype(np.uint8),
-                palette[mixed.hidden[i].numpy()],
-                palette[predicted[i].numpy()],
-                *(np.repeat(panel[..., None], 3, axis=2) for panel in grey),
-            ],
-            axis=1,
-        )
+def picture_of(mixed: Mixed, scores: list[Tensor], data: DataSet) -> Row:
+    """The panels of the first image."""
+    pixels = scale_image(mixed.image[:1], scaling="unnormalise", mean=IMAGENET_MEAN, std=IMAGENET_STD)[0].permute(1, 2, 0).numpy()
+    maps = [F.interpolate(score[:1], size=pixels.shape[:2], mode="bilinear", align_corners=True)[0, 0].numpy() for score in scores]
+    truth, predicted = mixed.hidden[0].numpy(), hard_labels(mixed.z1)[0].numpy()
+    image = (255 * pixels.clip(0, 1)).round().astype(np.uint8)
+    shown = (photograph(image), coloured(truth, data.palette), coloured(predicted, data.palette), errors(predicted, truth))
+    captions = {len(shown) + i: f"{rc.min():.2f} .. {rc.max():.2f}" for i, rc in enumerate(maps)}
+    return Row("", (*shown, *map(heat, maps)), captions)
 
 
 def report(rows: NDArray[np.float64], config: TrainConfig, trial: str) -> str:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from orchestration.contents import Contents
 from orchestration.errors import Conflict, NotFound, StoreError, SweepError, TrackingError, without_password
 from orchestration.estimate import cost_group
-from orchestration.plan import TrialPlan, table
+from orchestration.plan import TrialPlan, bytes_shown, table
 from orchestration.spec import Resources, Retention, SweepSpec
 from orchestration.store import DirectoryStore, Store
 from rrn_core.config import Runtime, TrainConfig
@@ -109,11 +109,11 @@ def check_disk(configs: Sequence[TrainConfig], runtime: Runtime, *, trials: int,
         return []
     largest = max(_checkpoint_bytes(config, runtime) for config in {cost_group(config): config for config in configs}.values())
     kept = retention.last + retention.best
-    need, sum_ = trials * kept * largest, f"{trials} trials x {kept} checkpoints x {_bytes(largest)}"
+    need, sum_ = trials * kept * largest, f"{trials} trials x {kept} checkpoints x {bytes_shown(largest)}"
     if not isinstance(store, DirectoryStore):
-        return [_finding("ok", "store room", f"{sum_}: up to {_bytes(need)} in {store.uri}")]
+        return [_finding("ok", "store room", f"{sum_}: up to {bytes_shown(need)} in {store.uri}")]
     free = shutil.disk_usage(_existing(store.root)).free
-    text = f"{sum_} need up to {_bytes(need)}, {_bytes(free)} are free at {store.root}"
+    text = f"{sum_} need up to {bytes_shown(need)}, {bytes_shown(free)} are free at {store.root}"
     if need > free:
         return [_finding("fault", "store room", f"{text}; make room, lower retention, or use another store")]
     return [_finding("warn" if need > _TIGHT * free else "ok", "store room", text)]
@@ -228,7 +228,7 @@ def _database(path: Path) -> Finding:
 
 
 def _server(uri: str, sweep: str) -> Finding:
-    from orchestration.tracking import make_experiment
+    from orchestration.tracking.tracker import make_experiment
 
     shown = without_password(uri)
     if not uri.startswith(("http://", "https://")):
@@ -251,21 +251,15 @@ def _fit(config: TrainConfig, runtime: Runtime, share: float) -> Finding:
     try:
         cost = probe(config, runtime, num_classes=task_of(config, runtime).num_classes)
     except torch.OutOfMemoryError:
-        return _finding("fault", what, f"does not fit {_bytes(room_mb / share * 2**20)} of GPU memory; lower batch_size or crop")
+        return _finding("fault", what, f"does not fit {bytes_shown(room_mb / share * 2**20)} of GPU memory; lower batch_size or crop")
     except ValueError as error:
         return _finding("fault", what, str(error))
     need_mb = cost.peak_memory_mb + _CONTEXT_MB
-    text = (
-        f"needs {_bytes(need_mb * 2**20)} of its {_bytes(room_mb * 2**20)} of GPU memory, {cost.seconds_per_iteration:.3g} s an iteration"
-    )
+    need, room = bytes_shown(need_mb * 2**20), bytes_shown(room_mb * 2**20)
+    text = f"needs {need} of its {room} of GPU memory, {cost.seconds_per_iteration:.3g} s an iteration"
     if need_mb > room_mb:
         return _finding("fault", what, f"{text}; raise resources.gpu, or lower batch_size or crop")
     return _finding("warn" if need_mb > _TIGHT * room_mb else "ok", what, text)
-
-
-def _bytes(count: float) -> str:
-    """`683 MB`, `1.4 GB`."""
-    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB" if count < 1e7 else f"{count / 1e6:.0f} MB"
 
 
 def _finding(level: Level, what: str, detail: str) -> Finding:

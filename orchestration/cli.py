@@ -9,6 +9,7 @@ import argparse
 import json
 import logging
 import os
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,16 +20,20 @@ import yaml
 from pydantic import ValidationError
 
 from orchestration import check, gc, models, report
+from orchestration.arguments import parser
+from orchestration.compare import forms
+from orchestration.compare.published import published_table
 from orchestration.contents import unresolved
 from orchestration.errors import SweepError, mendable
 from orchestration.estimate import Estimate, estimate, probed, shown_costs, total
-from orchestration.failures import FAILURES
-from orchestration.glance import shows_all
-from orchestration.lease import Lease
-from orchestration.plan import render
-from orchestration.runner import MLFLOW_SETTINGS, RAY_SETTINGS, Runner, Terminated, settle_dead, stop_on_sigterm
-from orchestration.spec import SweepSpec, settings_of, suggestion
+from orchestration.lease import BEAT_WITHIN_S, Lease
+from orchestration.plan import bytes_shown, render
+from orchestration.runner import MLFLOW_SETTINGS, RAY_SETTINGS, Runner, Terminated, facts, git_state, overview, settle_dead, stop_on_sigterm
+from orchestration.spec import SweepSpec, settings_of
+from orchestration.store import open_store
 from orchestration.sweep import Sweep, open_sweep
+from orchestration.tracking.glance import shows_all
+from orchestration.wording import suggestion
 from rrn_core.config import Runtime
 
 OK, FAILED, BAD_INPUT, RESUME_ME, INTERRUPTED = 0, 1, 2, 75, 130
@@ -36,7 +41,7 @@ OK, FAILED, BAD_INPUT, RESUME_ME, INTERRUPTED = 0, 1, 2, 75, 130
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Entry point of `rrn-sweep`."""
-    arguments = _parser().parse_args(_with_command(list(sys.argv[1:] if argv is None else argv)))
+    arguments = parser().parse_args(_with_command(list(sys.argv[1:] if argv is None else argv)))
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("urllib3").setLevel(logging.ERROR)  # the store tells of an outage itself, in one line
     try:
@@ -68,7 +73,9 @@ def _run(arguments: argparse.Namespace) -> int:
     with _leased(sweep, arguments) as lease:
         sweep = settle_dead(sweep, lease)
         chosen = sweep.chosen(only=arguments.only, retry=arguments.retry)
-        ended = Runner(sweep, _runtime(sweep.spec, arguments), lease, chosen=chosen, environment=os.environ, say=print).run()
+        ended = Runner(
+            sweep, _runtime(sweep.spec, arguments), lease, chosen=chosen, environment=os.environ, command=_command(arguments), say=print
+        ).run()
     left = ended.chosen(only=arguments.only) if arguments.only else ended.unfinished
     return OK if not left and (arguments.only or ended.complete) else FAILED
 
@@ -76,7 +83,8 @@ def _run(arguments: argparse.Namespace) -> int:
 def _leased(sweep: Sweep, arguments: argparse.Namespace) -> Lease:
     """The sweep's lease, with a token above that of every driver that its trials have known."""
     above = max((manifest.driver for manifest in sweep.manifests.values()), default=0)
-    lease = Lease.acquire(sweep.store, sweep.name, take_over=arguments.take_over, above=above, say=print)
+    beats = open_store(sweep.store.uri, deadline_s=BEAT_WITHIN_S)
+    lease = Lease.acquire(sweep.store, sweep.name, take_over=arguments.take_over, above=above, beats=beats, say=print)
     if lease.took_over:
         print(lease.took_over)
     return lease
@@ -85,11 +93,13 @@ def _leased(sweep: Sweep, arguments: argparse.Namespace) -> Lease:
 def _sync(arguments: argparse.Namespace) -> int:
     sweep = _open(arguments)
     os.environ.update({name: value for name, value in MLFLOW_SETTINGS.items() if name not in os.environ})
-    from orchestration.tracking import sync
+    from orchestration.tracking.syncing import sync
 
     with _leased(sweep, arguments) as lease:
         settle_dead(sweep, lease)
-        print(sync(sweep.tracking, sweep.name, sweep.store, trial_ids=sweep.trial_ids))
+        ids, command = [plan.trial_id for plan in sweep.plans], _command(arguments)
+        shown = sync(sweep.tracking, sweep.name, sweep.store, trial_ids=ids, facts=facts(sweep, command), overview=overview(sweep, command))
+        print(shown)
     return OK
 
 
@@ -140,7 +150,7 @@ def _probed(sweep: Sweep, arguments: argparse.Namespace) -> dict[str, Estimate |
 
 
 def _status(arguments: argparse.Namespace) -> int:
-    sweep = open_sweep(arguments.file, arguments.set, data_root=None, environment=os.environ)
+    sweep = _look(arguments)
     if arguments.json:
         trials = report.as_json(sweep.plans, sweep.manifests)
         print(json.dumps({"sweep": sweep.name, "store": sweep.store.uri, "trials": trials}, indent=2))
@@ -149,8 +159,69 @@ def _status(arguments: argparse.Namespace) -> int:
         if arguments.effort:
             print(f"\n{report.effort(sweep.plans, sweep.manifests)}")
         if sweep.spec.published:
-            print(f"\n{report.published(sweep.spec.published, sweep.plans, sweep.manifests)}")
+            print(f"\n{published_table(sweep.spec.published, sweep.plans, sweep.manifests)}")
         print(f"\n{sweep.count}")
+    return OK
+
+
+def _compare(arguments: argparse.Namespace) -> int:
+    form = arguments.format or ("text" if arguments.out is None else forms.SUFFIXES.get(arguments.out.suffix))
+    if form is None:
+        raise SweepError(f"--out {arguments.out}: no format has this ending; use one of {', '.join(forms.SUFFIXES)}, or give --format")
+    if form in ("parquet", "html") and arguments.out is None:
+        raise SweepError(f"--format {form}: give --out FILE to write to")
+    sweeps = [open_sweep(file, arguments.set, data_root=None, environment=os.environ) for file in arguments.files]
+    by, baseline = arguments.by or [forms.PARTITION], arguments.baseline
+    found = forms.compared(sweeps, by=by, metric=arguments.metric, at=arguments.at, baseline=baseline)
+    source = forms.source(arguments.files, command=shlex.join(["rrn-sweep", *sys.argv[1:]]), code=git_state())
+    body = forms.rendered(found, sweeps, form, source=source)
+    if arguments.out is None:
+        print(body.decode().rstrip())
+    else:
+        with mendable():
+            models.write(arguments.out, body)
+        print(f"{arguments.out}: {bytes_shown(len(body))}")
+    return OK
+
+
+def _watch(arguments: argparse.Namespace) -> int:
+    from orchestration import follow
+
+    if arguments.every <= 0:
+        raise SweepError(f"--every: must be > 0, got {arguments.every:g}")
+    follow.watch(_look(arguments), _console(), every_s=arguments.every, once=arguments.once)
+    return OK
+
+
+def _logs(arguments: argparse.Namespace) -> int:
+    from orchestration import follow
+
+    follow.logs(_look(arguments), arguments.trial, print, follow=arguments.follow)
+    return OK
+
+
+def _ui(arguments: argparse.Namespace) -> int:
+    from orchestration import serve
+
+    serve.ui(_look(arguments), _console(), port=arguments.port, environment=os.environ)
+    return OK
+
+
+def _best(arguments: argparse.Namespace) -> int:
+    from orchestration.export.choice import best, missing, render
+    from orchestration.export.folder import export_all
+
+    sweep = _look(arguments)
+    choices = best(sweep.plans, sweep.manifests, per=arguments.per, at=arguments.at)
+    print(render(choices, missing(sweep.plans, choices, per=arguments.per)))
+    if arguments.export:
+        commands = {plan.trial_id: f"{_command(arguments)} --only {plan.trial_id}" for plan in sweep.plans}
+        commit = git_state()["git_commit"]
+        print()
+        for written in export_all(
+            choices, sweep.store, arguments.export, runtime=_plain_runtime(arguments), onnx=arguments.onnx, commands=commands, commit=commit
+        ):
+            print(written)
     return OK
 
 
@@ -203,6 +274,11 @@ COMMANDS = {
     "status": _status,
     "sync": _sync,
     "gc": _gc,
+    "compare": _compare,
+    "watch": _watch,
+    "logs": _logs,
+    "ui": _ui,
+    "best": _best,
     "check": _check,
     "weights": _import_weights,
     "evaluate": _evaluate,
@@ -212,6 +288,18 @@ COMMANDS = {
 
 def _open(arguments: argparse.Namespace) -> Sweep:
     return open_sweep(arguments.file, arguments.set, data_root=_data_root(arguments), environment=os.environ)
+
+
+def _look(arguments: argparse.Namespace) -> Sweep:
+    """The sweep as the store knows it, from a machine that need not see its data."""
+    return open_sweep(arguments.file, arguments.set, data_root=None, environment=os.environ)
+
+
+def _command(arguments: argparse.Namespace) -> str:
+    """What runs the sweep again."""
+    changes = [word for change in arguments.set for word in ("--set", change)]
+    place = ["--data-root", arguments.data_root] if arguments.data_root else []
+    return shlex.join(["rrn-sweep", str(arguments.file), *changes, *place])
 
 
 def _data_root(arguments: argparse.Namespace) -> Path | None:
@@ -246,6 +334,13 @@ def _changes(given: argparse.Namespace) -> dict[str, Any]:
     return ({"dataset": given.data} if given.data else {}) | settings_of(given.set)
 
 
+def _console() -> Any:
+    """As wide as the terminal; in a log, lines are not wrapped."""
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else 200, highlight=False)
+
+
 @contextmanager
 def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
     """A bar on a terminal for work that counts itself; silent elsewhere."""
@@ -266,66 +361,6 @@ def _with_command(argv: list[str]) -> list[str]:
         print(f"{first}: neither a command nor a sweep file{suggestion(first, COMMANDS)}", file=sys.stderr)
         sys.exit(BAD_INPUT)
     return ["run", *argv]
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="rrn-sweep", description="Region Relevance Network sweeps. `rrn-sweep FILE` runs what FILE asks for and the store lacks."
-    )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    place = argparse.ArgumentParser(add_help=False)
-    place.add_argument("--data-root", help="folder of the data set (or RRN_DATA_ROOT)")
-    _add_sweep_commands(commands, place)
-    _add_model_commands(commands, place)
-    return parser
-
-
-def _add_sweep_commands(commands: Any, place: argparse.ArgumentParser) -> None:
-    common = argparse.ArgumentParser(add_help=False, parents=[place])
-    common.add_argument("file", type=Path, help="sweep file (YAML)")
-    common.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="change a key of the file; a setting by its name alone"
-    )
-    where = argparse.ArgumentParser(add_help=False)
-    where.add_argument("--device", help="torch device of a trial (default: cuda where resources.gpu > 0, else cpu)")
-    where.add_argument("--workers", type=int, help="processes per trial that prepare batches (default: 0, or cpu - 1 with a gpu)")
-    lease = argparse.ArgumentParser(add_help=False)
-    lease.add_argument("--take-over", action="store_true", help="even if another driver seems to run the sweep: it is shut out")
-    run = commands.add_parser("run", parents=[common, where, lease], help="FILE: run every trial that is not finished (the default)")
-    run.add_argument("--only", action="append", default=[], metavar="ID", help="just the trials whose identity begins so; repeatable")
-    help_retry = "of the failed trials just those of this class; repeatable (default: all)"
-    run.add_argument("--retry", action="append", default=[], choices=FAILURES, help=help_retry)
-    plan = commands.add_parser("plan", parents=[common, where], help="FILE: show the trials; start nothing")
-    views = plan.add_mutually_exclusive_group()
-    views.add_argument("--show-config", action="store_true", help="every setting of every trial, as YAML")
-    views.add_argument("--probe", action="store_true", help="measure time and memory on this machine, a few steps of each kind of trial")
-    status = commands.add_parser("status", parents=[common], help="FILE: the state of every trial, from the store alone")
-    status.add_argument("--json", action="store_true", help="for other programs")
-    status.add_argument("--effort", action="store_true", help="where the hours went: useful, repeated and lost seconds of every attempt")
-    commands.add_parser("sync", parents=[common, lease], help="FILE: make MLflow show what the store holds; train nothing")
-    collect = commands.add_parser("gc", parents=[common, lease], help="FILE: remove what no trial needs any more from the store")
-    collect.add_argument("--dry-run", action="store_true", help="only say what would go")
-    commands.add_parser("check", parents=[common, where], help="FILE: try data, store, tracking, disk and GPU before anything is spent")
-
-
-def _add_model_commands(commands: Any, place: argparse.ArgumentParser) -> None:
-    weights = commands.add_parser("weights", help="import FILE --out OUT: released or ImageNet weights, for init_weights and evaluate")
-    imports = weights.add_subparsers(dest="action", required=True).add_parser("import", help="read a checkpoint without executing it")
-    imports.add_argument("source", type=Path, help="RRN or CPS checkpoint, or an ImageNet ResNet (v1c stem)")
-    imports.add_argument("--out", type=Path, required=True, help="file to write (.safetensors)")
-    common = argparse.ArgumentParser(add_help=False, parents=[place])
-    common.add_argument("checkpoint", help="weights file, checkpoint folder, or s3://.../checkpoints/STEP-ATTEMPT")
-    common.add_argument("--data", help="data set, where the checkpoint does not say it or another is meant")
-    common.add_argument("--device", help="torch device (default: cuda where there is one)")
-    common.add_argument("--stride", type=int, help="of the evaluation windows, in pixels (default: two thirds of crop)")
-    common.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="crop, ensemble, ensemble_weight, eval_batch, precision, ..."
-    )
-    evaluate = commands.add_parser("evaluate", parents=[common], help="CHECKPOINT: IoU per class of both branches and their ensemble")
-    evaluate.add_argument("--json", action="store_true", help="for other programs")
-    predict = commands.add_parser("predict", parents=[common], help="CHECKPOINT IMAGES... --out DIR: label images and overlays")
-    predict.add_argument("images", type=Path, nargs="+")
-    predict.add_argument("--out", type=Path, required=True, help="folder to write to")
 
 
 if __name__ == "__main__":

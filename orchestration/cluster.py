@@ -33,7 +33,8 @@ from orchestration.plan import TrialPlan
 from orchestration.record import settle
 from orchestration.spec import Resources, Retries
 from orchestration.store import open_store
-from orchestration.trial import Job, Update, run_trial
+from orchestration.trial import Job, run_trial
+from orchestration.update import Update
 
 log = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from typing import Literal, Protocol
 from orchestration.failures import fingerprint, where
 from orchestration.manifest import Manifest
 from orchestration.plan import TrialPlan
-from orchestration.trial import Update
+from orchestration.update import Update
 
 SAME_FAILURES = 3
 """So many trials that fail with the same error, before any has finished, stop the sweep."""
@@ -47,7 +47,7 @@ class FixedSource:
 class Event:
     """Something happened to a trial."""
 
-    kind: Literal["started", "update", "retry", "finished", "failed", "elsewhere"]
+    kind: Literal["started", "update", "retry", "finished", "failed", "stopped", "elsewhere"]
     plan: TrialPlan
     update: Update | None = None
     reason: str | None = None
@@ -62,10 +62,13 @@ class Stop:
     def __init__(self, say: Callable[[str], None]) -> None:
         self._say, self._told = say, False
         self.reason: str | None = None
+        self.tripped = False
+        """Whether the circuit breaker asked."""
 
-    def request(self, reason: str) -> None:
+    def request(self, reason: str, *, tripped: bool = False) -> None:
         """May be called from a signal handler: it writes nothing itself."""
-        self.reason = self.reason or reason
+        if self.reason is None:
+            self.reason, self.tripped = reason, tripped
 
     def requested(self) -> bool:
         """Whether to stop; the first to hear of it tells the user."""
@@ -94,5 +97,6 @@ class Breaker:
         if len(alike) >= SAME_FAILURES:
             self._stop.request(
                 f"circuit breaker: the first {len(alike)} trials failed with the same {manifest.failure} error at {where(trace)}: "
-                f"{manifest.reason}; mend it, then give the same command again"
+                f"{manifest.reason}; mend it, then give the same command again",
+                tripped=True,
             )

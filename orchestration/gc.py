@@ -12,8 +12,17 @@ from typing import Literal
 
 from orchestration.errors import Conflict, StoreError, StoreUnavailable
 from orchestration.keys import Unfinished
-from orchestration.manifest import Checkpoint, Manifest, dump_manifest, manifest_key, parse_manifest, read_manifests
-from orchestration.plan import table
+from orchestration.manifest import (
+    FOLDERS,
+    Checkpoint,
+    Manifest,
+    dump_manifest,
+    forget_tracked,
+    manifest_key,
+    parse_manifest,
+    read_manifests,
+)
+from orchestration.plan import bytes_shown, table
 from orchestration.record import settle
 from orchestration.spec import FinishedRetention, Retention
 from orchestration.store import Store
@@ -23,11 +32,11 @@ log = logging.getLogger(__name__)
 Kind = Literal["retired", "orphaned", "unfinished"]
 """
 retired     checkpoint of a finished trial that `retention.finished` does not keep
-orphaned    object below a trial's checkpoints/ that no manifest names: its writer died, or was fenced off
+orphaned    object below a trial's checkpoints/ or pictures/ that no manifest names: its writer died, or was fenced off
 unfinished  half-written file, or multipart upload
 """
 _YOUNG_S = 3600.0
-"""Outside of the checkpoints an unfinished write may be somebody's who lives, such as the lease's; one this old is not."""
+"""Outside of these folders an unfinished write may be somebody's who lives, such as the lease's; one this old is not."""
 
 _Candidate = tuple[Manifest, Checkpoint]
 
@@ -77,15 +86,18 @@ def collect(store: Store, sweep: str, trial_ids: Collection[str], *, driver: int
     # it shuts its writer out. So: close, list, and read the manifests after that. What was listed, and is named by none, was uploaded
     # by an attempt that is either closed, and can name it no more, or seen as open, and then its trial is passed over. A later
     # attempt's objects have other keys, as its number is part of them.
-    manifests = _manifests(store, sweep)
+    manifests = read_manifests(store, sweep)
     settled = [] if dry_run else _settle(store, sweep, manifests.values(), driver=driver)
     finished = [m for trial_id, m in manifests.items() if trial_id in trial_ids and m.status == "finished"]
     retired = _retired(finished, retention.finished) if retention.finished else set[str]()
     if not dry_run:
-        for trial in (m for m in finished if retired & _keys(m.checkpoints)):
+        losing = [manifest for manifest in finished if retired & _keys(manifest.checkpoints)]
+        if losing:  # told first, retired after: to tell MLflow twice does no harm
+            forget_tracked(store, sweep, [trial.trial_id for trial in losing])
+        for trial in losing:
             _retire(store, trial, retired)
     sizes, unfinished = store.sizes(f"{sweep}/"), _unfinished(store, sweep)
-    manifests = _manifests(store, sweep)
+    manifests = read_manifests(store, sweep)
     if dry_run:
         manifests = {trial_id: _without(manifest, retired) for trial_id, manifest in manifests.items()}
     running = {trial_id for trial_id, manifest in manifests.items() if _is_open(manifest)}
@@ -101,7 +113,7 @@ def collect(store: Store, sweep: str, trial_ids: Collection[str], *, driver: int
         settled=tuple(settled),
         open=tuple(sorted(running)),
         others=len(others),
-        others_bytes=sum(sizes.get(key, 0) for manifest in others for key in _keys(manifest.checkpoints)),
+        others_bytes=sum(sizes.get(ref.key, 0) for manifest in others for ref in manifest.objects),
     )
 
 
@@ -119,7 +131,7 @@ def render(collected: Collected, *, dry_run: bool, per_trial: bool = False) -> s
     if collected.open:
         lines.append(f"kept whole, as their attempt is not closed: {_trials(len(collected.open))}")
     if collected.others:
-        lines.append(f"kept, of other versions of the file: {_trials(collected.others)}, {_size(collected.others_bytes)}")
+        lines.append(f"kept, of other versions of the file: {_trials(collected.others)}, {bytes_shown(collected.others_bytes)}")
     return "\n".join(lines)
 
 
@@ -128,16 +140,6 @@ _WORDS: dict[Kind, str] = {
     "orphaned": "objects that no trial names",
     "unfinished": "unfinished uploads",
 }
-
-
-def _manifests(store: Store, sweep: str) -> dict[str, Manifest]:
-    """All manifests of the sweep. A folder that somebody copied by hand holds objects that no manifest names: refused."""
-    trial_ids = {_trial(key) for key in store.keys(f"{sweep}/") if key.count("/") == 2 and key.endswith("/manifest.json")}
-    manifests = read_manifests(store, sweep, sorted(trial_ids))
-    if odd := (trial_ids ^ manifests.keys()) | {m.trial_id for m in manifests.values() if m.sweep != sweep}:
-        key = manifest_key(sweep, min(odd))
-        raise StoreError(f"{store.uri}: {key}: not the manifest of that trial of that sweep; move copies out of the store, then run again")
-    return manifests
 
 
 def _settle(store: Store, sweep: str, manifests: Iterable[Manifest], *, driver: int) -> list[str]:
@@ -209,14 +211,15 @@ def _unfinished(store: Store, sweep: str) -> list[Unfinished]:
 
 
 def _unnamed(keys: Iterable[str], manifests: Collection[Manifest], running: Collection[str]) -> list[str]:
-    """The objects below checkpoints/ that no manifest names, of trials without an open attempt."""
-    named = {key for manifest in manifests for key in _keys(manifest.checkpoints)}
-    return [key for key in keys if _is_checkpoint(key) and key not in named and _trial(key) not in running]
+    """The objects in the folders of trials that no manifest names, of trials without an open attempt."""
+    named = {ref.key for manifest in manifests for ref in manifest.objects}
+    return [key for key in keys if _is_trials(key) and key not in named and _trial(key) not in running]
 
 
-def _is_checkpoint(place: str) -> bool:
+def _is_trials(place: str) -> bool:
+    """Whether it lies where only a trial's attempts write, and under names that are their own."""
     parts = place.split("/")
-    return len(parts) > 3 and parts[2] == "checkpoints"
+    return len(parts) > 3 and parts[2] in FOLDERS
 
 
 def _trial(place: str) -> str:
@@ -224,8 +227,8 @@ def _trial(place: str) -> str:
 
 
 def _is_dead(write: Unfinished, running: Collection[str]) -> bool:
-    """Outside of the checkpoints it may be somebody's who lives, such as the lease's; inside, only an open attempt's."""
-    return _trial(write.place) not in running if _is_checkpoint(write.place) else write.age_s > _YOUNG_S
+    """Outside of the trials' folders it may be somebody's who lives, such as the lease's; inside, only an open attempt's."""
+    return _trial(write.place) not in running if _is_trials(write.place) else write.age_s > _YOUNG_S
 
 
 def _delete(store: Store, keys: Sequence[str]) -> None:
@@ -237,14 +240,8 @@ def _sum(items: Iterable[Item]) -> list[str]:
     sizes = [item.size for item in items]
     known = [size for size in sizes if size is not None]
     more = " and more" if len(known) < len(sizes) else ""
-    return [str(len(sizes)), _size(sum(known)) + more if known else "unknown"]
+    return [str(len(sizes)), bytes_shown(sum(known)) + more if known else "unknown"]
 
 
 def _trials(count: int) -> str:
     return f"{count} trial{'' if count == 1 else 's'}"
-
-
-def _size(count: int) -> str:
-    """`0.5 kB`, `683 MB`, `1.4 GB`."""
-    scale, unit = next(((scale, unit) for scale, unit in ((1e9, "GB"), (1e6, "MB")) if count >= scale), (1e3, "kB"))
-    return f"{count / scale:.1f} {unit}" if count < 10 * scale else f"{count / scale:.0f} {unit}"

@@ -9,6 +9,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -23,7 +24,12 @@ log = logging.getLogger(__name__)
 
 _BEATS_MISSED = 3
 """A holder is never stale before it has missed so many of its own beats, however short the patience."""
+_PATIENCE_S = 30.0
 _RELEASE_WITHIN_S = 10.0
+BEAT_WITHIN_S = 4.0
+"""Patience for one heartbeat; one that hangs and the one that releases the lease must both end within _RELEASE_WITHIN_S."""
+_PAUSE_S = 0.2
+"""Between tries to release, in a folder that refuses at once."""
 
 
 class _Part(BaseModel):
@@ -92,6 +98,7 @@ class Lease:
         self._seen, self._lock = dict(record.seen), threading.Lock()
         self._lost: str | None = None
         self._ending = threading.Event()
+        self._try_until_s = 0.0
         self._thread = threading.Thread(target=self._beat_on, name="lease", daemon=True)
         self._thread.start()
 
@@ -103,8 +110,9 @@ class Lease:
         *,
         take_over: bool = False,
         every_s: float = 5.0,
-        patience_s: float = 30.0,
+        patience_s: float = _PATIENCE_S,
         above: int = 0,
+        beats: Store | None = None,
         say: Callable[[str], None],
         now_ms: Callable[[], int] = lambda: time.time_ns() // 10**6,
     ) -> Lease:
@@ -112,6 +120,9 @@ class Lease:
 
         A holder on this host is looked up among its processes. Any other is watched for `patience_s`, which `say` announces: it is
         alive once its record changes. With `take_over` the present holder isn't asked.
+
+        Args:
+            beats: the same store, opened with a patience of BEAT_WITHIN_S: a heartbeat that hangs must not hold up the next.
 
         Raises:
             LeaseHeld: another driver is alive, or was faster.
@@ -133,7 +144,8 @@ class Lease:
                 seen=old.seen if old else {},
             )
             try:
-                return cls(store, key, record, store.replace(key, _dump(record), expected=etag), took_over=took_over, now_ms=now_ms)
+                etag = store.replace(key, _dump(record), expected=etag)
+                return cls(beats or store, key, record, etag, took_over=took_over, now_ms=now_ms)
             except Conflict:
                 target = old.token if old else 0
 
@@ -159,9 +171,10 @@ class Lease:
             raise LeaseLost(self._lost)
 
     def release(self) -> None:
-        """Let the next driver in without a wait. Returns within ten seconds; where the store is away, the record stays as it is."""
+        """Let the next driver in without a wait. Tries for ten seconds; where the store is away for longer, the record stays as it is."""
         if self._ending.is_set():
             return
+        self._try_until_s = time.monotonic() + _RELEASE_WITHIN_S
         self._ending.set()
         self._thread.join(_RELEASE_WITHIN_S)
         if self._thread.is_alive():
@@ -177,8 +190,11 @@ class Lease:
                 warned = False
             except Exception as error:
                 if not warned:  # one line an outage
-                    log.warning("%s: no heartbeat: %s%s", self._key, error, "" if last else "; trying on")
+                    log.warning("%s: no heartbeat: %s; trying on", self._key, error)
                 warned = True
+                if last and time.monotonic() < self._try_until_s:
+                    time.sleep(_PAUSE_S)
+                    continue
             if last:
                 return
 
@@ -210,6 +226,36 @@ def current_token(store: Store, sweep: str) -> int:
     """The token of the driver that has, or last had, the sweep; 0 where there was none."""
     record, _ = _read(store, _key(sweep))
     return record.token if record else 0
+
+
+@dataclass(frozen=True)
+class Driver:
+    """Who drives a sweep, as one look at its lease tells."""
+
+    token: int
+    name: str
+    heard: str
+    """Its last sign of life by its own clock, only to show."""
+    beat: int
+    """Changes with every sign of life."""
+    every_s: float
+    """From one sign of life to the next."""
+    alive: bool | None
+    """Whether its process runs; None where that can't be seen from here, and only another beat could tell."""
+
+    @property
+    def patience_s(self) -> float:
+        """So long without a beat, and whoever cannot look its process up may take it for dead."""
+        return max(_PATIENCE_S, _BEATS_MISSED * self.every_s)
+
+
+def driver_of(store: Store, sweep: str) -> Driver | None:
+    """Who holds the sweep's lease; None where nobody does. Raises StoreError."""
+    record, _ = _read(store, _key(sweep))
+    if record is None or record.released:
+        return None
+    holder = record.holder
+    return Driver(record.token, str(holder), record.heard, record.beat, record.every_s, _alive(holder))
 
 
 def _key(sweep: str) -> str:

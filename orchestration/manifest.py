@@ -4,6 +4,7 @@ Layout below the store's root::
 
     SWEEP/TRIAL/manifest.json                          committed by compare-and-swap
     SWEEP/TRIAL/checkpoints/STEP-ATTEMPT/model.safetensors, state.pt
+    SWEEP/TRIAL/pictures/EPOCH-ATTEMPT/predictions.png, confusion.json
     SWEEP/tracking.json                                which trials the tracking server was last told the whole truth about
     SWEEP/lease.json                                   which driver runs the sweep (lease.py)
     weights/SHA256.safetensors                         initial weights (contents.py)
@@ -13,12 +14,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from orchestration.errors import Corrupt, NotFound, SpecError, StoreError, SweepError
 from orchestration.failures import Failure
@@ -30,6 +31,8 @@ from rrn_core.config import TrainConfig
 Status = Literal["running", "finished", "failed"]
 SCORE = "val/miou"
 """The metric by which the best checkpoint is chosen."""
+FOLDERS = CHECKPOINTS, PICTURES = "checkpoints", "pictures"
+"""Of a trial: below them lie its objects, each in a folder that carries the attempt's number, so that no two attempts share a key."""
 
 
 class _Record(BaseModel):
@@ -63,6 +66,23 @@ class Entry(_Record):
     time_ms: int
     metrics: dict[str, float]
 
+    @field_validator("metrics")
+    @classmethod
+    def _scored(cls, metrics: dict[str, float]) -> dict[str, float]:
+        if SCORE not in metrics:
+            raise ValueError(f"an epoch without {SCORE}")
+        return metrics
+
+
+class Pictures(_Record):
+    """What an epoch (counted from 1) looked like.
+
+    `predictions.png`: some validation images. `confusion.json`: classes, head (whose predictions), counts (rows: truth).
+    """
+
+    epoch: int
+    objects: dict[str, ObjectRef]
+
 
 class Attempt(_Record):
     """One try at a trial, from taking it over to its end. `seconds` is all the time that it held its resources."""
@@ -71,6 +91,8 @@ class Attempt(_Record):
     driver: int
     """Token of the driver that ordered it."""
     node: str
+    machine: dict[str, str] = {}
+    """What it ran on: python, torch, device, cpus and the like."""
     started_ms: int
     ended_ms: int | None = None
     """None while it runs; a later attempt or driver closes what a dead one left open."""
@@ -92,7 +114,7 @@ class Attempt(_Record):
 
 
 class Manifest(_Record):
-    """Everything known of a trial. `history` is append-only: an epoch that is trained again changes nothing."""
+    """Everything known of a trial. `history` and `pictures` are append-only: an epoch that is trained again changes nothing."""
 
     version: Literal[1] = 1
     sweep: str
@@ -119,6 +141,7 @@ class Manifest(_Record):
     """Seconds of training that the committed checkpoints hold."""
     checkpoints: tuple[Checkpoint, ...] = ()
     history: tuple[Entry, ...] = ()
+    pictures: tuple[Pictures, ...] = ()
 
     @property
     def epochs(self) -> int:
@@ -128,6 +151,12 @@ class Manifest(_Record):
     @property
     def last(self) -> Entry | None:
         return self.history[-1] if self.history else None
+
+    @property
+    def objects(self) -> tuple[ObjectRef, ...]:
+        """All that it names: of checkpoints and of pictures."""
+        groups = [*(c.objects for c in self.checkpoints), *(p.objects for p in self.pictures)]
+        return tuple(ref for group in groups for ref in group.values())
 
     @property
     def reached(self) -> int:
@@ -161,12 +190,15 @@ def read_manifest(store: Store, sweep: str, trial_id: str) -> Manifest | None:
         return None
 
 
-def read_manifests(store: Store, sweep: str, trial_ids: Sequence[str] | None = None) -> dict[str, Manifest]:
-    """The manifests of the named trials, or of every trial of the sweep, by trial_id."""
+def read_manifests(
+    store: Store, sweep: str, trial_ids: Sequence[str] | None = None, *, known: Mapping[str, Manifest] | None = None
+) -> dict[str, Manifest]:
+    """The manifests of the named trials, or of every trial of the sweep, by trial_id; those that are `known` are not read again."""
+    known = known or {}
     if trial_ids is None:
         trial_ids = [key.split("/")[1] for key in store.keys(f"{sweep}/") if key.count("/") == 2 and key.endswith("/manifest.json")]
     with ThreadPoolExecutor(max_workers=16) as pool:
-        found = pool.map(lambda trial_id: read_manifest(store, sweep, trial_id), trial_ids)
+        found = pool.map(lambda trial_id: known.get(trial_id) or read_manifest(store, sweep, trial_id), trial_ids)
         return {manifest.trial_id: manifest for manifest in found if manifest}
 
 
@@ -214,26 +246,41 @@ def adopted(plan: TrialPlan, manifests: Iterable[Manifest]) -> TrialPlan:
 
 class _Told(_Record):
     uri: str
-    trials: tuple[str, ...]
+    trials: frozenset[str]
 
 
 def tracked(store: Store, sweep: str, uri: str) -> set[str]:
     """Trials whose whole truth the tracking server at `uri` was told when a sweep last ended in order. Raises StoreError."""
-    key = f"{sweep}/tracking.json"
-    try:
-        told = _Told.model_validate_json(store.read(key)[0])
-    except NotFound:
-        return set()
-    except ValidationError as error:
-        raise StoreError(
-            f"{key}: not a note of ours ({error.error_count()} faults); delete it, and MLflow is told everything again"
-        ) from error
-    return set(told.trials) if told.uri == uri else set()
+    told = _told(store, sweep)
+    return set(told.trials) if told and told.uri == uri else set()
+
+
+def forget_tracked(store: Store, sweep: str, trial_ids: Collection[str]) -> None:
+    """Take trials out of what `tracked` answers, whatever server it is for, so that it is told of them again. Raises StoreError."""
+    told = _told(store, sweep)
+    if told and not told.trials.isdisjoint(trial_ids):
+        write_tracked(store, sweep, told.uri, sorted(told.trials - set(trial_ids)))
 
 
 def write_tracked(store: Store, sweep: str, uri: str, trial_ids: Sequence[str]) -> None:
     """Remember what `tracked` answers. `uri` must hold no credential."""
-    store.write(f"{sweep}/tracking.json", json.dumps({"uri": uri, "trials": sorted(trial_ids)}).encode())
+    store.write(_tracking_key(sweep), json.dumps({"uri": uri, "trials": sorted(trial_ids)}).encode())
+
+
+def _told(store: Store, sweep: str) -> _Told | None:
+    key = _tracking_key(sweep)
+    try:
+        return _Told.model_validate_json(store.read(key)[0])
+    except NotFound:
+        return None
+    except ValidationError as error:
+        raise StoreError(
+            f"{key}: not a note of ours ({error.error_count()} faults); delete it, and MLflow is told everything again"
+        ) from error
+
+
+def _tracking_key(sweep: str) -> str:
+    return f"{sweep}/tracking.json"
 
 
 def read_checkpoint(store: Store, checkpoint: Checkpoint) -> dict[str, bytes]:
@@ -262,11 +309,14 @@ def best_of(checkpoints: Iterable[Checkpoint]) -> Checkpoint | None:
 
 
 def parse_manifest(body: bytes, etag: str, *, key: str) -> tuple[Manifest, str]:
-    """The manifest that lies under `key`, and its etag. Raises StoreError."""
+    """The manifest that lies under `key`, and its etag. Raises StoreError, also for a copy of another trial's or another sweep's."""
     try:
-        return Manifest.model_validate_json(body), etag
+        manifest = Manifest.model_validate_json(body)
     except ValidationError as error:
         raise StoreError(f"{key}: not a manifest ({error.error_count()} faults); move it away to start the trial afresh") from error
+    if key != manifest_key(manifest.sweep, manifest.trial_id):
+        raise StoreError(f"{key}: not the manifest of that trial of that sweep; move copies out of the store, then run again")
+    return manifest, etag
 
 
 def dump_manifest(manifest: Manifest) -> bytes:

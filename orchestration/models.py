@@ -60,7 +60,7 @@ def import_weights(source: Path, out: Path) -> str:
     with mendable():
         imported = read_released(source)
         body = imported.to_bytes()
-        _write(out, body)
+        write(out, body)
     return f"{imported}\nwritten   {out}, {len(body) / 2**20:.1f} MiB, SHA-256 {hashlib.sha256(body).hexdigest()}"
 
 
@@ -182,17 +182,17 @@ class _Counted:
 @contextmanager
 def _watched(images: Images) -> Iterator[Images]:
     """The images, with a progress bar over their reading."""
-    with _bar() as bar:
+    with progress_bar() as bar:
         task = bar.add_task("evaluate", total=len(images))
         yield _Counted(images, lambda: bar.advance(task))
 
 
 def _progress(files: Sequence[Path], what: str) -> Iterator[Path]:
-    with _bar() as bar:
+    with progress_bar() as bar:
         yield from bar.track(files, description=what)
 
 
-def _bar() -> Any:
+def progress_bar() -> Any:
     """On stderr, and on a terminal alone, so that what is piped stays clean."""
     from rich.console import Console
     from rich.progress import MofNCompleteColumn, Progress
@@ -272,7 +272,8 @@ def _write_pictures(image: Pixels, labels: Pixels, palette: Palette, stem: Path)
     return flat, overlay
 
 
-def _write(file: Path, body: bytes) -> None:
+def write(file: Path, body: bytes) -> None:
+    """The whole file or nothing; its folder is made. Raises OSError."""
     file.parent.mkdir(parents=True, exist_ok=True)
     staged = file.with_name(f".{file.name}.tmp")
     staged.write_bytes(body)

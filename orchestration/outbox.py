@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import IO
@@ -25,7 +25,7 @@ _LOCK = ".lock"
 
 @dataclass(frozen=True)
 class Parcel:
-    """A checkpoint and the metrics of the epochs that were completed since the one before."""
+    """A checkpoint, and the metrics and pictures of the epochs that were completed since the one before."""
 
     step: int
     epoch: int
@@ -34,6 +34,8 @@ class Parcel:
     seconds: float
     at_s: float
     """`time.monotonic()` when it was captured."""
+    pictures: Mapping[int, Mapping[str, bytes]] = field(default_factory=dict)
+    """Files by epoch; small beside a checkpoint, so they wait in memory."""
 
     @property
     def size(self) -> int:
@@ -56,7 +58,7 @@ class _Waiting:
 class Outbox:
     """Commits the parcels of one training, which is the only thread that submits.
 
-    Of more than two that wait, only the newest and the best keep their files; the entries of the others go with the next one.
+    Of more than two that wait, only the newest and the best keep their files; entries and pictures of the others go with the next one.
 
     Leaving the context waits for all of them. While an exception passes, it waits for the one under way only and drops the rest.
     """
@@ -68,6 +70,7 @@ class Outbox:
         self._change = threading.Condition()
         self._queue: list[_Waiting] = []
         self._under_way, self._closing = False, False
+        self._deserted = False
         self._leaving = 0  # bytes on disk of the parcel under way, while it is read back
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._work, name="outbox", daemon=True)
@@ -80,9 +83,7 @@ class Outbox:
     def submit(self, parcel: Parcel) -> None:
         """Hand over; waits only while the spool is full or has no disk. Raises what went wrong with an earlier commit."""
         with self._change:
-            self._raise()
-            *older, newest = _coalesced([*self._queue, _Waiting(parcel, parcel.size)])
-            self._drop(keep=older)
+            newest = self._coalesce(parcel)
             idle = self._idle()
         if not idle:
             newest = self._spooled(newest)
@@ -100,6 +101,19 @@ class Outbox:
             self._raise()
             return done
 
+    def conclude(self, last: Parcel | None, *, within_s: float) -> bool:
+        """`flush`, after `last` was put at the end of the queue, where it waits in memory.
+
+        False: time is over. Then leaving the context waits for nothing; the commit under way goes on for as long as the process does.
+        """
+        with self._change:
+            if last:
+                item = self._coalesce(last)  # which makes the queue anew
+                self._queue.append(item)
+                self._change.notify_all()
+            self._deserted = not self.flush(timeout_s=within_s)
+            return not self._deserted
+
     @property
     def waiting(self) -> int:
         """Parcels not committed yet."""
@@ -110,7 +124,7 @@ class Outbox:
             with self._change:
                 if kind is not None:
                     self._drop_all()
-                self._change.wait_for(self._idle)
+                self._change.wait_for(lambda: self._deserted or self._idle())
                 if kind is None:
                     self._raise()
             if self._error and self._error is not error:
@@ -123,7 +137,7 @@ class Outbox:
             self._closing = True
             self._change.notify_all()
             idle = self._idle()
-        if idle:  # otherwise a Ctrl-C ended the wait, and nobody waits for a commit that may take an hour
+        if idle:  # otherwise the wait was cut short, and nobody waits for a commit that may take an hour
             self._thread.join()
         self._spool.remove()
 
@@ -133,6 +147,13 @@ class Outbox:
     def _raise(self) -> None:
         if self._error:
             raise self._error
+
+    def _coalesce(self, parcel: Parcel) -> _Waiting:
+        """Make place for `parcel` in the queue; it comes back with the entries of those that fell out."""
+        self._raise()
+        *older, newest = _coalesced([*self._queue, _Waiting(parcel, parcel.size)])
+        self._drop(keep=older)
+        return newest
 
     def _spooled(self, item: _Waiting) -> _Waiting:
         """The parcel with its files on disk; as it is, where the disk has no place for them or nobody is before it any more."""
@@ -214,17 +235,18 @@ class Outbox:
 
 
 def _coalesced(items: list[_Waiting]) -> list[_Waiting]:
-    """Of more than two, the best and the newest; each takes the entries of those that fell out before it."""
+    """Of more than two, the best and the newest; each takes the entries and pictures of those that fell out before it."""
     if len(items) <= 2:
         return items
     scored = [item for item in items if item.parcel.score is not None]
     best = max(scored, key=lambda item: (item.parcel.score or 0.0, -item.parcel.step), default=None)
-    kept, entries = list[_Waiting](), list[Entry]()
+    kept, entries, pictures = list[_Waiting](), list[Entry](), dict[int, Mapping[str, bytes]]()
     for item in items:
         entries += item.parcel.entries
+        pictures |= item.parcel.pictures
         if item is best or item is items[-1]:
-            kept.append(replace(item, parcel=replace(item.parcel, entries=tuple(entries))))
-            entries = []
+            kept.append(replace(item, parcel=replace(item.parcel, entries=tuple(entries), pictures=pictures)))
+            entries, pictures = [], {}
     return kept
 
 

@@ -8,17 +8,22 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from itertools import chain
 from typing import Any
 
-from orchestration.errors import Conflict, Corrupt, Fenced, NotFound, StoreError
+from orchestration.errors import Conflict, Corrupt, Fenced, NotFound, StoreError, StoreUnavailable
 from orchestration.failures import Failure
 from orchestration.manifest import (
+    CHECKPOINTS,
+    FOLDERS,
+    PICTURES,
     SCORE,
     Attempt,
     Checkpoint,
     Entry,
     Manifest,
     ObjectRef,
+    Pictures,
     dump_manifest,
     manifest_key,
     parse_manifest,
@@ -51,6 +56,7 @@ class TrialRecord:
         self.manifest, self._etag = manifest, etag
         self._opened_s = self._accounted_s = clock()
         self._first = self._step = 0  # where training began, and up to where it is accounted for
+        self._left = False
         self.unusable: list[str] = []
         """Checkpoints that had to be passed over, a line each."""
 
@@ -62,12 +68,13 @@ class TrialRecord:
         *,
         retention: Retention,
         driver: int = 0,
+        machine: Mapping[str, str] | None = None,
         now_ms: Callable[[], int] = _wall_ms,
         clock: Callable[[], float] = time.monotonic,
     ) -> TrialRecord:
         """Take the trial over for the driver with the token `driver`: a new attempt begins, every earlier writer is fenced off.
 
-        A finished trial is opened as it is.
+        A finished trial is opened as it is. `machine`: what is noted of where the attempt runs.
 
         Raises:
             Fenced: a driver with a higher token has ordered an attempt.
@@ -80,7 +87,7 @@ class TrialRecord:
             if manifest.status == "finished":
                 assert etag is not None
                 return cls(store, manifest, etag, retention=retention, now_ms=now_ms, clock=clock)
-            fresh = _with_attempt(manifest, driver, now_ms())
+            fresh = _with_attempt(manifest, driver, dict(machine or {}), now_ms())
             try:
                 etag = store.replace(key, dump_manifest(fresh), expected=etag)
                 return cls(store, fresh, etag, retention=retention, now_ms=now_ms, clock=clock)
@@ -112,34 +119,52 @@ class TrialRecord:
         self._first = self._step = step
 
     def commit(
-        self, *, step: int, epoch: int, files: Mapping[str, bytes], entries: Sequence[Entry], seconds: float, at_s: float | None = None
+        self,
+        *,
+        step: int,
+        epoch: int,
+        files: Mapping[str, bytes],
+        entries: Sequence[Entry],
+        seconds: float,
+        pictures: Mapping[int, Mapping[str, bytes]] | None = None,
+        at_s: float | None = None,
     ) -> None:
         """Store `files` as the checkpoint of `step`, then the manifest that names it, then drop what retention no longer keeps.
 
         Args:
+            pictures: files by epoch; those of an epoch that has some already are left out.
             at_s: instant of this record's clock at which `files` were captured; unset, now.
 
         Raises:
             Fenced: another attempt took the trial over; nothing was committed.
         """
-        folder = f"{self.manifest.sweep}/{self.manifest.trial_id}/checkpoints/{step:08d}-{self.manifest.attempt}"
-        objects = {name: ObjectRef(key=f"{folder}/{name}", sha256=sha256_of(body), size=len(body)) for name, body in files.items()}
-        for name, ref in objects.items():
-            self._store.write(ref.key, files[name])
+        objects = self._put(f"{CHECKPOINTS}/{step:08d}", files)
         history = (*self.manifest.history, *(entry for entry in entries if entry.epoch > self.manifest.epochs))
         score = next((entry.metrics[SCORE] for entry in history if entry.step == step), None)
         checkpoint = Checkpoint(step=step, epoch=epoch, attempt=self.manifest.attempt, score=score, objects=objects)
         before = self.manifest.checkpoints
-        kept = retained((*(c for c in before if c.step < step), checkpoint), self._retention)
-        account = self._account(step, self._clock() if at_s is None else at_s)
-        self._swap(account, checkpoints=kept, history=history, seconds=max(seconds, self.manifest.seconds))
-        self._drop(lambda: (ref.key for c in before if c not in kept for ref in c.objects.values()))
+        changes = {
+            "checkpoints": retained((*(c for c in before if c.step < step), checkpoint), self._retention),
+            "history": history,
+            "pictures": (*self.manifest.pictures, *self._drawn(pictures or {})),
+            "seconds": max(seconds, self.manifest.seconds),
+        }
+        self._swap(self._account(step, self._clock() if at_s is None else at_s), **changes)
+        self._drop(lambda: (ref.key for c in before for ref in c.objects.values()))
 
     def finish(self) -> None:
         """The trial is complete; objects that uncommitted uploads left behind are removed."""
         self._end({"outcome": "finished"}, lost=False, status="finished")
-        prefix = f"{self.manifest.sweep}/{self.manifest.trial_id}/checkpoints/"
-        self._drop(lambda: self._store.keys(prefix))
+        prefixes = [f"{self.manifest.sweep}/{self.manifest.trial_id}/{folder}/" for folder in FOLDERS]
+        self._drop(lambda: chain.from_iterable(map(self._store.keys, prefixes)))
+
+    def hurry(self, store: Store) -> None:
+        """From here on write through `store`, which gives up sooner."""
+        self._store = store
+
+    def leave(self) -> None:
+        """A commit is still under way, and nobody waits for it: the attempt stays open, and who comes next closes it."""
+        self._left = True
 
     def stop(self) -> None:
         """The attempt ends because the sweep was stopped; the trial goes on when it is run again."""
@@ -149,6 +174,20 @@ class TrialRecord:
         """The attempt failed; the trial has, unless another attempt follows."""
         end = {"outcome": failure, "reason": reason}
         self._end(end, lost=True, status="failed", failure=failure, reason=reason, traceback=traceback)
+
+    def _put(self, folder: str, files: Mapping[str, bytes]) -> dict[str, ObjectRef]:
+        """Write the files below the trial's `folder` of this attempt."""
+        place = f"{self.manifest.sweep}/{self.manifest.trial_id}/{folder}-{self.manifest.attempt}"
+        objects = {name: ObjectRef(key=f"{place}/{name}", sha256=sha256_of(body), size=len(body)) for name, body in files.items()}
+        for name, ref in objects.items():
+            self._store.write(ref.key, files[name])
+        return objects
+
+    def _drawn(self, pictures: Mapping[int, Mapping[str, bytes]]) -> list[Pictures]:
+        """The pictures of epochs that have none yet, written."""
+        known = {drawn.epoch for drawn in self.manifest.pictures}
+        fresh = sorted((epoch, files) for epoch, files in pictures.items() if epoch not in known)
+        return [Pictures(epoch=epoch, objects=self._put(f"{PICTURES}/{epoch:04d}", files)) for epoch, files in fresh]
 
     def _account(self, step: int, at_s: float) -> dict[str, Any]:
         """The attempt with the seconds from the last account to `at_s`, in which it went from there to `step`."""
@@ -163,6 +202,8 @@ class TrialRecord:
         }
 
     def _end(self, closing: dict[str, Any], *, lost: bool, **changes: Any) -> None:
+        if self._left:
+            raise StoreUnavailable(f"{self._store.uri}: the last commit has not come to an end")
         kind = "lost_s" if lost else "useful_s"
         left_s = max(0.0, self._clock() - self._accounted_s)
         closing |= {"ended_ms": self._now_ms(), kind: getattr(self.manifest.attempts[-1], kind) + left_s}
@@ -181,7 +222,7 @@ class TrialRecord:
 
     def _drop(self, keys: Callable[[], Iterable[str]]) -> None:
         """Delete what the manifest does not name. The commit stands already, so a failure here only leaves litter."""
-        named = {ref.key for c in self.manifest.checkpoints for ref in c.objects.values()}
+        named = {ref.key for ref in self.manifest.objects}
         try:
             self._store.delete([key for key in keys() if key not in named])
         except StoreError as error:
@@ -262,11 +303,11 @@ def _read_or_new(store: Store, plan: TrialPlan, key: str, now_ms: int) -> tuple[
         return fresh, None
 
 
-def _with_attempt(manifest: Manifest, driver: int, now_ms: int) -> Manifest:
+def _with_attempt(manifest: Manifest, driver: int, machine: dict[str, str], now_ms: int) -> Manifest:
     """The manifest with one more attempt, after closing what a process that died without a word left open."""
     if manifest.attempts and manifest.attempts[-1].ended_ms is None:
         manifest = _closed(manifest, "lost", "its process ended without a word", 0.0, manifest.updated_ms)
-    attempt = Attempt(number=manifest.attempt + 1, driver=driver, node=platform.node(), started_ms=now_ms)
+    attempt = Attempt(number=manifest.attempt + 1, driver=driver, node=platform.node(), machine=machine, started_ms=now_ms)
     taken = {
         "attempt": attempt.number,
         "attempts": (*manifest.attempts, attempt),

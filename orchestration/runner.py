@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestration import report
+from orchestration.compare.published import published_table
 from orchestration.contents import STORED
 from orchestration.errors import ClusterError, LeaseLost, SweepError
 from orchestration.lease import Lease
@@ -22,6 +23,7 @@ from rrn_core.config import Runtime
 
 if TYPE_CHECKING:
     from orchestration.events import Event, Stop
+    from orchestration.tracking.describe import Facts
 
 RAY_SETTINGS = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # no CSV, JSON and TensorBoard copies of every report
@@ -40,6 +42,10 @@ MLFLOW_SETTINGS = {
 }
 
 
+LONGEST_DIFF = 2**20
+"""Characters of uncommitted changes that are shown."""
+
+
 class Terminated(KeyboardInterrupt):
     """SIGTERM: a batch system, or the notice before a spot machine goes, stops the sweep; it shall be started again elsewhere."""
 
@@ -50,6 +56,7 @@ class Runner:
     Args:
         chosen: the trials to train; the others are only shown.
         environment: names the Ray cluster, if any, in RAY_ADDRESS.
+        command: what the user gave; makes the whole sweep again.
     """
 
     def __init__(
@@ -60,15 +67,32 @@ class Runner:
         *,
         chosen: Sequence[TrialPlan],
         environment: Mapping[str, str],
+        command: str,
         say: Callable[[str], None],
     ) -> None:
-        from orchestration.tracking import Tracker
+        from orchestration.events import Stop
+        from orchestration.notify import Notifier
+        from orchestration.tracking.runfiles import stored
+        from orchestration.tracking.tracker import Tracker
 
         self._sweep, self._runtime, self._lease, self._chosen, self._say = sweep, runtime, lease, chosen, say
         self._ray_address = environment.get("RAY_ADDRESS") or None
+        finished = len(sweep.plans) - len(sweep.unfinished)
+        self._notifier = Notifier(sweep.spec.notify, sweep.name, total=sweep.total, finished=finished, environment=environment)
+        self._stop, self._again = Stop(say), command
         self._committed: dict[str, int] = {}
-        tags = {"sweep_file": str(sweep.file), **git_state()}
-        self._tracker = Tracker(sweep.tracking, sweep=sweep.name, store=sweep.store.uri, read=self._manifest, tags=tags)
+        self._tracker = Tracker(
+            sweep.tracking,
+            sweep=sweep.name,
+            store=sweep.store.uri,
+            read=self._manifest,
+            fetch=stored(sweep.store),
+            driver=lease.token,
+            tags={"sweep_file": str(sweep.file), **git_state()},
+            code=git_diff(),
+            facts=facts(sweep, command),
+            overview=overview(sweep, command),
+        )
 
     def run(self) -> Sweep:
         """Train what is chosen and not finished; how it ended, for the exit code.
@@ -78,6 +102,22 @@ class Runner:
             LeaseLost: another driver took the sweep over.
             KeyboardInterrupt: stopped, with the books in order; Terminated where a signal other than Ctrl-C did it.
         """
+        with self._noticed():
+            return self._run()
+
+    @contextmanager
+    def _noticed(self) -> Iterator[None]:
+        """Whoever wants to know is told how the sweep ended; of one that another driver has, that driver tells."""
+        try:
+            yield
+        except ClusterError as error:
+            with suppress(SweepError):
+                self._notifier.ended(self._sweep.reread(), stopped=str(error))
+            raise
+        finally:
+            self._notifier.close(timeout_s=30)
+
+    def _run(self) -> Sweep:
         sweep = self._sweep
         _require_files(sweep, self._runtime, remote=self._ray_address is not None)
         self._say(f"sweep {sweep.name}: {sweep.count}")
@@ -102,6 +142,9 @@ class Runner:
         ended = sweep.reread()
         ended.write_tracked({plan.trial_id for plan in ended.plans} - {plan.trial_id for plan in ended.unfinished} - set(behind))
         self._conclude(ended)
+        if self._stop.reason and self._stop.tripped:
+            self._notifier.breaker(self._stop.reason)
+        self._notifier.ended(ended, stopped=self._stop.reason)
         if interrupted:
             raise interrupted
         return ended
@@ -116,24 +159,23 @@ class Runner:
         from rich.console import Console
 
         from orchestration import cluster
-        from orchestration.events import Stop
         from orchestration.trial import Job
         from orchestration.view import View
 
         sweep = self._sweep
         console = Console(width=None if sys.stdout.isatty() else 200, highlight=False)
-        job = Job(sweep.store.uri, self._runtime, sweep.spec.retention, sweep.spec.retries, self._lease.token)
-        stop = Stop(self._say)
+        spec = sweep.spec
+        job = Job(sweep.store.uri, self._runtime, spec.retention, spec.retries, self._lease.token, pictures=spec.pictures)
         with cluster.connect(self._ray_address):
             stop_on_sigterm()  # again, because Ray puts its own handler, which aborts
             view = View(console, total=sweep.total, finished=len(sweep.plans) - len(sweep.unfinished))
-            with _gently(stop), view:
+            with _gently(self._stop), view:
                 cluster.run(
                     self._source(),
                     job,
                     resources=sweep.spec.resources,
-                    listeners=[view, self._track],
-                    stop=stop,
+                    listeners=[view, self._track, self._notifier],
+                    stop=self._stop,
                     lease=self._lease,
                 )
 
@@ -158,18 +200,19 @@ class Runner:
         return FixedSource(self._chosen)
 
     def _conclude(self, sweep: Sweep) -> None:
-        from orchestration.tracking import ui_command
-
         self._say(f"\n{report.summary(sweep.plans, sweep.manifests)}\n\n{sweep.count}")
         self._say(
             "mIoU in percent on the validation list; b1, b2, ens: branch 1, branch 2, their ensemble; best: epoch with the best val/miou"
         )
         if sweep.spec.published:
-            self._say(f"\n{report.published(sweep.spec.published, sweep.plans, sweep.manifests)}\n")
+            self._say(f"\n{published_table(sweep.spec.published, sweep.plans, sweep.manifests)}\n")
         self._say(f"checkpoints: {sweep.store.uri}/{sweep.name}")
-        self._say(f"MLflow UI:   {ui_command(sweep.tracking)}")
-        if self._tracker.comparison_url:
-            self._say(f"then open    {self._tracker.comparison_url}")
+        self._say(f"MLflow UI:   {self._tracker.comparison_url or self._command('ui')}")
+        self._say(f"one page:    {self._command('compare')} --out report.html")
+
+    def _command(self, name: str) -> str:
+        """Another command about this very sweep."""
+        return self._again.replace("rrn-sweep ", f"rrn-sweep {name} ", 1)
 
 
 def settle_dead(sweep: Sweep, lease: Lease) -> Sweep:
@@ -215,6 +258,31 @@ def _gently(stop: Stop) -> Iterator[None]:
             signal.signal(number, handler)
     if first:
         raise Terminated if first[0] == signal.SIGTERM else KeyboardInterrupt
+
+
+def facts(sweep: Sweep, command: str) -> Facts:
+    """What the description of the sweep says besides what its trials tell."""
+    from orchestration.tracking.describe import Facts
+
+    return Facts(sweep.spec.description, command, sweep.total)
+
+
+def overview(sweep: Sweep, command: str) -> Callable[[], Mapping[str, bytes]]:
+    """Makes the files of the sweep's own run, from what the store knows at that moment."""
+    from orchestration.compare import forms
+
+    source = forms.source([sweep.file], command=command, code=git_state())
+    return lambda: forms.overview(sweep.reread(), source=source)
+
+
+def git_diff() -> dict[str, str]:
+    """What was changed since the commit of the code that runs, as the file `git.diff`; nothing where nothing was."""
+    if git_state()["dirty"] != "true":
+        return {}
+    command = ["git", "-C", str(Path(__file__).parent), "diff", "HEAD"]
+    with suppress(OSError, subprocess.SubprocessError):
+        return {"git.diff": subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout[:LONGEST_DIFF]}
+    return {}
 
 
 def git_state() -> dict[str, str]:

@@ -85,7 +85,7 @@ class S3Store:
         from botocore.exceptions import ClientError
 
         try:
-            return str(client.put_object(**put)["ETag"])
+            return _etag(client.put_object(**put))
         except ClientError as refusal:
             if not unsure or _code(refusal) != "PreconditionFailed":
                 raise
@@ -260,7 +260,18 @@ def _new_client(*, patience_s: float) -> _Client:
 
 def _get(client: _Client, at: dict[str, str]) -> tuple[bytes, str]:
     answer = client.get_object(**at)
-    return answer["Body"].read(), answer["ETag"]  # boto3 compares the length and the checksum
+    etag = _etag(answer)
+    if "ContentLength" not in answer:
+        raise _Again("an answer whose headers were cut short")
+    return answer["Body"].read(), etag  # boto3 compares the length and the checksum
+
+
+def _etag(answer: dict[str, Any]) -> str:
+    """Whole only with its closing quote: Python takes headers that a broken connection cut short for complete."""
+    etag = str(answer.get("ETag", ""))
+    if not etag.endswith('"'):
+        raise _Again("an answer whose headers were cut short")
+    return etag
 
 
 def _body(body: bytes) -> dict[str, Any]:

@@ -153,6 +153,8 @@ class SweepSpec(_Part):
     """A sweep as the user wrote it, checked: every value in `base`, `grid`, `points` and `space` fits TrainConfig."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$")]
+    description: str = ""
+    """What the sweep is for, in Markdown; MLflow shows it."""
     preset: str | None = None
     base: Settings = {}
     grid: dict[str, list[Any]] = {}

@@ -88,11 +88,11 @@ class Sweep:
         manifest = self.manifests.get(plan.trial_id)
         return (manifest.failure or "code") if manifest and manifest.status == "failed" else None
 
-    def reread(self) -> Sweep:
-        """The sweep with what the store knows now. Raises StoreError."""
+    def reread(self, *, known: Mapping[str, Manifest] | None = None) -> Sweep:
+        """The sweep with what the store knows now; manifests that are `known` not to change are not read again. Raises StoreError."""
         spec = self.spec
         names = None if spec.search or any(unresolved(plan.config) for plan in self.plans) else [plan.trial_id for plan in self.plans]
-        manifests = read_manifests(self.store, spec.name, names)
+        manifests = read_manifests(self.store, spec.name, names, known=known)
         plans = [adopted(plan, manifests.values()) if unresolved(plan.config) else plan for plan in self.plans]
         if spec.search:
             found = proposed(spec, manifests, self.contents.resolve)

@@ -4,29 +4,36 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import chain
-from typing import Literal
 
 from orchestration.contents import weights_key
-from orchestration.errors import Fenced, Preempted
+from orchestration.drawing import drawn
+from orchestration.errors import Fenced, Preempted, StoreError
 from orchestration.failures import classify, reason_of, traceback_of
 from orchestration.lease import current_token
 from orchestration.manifest import SCORE, Entry, Manifest
 from orchestration.outbox import Outbox, Parcel
 from orchestration.plan import TrialPlan
 from orchestration.record import TrialRecord, settle, spent
-from orchestration.spec import Retention, Retries
+from orchestration.spec import PictureRule, Retention, Retries
 from orchestration.store import Store, open_store
+from orchestration.update import Update
+from orchestration.usage import Usage, machine
 from rrn_core import CheckpointError
 from rrn_core.config import Runtime
-from rrn_core.training import Metrics, Report, train
+from rrn_core.training import Report, train
 
 log = logging.getLogger(__name__)
 
 COMMIT_WITHIN_S = 25.0
 """A trial that is told to stop commits a last checkpoint within so many seconds, or leaves it."""
+
+CLOSE_WITHIN_S = 5.0
+"""Then it waits so long for the store to note its end."""
 
 LONGEST_PAUSE_S = 30.0
 """Between attempts that end because the store or the disk refuses."""
@@ -48,37 +55,16 @@ class Job:
     """Checkpoints that wait for an absent store take so much of the local disk; then training waits too."""
     patience_s: float = 3600.0
     """How long an absent store is waited for."""
-
-
-@dataclass(frozen=True)
-class Update:
-    """Where a trial stands, for those who watch."""
-
-    trial_id: str
-    attempt: int
-    resumed_step: int | None
-    """Step of the checkpoint that this attempt went on from."""
-    epoch: int
-    epochs: int
-    iteration: int
-    iterations: int
-    loss: float | None = None
-    miou: float | None = None
-    eta_s: float | None = None
-    committed: int = 0
-    """Epochs that the store holds."""
-    worked_s: float = 0.0
-    """Seconds since the attempt began."""
-    ended: Literal["finished", "failed"] | None = None
-    note: str | None = None
-    """What the user should know about how this attempt started."""
+    pictures: PictureRule = field(default_factory=PictureRule)
+    """What is drawn; it changes no result."""
 
 
 def run_trial(plan: TrialPlan, job: Job) -> Generator[Update, None, None]:
     """Train `plan` to its end from wherever the store says it was, yielding an update at every report of the training.
 
     The last update says how the trial ended: finished, or failed with no new start left. A generator that is closed, or told
-    `Preempted` by `throw`, first commits a checkpoint of the step that it reached, within COMMIT_WITHIN_S.
+    `Preempted` by `throw`, first commits a checkpoint of the step that it reached, within COMMIT_WITHIN_S, and notes its end, within
+    about CLOSE_WITHIN_S; where the store is away, the attempt stays open, and who comes next closes it.
 
     Raises:
         Fenced: another attempt, or another driver, took the trial over; the manifest is theirs.
@@ -89,7 +75,7 @@ def run_trial(plan: TrialPlan, job: Job) -> Generator[Update, None, None]:
     if (known := _given_up(plan, job, store)) is not None:
         yield _ended(plan, known)
         return
-    record = TrialRecord.open(store, plan, retention=job.retention, driver=job.driver)
+    record = TrialRecord.open(store, plan, retention=job.retention, driver=job.driver, machine=machine(job.runtime))
     if record.manifest.status == "finished":
         yield _ended(plan, record.manifest)
         return
@@ -99,13 +85,30 @@ def run_trial(plan: TrialPlan, job: Job) -> Generator[Update, None, None]:
     except Fenced:
         raise
     except GeneratorExit:
-        record.stop()
+        _soon(record, job, record.stop)
         raise
     except Exception as error:
-        record.fail(failure=classify(error), reason=reason_of(error), traceback=traceback_of(error))
+        _fail(record, error, job)
         if not spent(record.manifest, job.retries, driver=job.driver):
             raise
     yield _ended(plan, record.manifest)
+
+
+def _fail(record: TrialRecord, error: Exception, job: Job) -> None:
+    fail = partial(record.fail, failure=classify(error), reason=reason_of(error), traceback=traceback_of(error))
+    if isinstance(error, Preempted):
+        _soon(record, job, fail)
+    else:
+        fail()
+
+
+def _soon(record: TrialRecord, job: Job, end: Callable[[], None]) -> None:
+    """Close the attempt now or not at all: a process that is told to end has no hour to wait for the store."""
+    record.hurry(open_store(job.store, deadline_s=CLOSE_WITHIN_S))
+    try:
+        end()
+    except StoreError as error:
+        log.warning("trial %s: the attempt stays open, who comes next closes it: %s", record.manifest.trial_id, error)
 
 
 def _given_up(plan: TrialPlan, job: Job, store: Store) -> Manifest | None:
@@ -140,39 +143,38 @@ def _train(plan: TrialPlan, job: Job, record: TrialRecord, store: Store) -> Iter
 def _attempt(
     plan: TrialPlan, job: Job, record: TrialRecord, store: Store, update: Update, files: Mapping[str, bytes] | None
 ) -> Iterator[Update]:
-    saved_s, entries = time.monotonic(), list[Entry]()
+    saved_s = time.monotonic()
     pace = _Pace(update.iteration)
     report: Report | None = None
     submitted = update.iteration
-    with Outbox(lambda parcel: _commit(record, parcel), limit_bytes=job.outbox_bytes) as outbox:
+    with Usage(job.runtime) as usage, Outbox(lambda parcel: _commit(record, parcel), limit_bytes=job.outbox_bytes) as outbox:
         try:
             init_weights = _init_weights(plan, store) if files is None else None
             for report in train(plan.config, job.runtime, resume_from=files, init_weights=init_weights):
-                if report.metrics is not None:
-                    entries.append(_entry(report, report.metrics))
                 if report.metrics is not None or time.monotonic() - saved_s >= job.checkpoint_every_s:
-                    outbox.submit(_parcel(report, entries))
-                    saved_s, entries, submitted = time.monotonic(), [], report.iteration
+                    outbox.submit(_parcel(report, plan, job, usage))
+                    saved_s, submitted = time.monotonic(), report.iteration
                 update = _next(update, report, pace, record)
                 yield update
         except (GeneratorExit, Preempted):
-            if report and report.iteration > submitted:
-                outbox.submit(_parcel(report, entries))
-            outbox.flush(timeout_s=COMMIT_WITHIN_S)
+            last = _parcel(report, plan, job, usage) if report and report.iteration > submitted else None
+            with suppress(StoreError):  # the outbox tells it
+                if not outbox.conclude(last, within_s=COMMIT_WITHIN_S):
+                    record.leave()
             raise
 
 
-def _entry(report: Report, metrics: Metrics) -> Entry:
-    return Entry(epoch=report.epoch, step=report.iteration, time_ms=time.time_ns() // 10**6, metrics=metrics)
-
-
-def _parcel(report: Report, entries: list[Entry]) -> Parcel:
-    """The state as it is now, copied, since training goes on."""
+def _parcel(report: Report, plan: TrialPlan, job: Job, usage: Usage) -> Parcel:
+    """The state as it is now, copied, since training goes on, and what there is to tell of an epoch that it completes."""
+    metrics, now_ms = report.metrics, time.time_ns() // 10**6
+    entries = [Entry(epoch=report.epoch, step=report.iteration, time_ms=now_ms, metrics=metrics | usage.means())] if metrics else []
+    pictures = drawn(report, plan.config, job.runtime, job.pictures)
     return Parcel(
         step=report.iteration,
         epoch=report.epoch,
         files=report.state.to_files(),
-        entries=tuple(entries),
+        entries=entries,
+        pictures=pictures,
         seconds=report.state.seconds,
         at_s=time.monotonic(),
     )
@@ -180,7 +182,13 @@ def _parcel(report: Report, entries: list[Entry]) -> Parcel:
 
 def _commit(record: TrialRecord, parcel: Parcel) -> None:
     record.commit(
-        step=parcel.step, epoch=parcel.epoch, files=parcel.files, entries=parcel.entries, seconds=parcel.seconds, at_s=parcel.at_s
+        step=parcel.step,
+        epoch=parcel.epoch,
+        files=parcel.files,
+        entries=parcel.entries,
+        pictures=parcel.pictures,
+        seconds=parcel.seconds,
+        at_s=parcel.at_s,
     )
 
 
@@ -211,7 +219,7 @@ def _first(plan: TrialPlan, manifest: Manifest, resumed_step: int | None) -> Upd
         epochs=plan.config.epochs,
         iteration=resumed_step or 0,
         iterations=plan.iterations,
-        loss=last.metrics["train/loss"] if last else None,
+        loss=last.metrics.get("train/loss") if last else None,
         miou=last.metrics[SCORE] if last else None,
         committed=manifest.epochs,
     )

@@ -1,4 +1,4 @@
-"""Evaluation: sliding windows over whole images, the ensemble of both branches, one confusion matrix, mIoU (METHOD.md 1.5)."""
+"""Evaluation: sliding windows over whole images, the ensemble of both branches, a confusion matrix each, mIoU (METHOD.md 1.5)."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice, product
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -17,43 +18,70 @@ from torch import Tensor, nn
 from rrn_core.config import TrainConfig
 from rrn_core.data import Images, Pixels
 from rrn_core.data.augment import normalise, pad
+from rrn_core.losses import hard_labels
 from rrn_core.networks import Quartet
 
 Forward = Callable[[Tensor], Tensor]
 """Windows (N, 3, crop, crop), normalised, to scores (N, ..., crop, crop)."""
 
-_HEADS = ("branch1", "branch2", "ensemble")
+Head = Literal["branch1", "branch2", "ensemble"]
+HEADS: tuple[Head, ...] = get_args(Head)
 
 
 def evaluate(
     quartet: Quartet, images: Images, classes: Sequence[str], config: TrainConfig, device: torch.device, *, stride: int | None = None
 ) -> dict[str, float]:
-    """mIoU and IoU per class, in 0..1, of both branches and of their ensemble, from one forward pass of each branch per window.
+    """`metrics_of` the `confusions`."""
+    return metrics_of(confusions(quartet, images, len(classes), config, device, stride=stride), classes, config)
 
-    `val/miou` is what `config.ensemble` names; with `none`, `val/miou_ensemble` is still reported, of logits. A class that neither
-    occurs nor is predicted has no IoU: its key is left out. The train or eval mode of the branches is restored.
-    Each image is read once, in order, when its turn comes.
+
+def confusions(
+    quartet: Quartet, images: Images, num_classes: int, config: TrainConfig, device: torch.device, *, stride: int | None = None
+) -> Tensor:
+    """Confusion matrices (3, K, K) int64 on the CPU, one for each of `HEADS`, from one forward pass of each branch per window.
+
+    The train or eval mode of the branches is restored. Each image is read once, in order, when its turn comes.
 
     Args:
         stride: of the windows, as in `slide_all`.
     """
-    confusions = torch.zeros(len(_HEADS), len(classes), len(classes), dtype=torch.int64, device=device)
+    counts = torch.zeros(len(HEADS), num_classes, num_classes, dtype=torch.int64, device=device)
     pairs = (images[i] for i in range(len(images)))
     labels: deque[Pixels] = deque()
-    with _evaluating(quartet.branch1, quartet.branch2), torch.inference_mode():
-        forward = _heads(quartet, config, device)
+    with evaluating(quartet.branch1, quartet.branch2), torch.inference_mode():
+        forward = heads(quartet, config, device)
         for scores in slide_all(_parted(pairs, labels), forward, crop=config.crop, stride=stride, batch=config.eval_batch):
             gt = torch.from_numpy(labels.popleft()).to(device)
-            confusions += torch.stack([confusion(gt, pred, len(classes)) for pred in scores.argmax(dim=1)])
-    return _metrics(confusions.cpu(), classes, config.ensemble)
+            counts += torch.stack([confusion(gt, pred, num_classes) for pred in hard_labels(scores)])
+    return counts.cpu()
+
+
+def metrics_of(by_head: Tensor, classes: Sequence[str], config: TrainConfig) -> dict[str, float]:
+    """mIoU and IoU per class, in 0..1, of counts (3, K, K), one for each of `HEADS`; `val/miou` is that of the `reported_head`.
+
+    With `ensemble: none`, `val/miou_ensemble` is still there, of logits. A class that neither occurs nor is predicted has no IoU: its
+    key is left out.
+    """
+    counted = dict(zip(HEADS, by_head, strict=True))
+    metrics = {f"val/miou_{head}": miou(counts) for head, counts in counted.items()}
+    metrics["val/miou"] = metrics[f"val/miou_{reported_head(config)}"]
+    for head, counts in counted.items():
+        named = zip(classes, iou(counts).tolist(), strict=True)
+        metrics |= {f"val/iou_{head}/{name}": value for name, value in named if not math.isnan(value)}
+    return metrics
+
+
+def reported_head(config: TrainConfig) -> Head:
+    """Whose predictions the result of a run are."""
+    return "branch1" if config.ensemble == "none" else "ensemble"
 
 
 def predict(quartet: Quartet, image: Pixels, config: TrainConfig, device: torch.device, *, stride: int | None = None) -> Pixels:
-    """Class of every pixel (H, W) of an RGB image (H, W, 3), by what `config.ensemble` names: what `evaluate` scores as `val/miou`."""
-    head = _HEADS.index("branch1" if config.ensemble == "none" else "ensemble")
-    with _evaluating(quartet.branch1, quartet.branch2), torch.inference_mode():
-        scores = slide(image, _heads(quartet, config, device), crop=config.crop, stride=stride, batch=config.eval_batch)
-        return scores[head].argmax(dim=0).to(torch.uint8).cpu().numpy()
+    """Class of every pixel (H, W) of an RGB image (H, W, 3), by the `reported_head`: what `evaluate` scores as `val/miou`."""
+    head = HEADS.index(reported_head(config))
+    with evaluating(quartet.branch1, quartet.branch2), torch.inference_mode():
+        scores = slide(image, heads(quartet, config, device), crop=config.crop, stride=stride, batch=config.eval_batch)
+        return hard_labels(scores[head : head + 1])[0].to(torch.uint8).cpu().numpy()
 
 
 def slide(image: Pixels, forward: Forward, *, crop: int, stride: int | None = None, batch: int = 1) -> Tensor:
@@ -114,19 +142,8 @@ def miou(confusion: Tensor) -> float:
     return iou(confusion).nanmean().item()
 
 
-def _metrics(confusions: Tensor, classes: Sequence[str], ensemble: str) -> dict[str, float]:
-    """confusions: (3, K, K), one for each of `_HEADS`."""
-    by_head = dict(zip(_HEADS, confusions, strict=True))
-    metrics = {f"val/miou_{head}": miou(counts) for head, counts in by_head.items()}
-    metrics["val/miou"] = metrics["val/miou_branch1" if ensemble == "none" else "val/miou_ensemble"]
-    for head, counts in by_head.items():
-        named = zip(classes, iou(counts).tolist(), strict=True)
-        metrics |= {f"val/iou_{head}/{name}": value for name, value in named if not math.isnan(value)}
-    return metrics
-
-
-def _heads(quartet: Quartet, config: TrainConfig, device: torch.device) -> Forward:
-    """Windows to the scores of branch 1, branch 2 and the ensemble, (N, 3, K, crop, crop) float32 on `device`."""
+def heads(quartet: Quartet, config: TrainConfig, device: torch.device) -> Forward:
+    """Windows to the scores of each of `HEADS`, (N, 3, K, crop, crop) float32 on `device`; the branches' are logits."""
     weight = config.ensemble_weight
 
     def forward(windows: Tensor) -> Tensor:
@@ -141,7 +158,8 @@ def _heads(quartet: Quartet, config: TrainConfig, device: torch.device) -> Forwa
 
 
 @contextmanager
-def _evaluating(*networks: nn.Module) -> Iterator[None]:
+def evaluating(*networks: nn.Module) -> Iterator[None]:
+    """Within, the networks are in eval mode; afterwards every module is in its own mode again."""
     modes = [(module, module.training) for network in networks for module in network.modules()]
     for network in networks:
         network.eval()

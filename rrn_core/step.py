@@ -209,7 +209,7 @@ def discriminator_pairs(mixed: Mixed, batch: Batch, config: TrainConfig) -> Pair
 
 def judge(quartet: Quartet, mixed: Mixed, pairs: Pairs, config: TrainConfig) -> tuple[Verdict, Verdict]:
     """Each branch judged by its own discriminator and, for DRLC, by the other; the discriminators learn nothing from it."""
-    d1, d2 = _discriminators(quartet, config)
+    d1, d2 = discriminators(quartet, config)
     with _judging(quartet, dropout=config.judge_dropout):
         score1, feature1 = d1(pairs.predicted1)
         score2, feature2 = d2(pairs.predicted2)
@@ -224,14 +224,24 @@ def judge(quartet: Quartet, mixed: Mixed, pairs: Pairs, config: TrainConfig) -> 
     )
 
 
+def discriminators(quartet: Quartet, config: TrainConfig) -> tuple[Callable[[Tensor], Any], Callable[[Tensor], Any]]:
+    """D1 and D2 as functions that run in the configured precision."""
+    d1, d2 = quartet.discriminators()
+    return _autocast(d1, config), _autocast(d2, config)
+
+
 def selections(score: Tensor, cross: Tensor | None, config: TrainConfig, *, size: torch.Size) -> tuple[Tensor, Tensor, Tensor]:
-    """Score logits of both discriminators to `share`, `own` and `cross` of `Verdict`; the one place that reads `eps`."""
-    cell = {"patch": 16 * config.region_kernel, "image": max(size), "pixel": 1}[config.discriminator]
+    """Score logits of both discriminators to `share`, `own` and `cross` of `Verdict`; the one place that decides by `eps`."""
     gate = partial(select, eps=config.eps, gate=config.gate)
-    mask = partial(region_mask, size=(size[0], size[1]), gate=gate, upsample=config.region_upsample, cell=cell)
+    mask = partial(region_mask, size=(size[0], size[1]), gate=gate, upsample=config.region_upsample, cell=region_side(config, size))
     rc = score.detach().sigmoid()
     own = mask(rc)
     return gate(rc).float().mean(), own, torch.zeros_like(own) if cross is None else mask(cross.sigmoid())
+
+
+def region_side(config: TrainConfig, size: torch.Size) -> int:
+    """Side in pixels of the area that one score was computed from, in a crop of `size`."""
+    return {"patch": 16 * config.region_kernel, "image": max(size), "pixel": 1}[config.discriminator]
 
 
 def region_terms(verdicts: tuple[Verdict, Verdict], config: TrainConfig, *, epoch: int) -> Terms:
@@ -255,7 +265,7 @@ def discriminator_terms(quartet: Quartet, pairs: Pairs, config: TrainConfig) -> 
     """L_D of both discriminators in passes of their own, with fresh dropout, and their mean scores."""
     terms: Terms = {}
     predictions = (pairs.predicted1, pairs.predicted2)
-    for i, (discriminator, predicted) in enumerate(zip(_discriminators(quartet, config), predictions, strict=True), start=1):
+    for i, (discriminator, predicted) in enumerate(zip(discriminators(quartet, config), predictions, strict=True), start=1):
         fake, real = discriminator(predicted.detach())[0], discriminator(pairs.labeled)[0]
         terms[f"loss_d{i}"] = discriminator_loss(fake, real)
         terms[f"d{i}_fake"], terms[f"d{i}_real"] = fake.sigmoid().mean(), real.sigmoid().mean()
@@ -339,11 +349,6 @@ def _autocast(network: Branch | Discriminator, config: TrainConfig) -> Callable[
             return network(inputs)
 
     return run
-
-
-def _discriminators(quartet: Quartet, config: TrainConfig) -> tuple[Callable[[Tensor], Any], Callable[[Tensor], Any]]:
-    d1, d2 = quartet.discriminators()
-    return _autocast(d1, config), _autocast(d2, config)
 
 
 @contextmanager

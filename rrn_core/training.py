@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from rrn_core.config import Runtime, TrainConfig
 from rrn_core.data import DataSet, open_dataset
 from rrn_core.data.batches import Batches, loader
 from rrn_core.data.lists import find_file, roots
-from rrn_core.evaluate import evaluate
+from rrn_core.evaluate import HEADS, confusions, metrics_of, reported_head
 from rrn_core.networks import build_quartet
 from rrn_core.state import TrainState, read_files, seed_everything
 from rrn_core.step import Group, Optimisers, group_of, learning_rate, train_step
@@ -25,7 +26,7 @@ Metrics = dict[str, float]
 
 @dataclass(frozen=True)
 class Report:
-    """Where the run stands. `metrics` is set when an epoch was completed; `state` is live: save it before going on."""
+    """Where the run stands. `metrics` and `confusion` are set when an epoch was completed; `state` is live: save it before going on."""
 
     iteration: int
     iterations: int
@@ -36,6 +37,9 @@ class Report:
     """Mean of the total loss over the epoch so far."""
     metrics: Metrics | None
     state: TrainState
+    data: DataSet
+    confusion: Tensor | None = None
+    """Validation pixels (K, K) int64 by true class (rows) and class that `reported_head` predicts (columns), void left out."""
 
 
 def train(
@@ -133,16 +137,17 @@ def _loop(
             continue
         state.sums = _finite(dict(zip(sums, torch.stack(list(sums.values())).tolist(), strict=True)), state.iteration)
         loss = state.sums["loss"] / (done or per_epoch)
-        metrics = None
+        metrics = confusion = None
         if not done:
             trained_s = clock.lap()
-            metrics = _epoch_metrics(state.sums, per_epoch) | {"train/lr": lr}
-            metrics |= evaluate(state.quartet, data.val, data.classes, config, device)
+            by_head = confusions(state.quartet, data.val, len(data.classes), config, device)
+            confusion = by_head[HEADS.index(reported_head(config))]
+            metrics = _epoch_metrics(state.sums, per_epoch) | {"train/lr": lr} | metrics_of(by_head, data.classes, config)
             metrics |= _costs(config, state.iteration - counted_from, trained_s, clock.lap(), device)
             counted_from = state.iteration
             sums, state.sums = {}, {}
         state.seconds = clock.total()
-        yield Report(state.iteration, total, state.iteration // per_epoch, loss, metrics, state)
+        yield Report(state.iteration, total, state.iteration // per_epoch, loss, metrics, state, data, confusion)
         clock.resume()
 
 

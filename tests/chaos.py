@@ -82,13 +82,13 @@ class Chaos:
         bucket, calm = self._scene.bucket, self._calm
         for part in self._stack.parts.values():
             wait_until(part.healthy, deadline_s=60, what=f"{part.name} healthy")
-        found = invariants.released(bucket, name)
+        found = invariants.released(bucket, name, self._scene.driver.text if self._scene.driver else "")
         code, text = self._command("gc", f"{name}.yaml")
         found += [] if code == 0 else [f"rrn-sweep gc ended with {code}: {text}"]
         found += invariants.litter(bucket, name)
         manifests = bucket.manifests(name)
         self._report.account(manifests)
-        found += invariants.results(bucket, manifests, calm) + invariants.books(manifests, calm)
+        found += invariants.results(bucket, manifests, calm) + invariants.books(manifests)
         wrong, superseded = invariants.tracked(MlflowClient(tracking_uri=self._stack.environment["MLFLOW_TRACKING_URI"]), name, "calm")
         self._report.superseded += superseded
         code, text = self._command(f"{name}.yaml")

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from servers import MlflowServer, S3Server, fresh_s3, mlflow_template, program
+from servers import ForgetfulProxy, MlflowServer, S3Server, fresh_s3, mlflow_template, program
+from small_sweep import SMALL
 
 from orchestration.store import Store, open_store
 
@@ -36,6 +37,15 @@ def s3_environment(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> S3Se
     """The shared server, with the environment set as a user would set it."""
     set_environment(s3_server, monkeypatch)
     return s3_server
+
+
+@pytest.fixture
+def forgetful(s3_environment: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[ForgetfulProxy]:
+    """The shared S3 server, reached through a proxy that can lose a reply."""
+    proxy = ForgetfulProxy(s3_environment.endpoint)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+    yield proxy
+    proxy.close()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -73,6 +83,13 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
         return open_store(str(tmp_path / "store"))
     request.getfixturevalue("s3_environment")
     return fresh_s3()
+
+
+@pytest.fixture
+def here(tmp_path: Path) -> Path:
+    """A folder with the small sweep's file."""
+    (tmp_path / "small.yaml").write_text(SMALL)
+    return tmp_path
 
 
 @pytest.fixture

@@ -78,7 +78,7 @@ class S3Server:
 
 
 class ForgetfulProxy:
-    """A TCP proxy that, once `lose_next_reply_to` is set to a method such as b"PUT", swallows one reply and hangs up.
+    """A TCP proxy that, once `lose_next_reply_to` is set to a method such as b"PUT", swallows one reply and hangs up, or stays `silent`.
 
     It can also damage what passes: in every reply the first bytes of `tamper` become the second.
     """
@@ -90,6 +90,7 @@ class ForgetfulProxy:
         self.endpoint = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
         self.lose_next_reply_to: bytes | None = None
         self.replies_lost = 0
+        self.silent = False
         self.tamper: tuple[bytes, bytes] = (b"", b"")
         threading.Thread(target=self._accept, daemon=True).start()
 
@@ -111,6 +112,8 @@ class ForgetfulProxy:
             with suppress(OSError):
                 while reply := server.recv(65536):
                     if self._loses(reply, seen[0]):
+                        if self.silent:
+                            continue
                         break
                     client.sendall(reply.replace(*self.tamper) if self.tamper[0] else reply)
             with suppress(OSError):

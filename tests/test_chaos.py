@@ -73,8 +73,9 @@ def test_a_request_that_hung_arrives_after_all(s3_server: S3Server, proxy: Fault
 def manifest(*attempts: dict) -> Manifest:
     """A trial with these attempts, each of ten seconds and in order where it isn't told otherwise."""
     usual = {"number": 1, "driver": 1, "node": "n", "started_ms": 0, "ended_ms": 10_000, "outcome": "finished", "useful_s": 10.0}
+    usual |= {"last_step": 9}
     made = tuple(Attempt(**usual | attempt) for attempt in attempts)
-    return Manifest(sweep="s", trial_id="t", label="l", config={}, varied=(), iterations=1, created_ms=0, updated_ms=0, attempts=made)
+    return Manifest(sweep="s", trial_id="t", label="l", config={}, varied=(), iterations=9, created_ms=0, updated_ms=0, attempts=made)
 
 
 @pytest.mark.parametrize(
@@ -87,13 +88,17 @@ def manifest(*attempts: dict) -> Manifest:
         ([{"outcome": "memory"}, {"number": 2}], "ended as memory"),
         ([{"lost_s": 3.0}], "after 10.0 s, but useful 10.0"),
         ([{"useful_s": 7.0}], "after 10.0 s, but useful 7.0"),
-        ([{"ended_ms": 40_000, "useful_s": 40.0}], "40.0 s useful, undisturbed 10.0 s"),
+        ([{"last_step": 8}], "8 of 9 steps are committed"),
+        ([{"outcome": "lost", "last_step": 4}, {"number": 2, "first_step": 5}], "steps 5 to 9, and 4 were committed before"),
+        ([{"outcome": "lost", "last_step": 4}, {"number": 2, "first_step": 3}], "steps 3 to 9, and 4 were committed before"),
+        ([{"outcome": "lost", "last_step": 4}, {"number": 2, "first_step": 4, "useful_s": 9.0, "repeated_s": 1.0}], "1.0 s repeated"),
     ],
 )
 def test_books_that_do_not_add_up_are_told(attempts: list[dict], words: str):
-    calm = [manifest({})]
-    assert books([manifest({"outcome": "lost", "useful_s": 3.0, "lost_s": 2.0}, {"number": 2})], calm) == []
-    assert any(words in fault for fault in books([manifest(*attempts)], calm))
+    lost = {"outcome": "lost", "useful_s": 3.0, "lost_s": 2.0, "last_step": 4}
+    assert books([manifest(lost, {"number": 2, "first_step": 4})]) == []
+    assert books([manifest(lost, {"number": 2, "first_step": 2, "useful_s": 9.0, "repeated_s": 1.0})]) == []
+    assert any(words in fault for fault in books([manifest(*attempts)]))
 
 
 @pytest.mark.slow

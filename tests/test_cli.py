@@ -1,80 +1,23 @@
-"""cli.py with a directory store, SQLite and a local Ray: what a user sees, and what survives Ctrl-C, SIGTERM and kill -9."""
+"""cli.py with a directory store, SQLite and a local Ray: what a user sees."""
 
 from __future__ import annotations
 
 import json
-import os
-import signal
-import sqlite3
 import time
-from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 from own_data import make_folder
-from processes import Sweep, run_sweep, sweep
-from servers import wait_until
-
-from orchestration.manifest import read_manifests
-from orchestration.store import open_store
-
-SMALL = """
-name: small
-preset: digits
-base: {train_images: 96, val_images: 8, batch_size: 4, epochs: 4, warmup_epochs: 0, partition: "1/4"}
-grid: {eps: [0.4, 0.6]}
-"""
-
-
-@pytest.fixture
-def here(tmp_path: Path) -> Path:
-    (tmp_path / "small.yaml").write_text(SMALL)
-    return tmp_path
-
-
-def status(here: Path, *options: str) -> dict[str, dict]:
-    code, text = run_sweep("status", "small.yaml", "--json", *options, cwd=here, deadline_s=30)
-    assert code == 0, text
-    return {trial["label"]: trial for trial in json.loads(text)["trials"]}
-
-
-def wait_for_an_epoch(here: Path, running: Sweep) -> None:
-    """Until some trial has committed an epoch and is not done."""
-    store = open_store(str(here / "runs" / "store"))
-
-    def begun() -> bool:
-        return any(manifest.status == "running" and manifest.epochs for manifest in read_manifests(store, "small").values())
-
-    wait_until(lambda: begun() or running.process.poll() is not None, deadline_s=180, what="a committed epoch")
-    assert running.process.poll() is None, running.text
-
-
-def weights(trial: dict) -> str:
-    return trial["checkpoints"][-1]["objects"]["model.safetensors"]["sha256"]
-
-
-def outcomes(here: Path) -> set[str]:
-    return {attempt["outcome"] for trial in status(here).values() for attempt in trial.get("attempts", [])}
-
-
-def mlflow_points(here: Path) -> list[tuple]:
-    """Every stored metric point but the timings and what the attempts cost, as (run, key, step, value)."""
-    with sqlite3.connect(here / "runs" / "mlflow.db") as database:
-        query = "SELECT run_uuid, key, step, value FROM metrics WHERE key NOT LIKE 'perf/%' AND key NOT LIKE 'effort/%'"
-        return database.execute(query).fetchall()
-
-
-def mlflow_statuses(here: Path) -> list[str]:
-    with sqlite3.connect(here / "runs" / "mlflow.db") as database:
-        return [status for (status,) in database.execute("SELECT status FROM runs ORDER BY start_time")]
+from processes import run_sweep
+from small_sweep import mlflow_points, mlflow_statuses, status
 
 
 def test_a_sweep_runs_is_idempotent_and_grows(here):
     code, text = run_sweep("small.yaml", cwd=here)
     assert code == 0, text
     assert "2 of 2 finished" in text
-    assert "mlflow server --backend-store-uri sqlite:////" in text
+    assert "MLflow UI:   rrn-sweep ui small.yaml" in text
     assert f"checkpoints: file://{here}/runs/store/small" in text
     assert mlflow_statuses(here) == ["FINISHED"] * 3
     before = status(here)
@@ -92,71 +35,6 @@ def test_a_sweep_runs_is_idempotent_and_grows(here):
     assert {label: after[label] for label in before} == before
     points = mlflow_points(here)
     assert len(points) == len(set(points))
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the sweep ran from start to end without a fault."""
-    folder = tmp_path_factory.mktemp("undisturbed")
-    (folder / "small.yaml").write_text(SMALL)
-    code, text = run_sweep("small.yaml", cwd=folder)
-    assert code == 0, text
-    return folder
-
-
-@pytest.mark.parametrize("deadly", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda s: s.name)
-def test_a_stopped_sweep_goes_on_to_the_same_weights(here, undisturbed, deadly):
-    with sweep("small.yaml", cwd=here) as running:
-        wait_for_an_epoch(here, running)
-        os.kill(running.process.pid, deadly)
-        code = running.wait(deadline_s=90)
-        assert code == {signal.SIGKILL: -signal.SIGKILL, signal.SIGTERM: 75, signal.SIGINT: 130}[deadly], running.text
-        if deadly != signal.SIGKILL:
-            assert f"stopped by {deadly.name}: the trials commit a last checkpoint and end" in running.text
-            assert "the same command goes on" in running.text
-            assert "RUNNING" not in mlflow_statuses(here)
-            assert outcomes(here) <= {"stopped", "finished"}
-        resumed_code, resumed_text = run_sweep("small.yaml", cwd=here)
-
-    assert resumed_code == 0, resumed_text
-    assert "resumed at epoch" in resumed_text or "skipped, finished" in resumed_text
-    ours, theirs = status(here), status(undisturbed)
-    assert {label: weights(trial) for label, trial in ours.items()} == {label: weights(trial) for label, trial in theirs.items()}
-    assert mlflow_statuses(here) == ["FINISHED"] * 3
-    points = mlflow_points(here)
-    assert sorted(point[1:] for point in points) == sorted(point[1:] for point in mlflow_points(undisturbed))
-
-
-@pytest.mark.parametrize("deadly", [signal.SIGKILL, signal.SIGTERM], ids=lambda s: s.name)
-def test_a_trial_process_that_ends_is_started_again_and_goes_on(here, deadly):
-    with sweep("small.yaml", "--set", "epochs=8", cwd=here) as running:
-        wait_for_an_epoch(here, running)
-        ended = running.trial_processes()
-        assert ended
-        for pid in ended:
-            os.kill(pid, deadly)
-        assert running.wait(deadline_s=180) == 0, running.text
-        assert "starting again from the last checkpoint" in running.text
-        assert "resumed at epoch" in running.text
-    attempts = [trial["attempts"] for trial in status(here, "--set", "epochs=8").values()]
-    broken = [attempt for trial in attempts for attempt in trial[:-1]]
-    assert {attempt["outcome"] for attempt in broken} == {"lost"}
-    assert all(trial[-1]["outcome"] == "finished" for trial in attempts)
-    if deadly == signal.SIGTERM:
-        assert {attempt["reason"] for attempt in broken} == {"Preempted: its process was told to end (SIGTERM)"}
-        steps = {trial[-1]["first_step"] for trial in attempts if len(trial) > 1}
-        assert steps == {trial[0]["last_step"] for trial in attempts if len(trial) > 1}
-
-
-def test_a_sweep_that_loses_its_only_node_ends_and_goes_on_when_told_again(here):
-    with sweep("small.yaml", "--set", "epochs=10", cwd=here) as running:
-        wait_for_an_epoch(here, running)
-        os.kill(running.pid_of("raylet/raylet"), signal.SIGKILL)
-        assert running.wait(deadline_s=120) != 0, running.text
-    code, text = run_sweep("small.yaml", "--set", "epochs=10", cwd=here)
-    assert code == 0, text
-    assert "resumed at epoch" in text
-    assert "RUNNING" not in mlflow_statuses(here)
 
 
 def test_a_failing_trial_leaves_the_others_and_is_told_first(here):

@@ -10,7 +10,7 @@ from torch import nn
 
 from rrn_core.config import TrainConfig
 from rrn_core.data.batch import IMAGENET_MEAN, IMAGENET_STD
-from rrn_core.evaluate import confusion, evaluate, iou, miou, predict, slide, slide_all
+from rrn_core.evaluate import HEADS, confusion, confusions, evaluate, iou, metrics_of, miou, predict, slide, slide_all
 from rrn_core.networks import build_quartet
 from rrn_core.presets import PRESETS
 
@@ -212,6 +212,16 @@ def test_a_prediction_is_what_the_evaluation_scores(ensemble, weight, head):
     counts = sum(confusion(*map(torch.from_numpy, (images[i][1], predict(pair, images[i][0], c, CPU))), 3) for i in range(2))
     metrics = evaluate(pair, images, CLASSES, c, CPU)
     assert miou(counts) == metrics["val/miou"] == metrics[f"val/miou_{head}"]
+
+
+def test_the_metrics_follow_from_one_confusion_matrix_a_head():
+    c, pair = settings(crop=64, ensemble_weight=0.1), Pair(0.7, 0.2)
+    counts = confusions(pair, Grey(), 3, c, CPU)
+    assert counts.shape == (3, 3, 3)
+    assert len({int(matrix.sum()) for matrix in counts}) == 1
+    metrics = metrics_of(counts, CLASSES, c)
+    assert metrics == evaluate(pair, Grey(), CLASSES, c, CPU)
+    assert [miou(matrix) for matrix in counts] == [metrics[f"val/miou_{head}"] for head in HEADS]
 
 
 @pytest.mark.parametrize("training", [True, False])

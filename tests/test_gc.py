@@ -13,7 +13,7 @@ from test_store import folder_of, start_half_a_write
 from orchestration import gc
 from orchestration.errors import Fenced, StoreError
 from orchestration.gc import Collected, Item, collect, render
-from orchestration.manifest import Entry, manifest_key, read_checkpoint, read_manifests
+from orchestration.manifest import Entry, manifest_key, read_checkpoint, read_manifests, tracked, write_tracked
 from orchestration.plan import expand
 from orchestration.record import TrialRecord, settle
 from orchestration.spec import FinishedRetention, Retention, check
@@ -28,9 +28,11 @@ def opened(store: Store, trial: int = 0, *, driver: int = 1) -> TrialRecord:
     return TrialRecord.open(store, PLANS[trial], retention=KEEP, driver=driver)
 
 
-def commit(record: TrialRecord, epoch: int, miou: float = 0.5) -> None:
+def commit(record: TrialRecord, epoch: int, miou: float = 0.5, *, drawn: bool = False) -> None:
     entry = Entry(epoch=epoch, step=10 * epoch, time_ms=1000 + epoch, metrics={"val/miou": miou})
-    record.commit(step=10 * epoch, epoch=epoch, files={"model.safetensors": b"w%d" % epoch, "state.pt": b"s"}, entries=[entry], seconds=1.0)
+    files = {"model.safetensors": b"w%d" % epoch, "state.pt": b"s"}
+    pictures = {epoch: {"predictions.png": b"p%d" % epoch}} if drawn else {}
+    record.commit(step=10 * epoch, epoch=epoch, files=files, entries=[entry], seconds=1.0, pictures=pictures)
 
 
 def finished(store: Store, trial: int, mious: list[float]) -> TrialRecord:
@@ -46,19 +48,20 @@ def collected(store: Store, rule: FinishedRetention | None = None, *, driver: in
 
 
 def epochs(store: Store) -> list[list[int]]:
-    """Of each trial the epochs whose checkpoints its manifest names, all of them readable."""
+    """Of each trial the epochs whose checkpoints its manifest names; these and the pictures that it names are all readable."""
     manifests = read_manifests(store, "demo")
     for manifest in manifests.values():
+        for drawn in manifest.pictures:
+            assert store.read(drawn.objects["predictions.png"].key)[0] == b"p%d" % drawn.epoch
         for checkpoint in manifest.checkpoints:
             assert read_checkpoint(store, checkpoint)["model.safetensors"] == b"w%d" % checkpoint.epoch
     return [[c.epoch for c in manifests[trial_id].checkpoints] for trial_id in IDS if trial_id in manifests]
 
 
 def unnamed(store: Store) -> list[str]:
-    """Objects below checkpoints/ that no manifest names."""
-    manifests = read_manifests(store, "demo").values()
-    named = {ref.key for manifest in manifests for c in manifest.checkpoints for ref in c.objects.values()}
-    return [key for key in store.keys("demo/") if "/checkpoints/" in key and key not in named]
+    """Objects of trials that no manifest names."""
+    named = {ref.key for manifest in read_manifests(store, "demo").values() for ref in manifest.objects}
+    return [key for key in store.keys("demo/") if ("/checkpoints/" in key or "/pictures/" in key) and key not in named]
 
 
 def everything(store: Store) -> dict[str, bytes]:
@@ -96,6 +99,30 @@ def test_of_finished_trials_the_rule_keeps_the_newest_and_the_best(store, rule, 
     assert {trial_id: manifest.history for trial_id, manifest in read_manifests(store, "demo").items()} == history
 
 
+def test_pictures_stay_when_the_checkpoint_of_their_epoch_goes(store):
+    record = opened(store)
+    for epoch in (1, 2, 3):
+        commit(record, epoch, drawn=epoch != 2)
+    record.finish()
+    found = collected(store, FinishedRetention(last=1, best_per_sweep=0))
+    assert epochs(store) == [[3]]
+    assert {item.kind for item in found.items} == {"retired"}
+    (manifest,) = read_manifests(store, "demo").values()
+    assert [drawn.epoch for drawn in manifest.pictures] == [1, 3]
+
+
+def test_mlflow_is_told_again_of_trials_that_lost_checkpoints(store):
+    for trial, mious in enumerate([[0.5, 0.4], [0.3], [0.2, 0.1]]):
+        finished(store, trial, mious)
+    write_tracked(store, "demo", "sqlite:///m.db", [*IDS[:3], "another"])
+    collected(store, FinishedRetention(last=1, best_per_trial=1, best_per_sweep=0), dry_run=True)
+    collected(store)
+    assert tracked(store, "demo", "sqlite:///m.db") == {*IDS[:3], "another"}
+    collected(store, FinishedRetention(last=1, best_per_sweep=0))
+    assert epochs(store) == [[2], [1], [2]]
+    assert tracked(store, "demo", "sqlite:///m.db") == {IDS[1], "another"}
+
+
 def test_a_checkpoint_without_a_score_is_never_the_best(store):
     record = opened(store)
     record.commit(step=5, epoch=0, files={"model.safetensors": b"w0"}, entries=[], seconds=1.0)
@@ -123,7 +150,7 @@ def test_uploads_that_no_manifest_names_go_also_where_the_manifest_is_gone(store
     finished(store, 2, [0.5])
     gone = [key for key in store.keys(f"demo/{IDS[2]}/") if "/checkpoints/" in key]
     store.delete([manifest_key("demo", IDS[2])])
-    orphans = [orphan(IDS[0]), orphan(IDS[1]), *gone, orphan("unheard-of")]
+    orphans = [orphan(IDS[0]), orphan(IDS[1]), *gone, orphan("unheard-of"), f"demo/{IDS[0]}/pictures/0009-1/predictions.png"]
     for key in orphans:
         store.write(key, b"12345")
     found = collected(store)
@@ -351,10 +378,11 @@ class Actor:
 
     def _act(self, action: str, record: TrialRecord, trial: int, number: int) -> None:
         if action == "commit":
-            commit(record, record.manifest.epochs + 1, miou=number / 10)
+            commit(record, record.manifest.epochs + 1, miou=number / 10, drawn=number % 2 == 0)
         elif action == "commit half":
             folder = f"{10 * record.manifest.epochs + 10:08d}-{record.manifest.attempt}"
             self.store.write(orphan(IDS[trial], f"{folder}/model.safetensors"), b"w%d" % (record.manifest.epochs + 1))
+            self.store.write(f"demo/{IDS[trial]}/pictures/{record.manifest.epochs + 1:04d}-{record.manifest.attempt}/confusion.json", b"{}")
         elif action == "stage half":
             start_half_a_write(self.store, orphan(IDS[trial], f"{number:08d}-1/state.pt"))
         elif action == "settle":

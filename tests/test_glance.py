@@ -20,8 +20,8 @@ import pytest
 from servers import free_port
 from tracked_sweep import Sweep, manifest
 
-from orchestration import glance
-from orchestration.glance import shows_all
+from orchestration.tracking import glance
+from orchestration.tracking.glance import shows_all
 
 IDS = {"abc", "def"}
 
@@ -140,5 +140,5 @@ def test_user_and_password_are_given_to_a_server_that_asks(guarded: str, capfd: 
 
 
 def test_mlflow_is_not_imported() -> None:
-    code = "import sys, orchestration.glance; sys.exit('mlflow' in sys.modules or 'pydantic' in sys.modules)"
+    code = "import sys, orchestration.tracking.glance; sys.exit('mlflow' in sys.modules or 'pydantic' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1], timeout=60, check=False).returncode == 0

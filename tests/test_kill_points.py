@@ -45,7 +45,8 @@ def files(epoch: int) -> dict[str, bytes]:
 
 def commit(record: TrialRecord, epoch: int) -> None:
     entry = Entry(epoch=epoch, step=10 * epoch, time_ms=1000 + epoch, metrics={"val/miou": 0.5})
-    record.commit(step=10 * epoch, epoch=epoch, files=files(epoch), entries=[entry], seconds=1.0)
+    pictures = {epoch: {"predictions.png": b"picture %d" % epoch}}
+    record.commit(step=10 * epoch, epoch=epoch, files=files(epoch), entries=[entry], seconds=1.0, pictures=pictures)
 
 
 def plan(number: int) -> TrialPlan:
@@ -113,23 +114,27 @@ def removed(store: Store, trials: int) -> int:
     collected = collect(store, "demo", trial_ids, driver=2, retention=KEEP, dry_run=False)
     keys = named(store, read_manifests(store, "demo").values())
     assert list(store.keys("demo/")) == sorted([*keys, *(manifest_key("demo", trial_id) for trial_id in trial_ids)])
-    assert [write for write in store.unfinished("demo/") if "/checkpoints/" in write.place] == []
+    assert [write for write in store.unfinished("demo/") if "/checkpoints/" in write.place or "/pictures/" in write.place] == []
     return len(collected.items)
 
 
 def named(store: Store, manifests: Iterable[Manifest]) -> list[str]:
     """The keys of all objects that the manifests name; each is there and hashes as committed."""
-    checkpoints = [checkpoint for manifest in manifests for checkpoint in manifest.checkpoints]
-    for checkpoint in checkpoints:
-        assert read_checkpoint(store, checkpoint) == files(checkpoint.epoch)
-    return [ref.key for checkpoint in checkpoints for ref in checkpoint.objects.values()]
+    keys: list[str] = []
+    for manifest in manifests:
+        for checkpoint in manifest.checkpoints:
+            assert read_checkpoint(store, checkpoint) == files(checkpoint.epoch)
+        for drawn in manifest.pictures:
+            assert store.read(drawn.objects["predictions.png"].key)[0] == b"picture %d" % drawn.epoch
+        keys += [ref.key for ref in manifest.objects]
+    return keys
 
 
 def test_a_commit_that_dies_at_any_line_has_happened_or_has_not(store, prepare):
     def go_on(heir: TrialRecord) -> str:
         checkpoint, body = next(heir.usable_checkpoints())
         assert (heir.unusable, body) == ([], files(checkpoint.epoch))
-        assert heir.manifest.epochs == checkpoint.epoch
+        assert heir.manifest.epochs == len(heir.manifest.pictures) == checkpoint.epoch
         commit(heir, checkpoint.epoch + 1)
         return f"epoch {checkpoint.epoch}"
 

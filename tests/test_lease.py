@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 from conftest import new_s3_server, set_environment
-from servers import wait_until
+from servers import ForgetfulProxy, fresh_s3, wait_until
 
 from orchestration import lease as lease_module
 from orchestration.errors import LeaseHeld, LeaseLost, StoreError
@@ -382,6 +382,14 @@ class TestOutages:
             gate.set()
             store.write(KEY, json.dumps(record_of(store) | {"beat": 99}).encode())
             assert watch.result(30)
+
+    def test_a_heartbeat_that_never_gets_an_answer_does_not_keep_the_lease_from_being_released(self, forgetful: ForgetfulProxy):
+        store = fresh_s3()
+        lease = acquire(store, beats=open_store(store.uri, deadline_s=lease_module.BEAT_WITHIN_S))
+        forgetful.silent, forgetful.lose_next_reply_to = True, b"PUT"
+        wait_until(lambda: forgetful.replies_lost == 1, deadline_s=10, what="a heartbeat without an answer")
+        lease.release()
+        assert record_of(store)["released"]
 
     def test_release_is_bounded_while_the_store_hangs(self, tmp_path_factory, monkeypatch, caplog):
         monkeypatch.setattr(lease_module, "_RELEASE_WITHIN_S", 1.0)

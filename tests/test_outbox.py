@@ -11,14 +11,14 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 from conftest import new_s3_server, set_environment
 from servers import wait_until
 
-from orchestration.errors import Fenced, StoreUnavailable
+from orchestration.errors import Fenced, Preempted, StoreUnavailable
 from orchestration.manifest import SCORE, Entry
 from orchestration.outbox import Outbox, Parcel
 from orchestration.store import open_store
@@ -32,7 +32,8 @@ def parcel(step: int, *, score: float | None = None, size: int = SIZE) -> Parcel
     """The checkpoint of `step`; with a score it closes the epoch of the same number."""
     entries = [] if score is None else [Entry(epoch=step, step=step, time_ms=0, metrics={SCORE: score})]
     files = {"model.safetensors": bytes([step % 256]) * (size - 10), "state.pt": b"%010d" % step}
-    return Parcel(step=step, epoch=step, files=files, entries=entries, seconds=float(step), at_s=time.monotonic())
+    pictures = {} if score is None else {step: {"predictions.png": b"picture %d" % step}}
+    return Parcel(step=step, epoch=step, files=files, entries=entries, seconds=float(step), at_s=time.monotonic(), pictures=pictures)
 
 
 class Gate:
@@ -60,6 +61,9 @@ class Gate:
 
     @property
     def epochs(self) -> list[int]:
+        """Whose entries were committed, and with each its pictures."""
+        for parcel in self.committed:
+            assert list(parcel.pictures) == [entry.epoch for entry in parcel.entries]
         return [entry.epoch for parcel in self.committed for entry in parcel.entries]
 
 
@@ -366,6 +370,45 @@ class TestErrors:
             lost.unlink()
             gate.opened.set()
         assert gate.steps == [1]
+
+
+class TestConclusion:
+    def test_the_last_words_are_committed_after_all_that_waits(self, gate: Gate, spool: Path):
+        with suppress(Preempted), Outbox(gate.commit, limit_bytes=ROOMY, folder=spool) as outbox:
+            outbox.submit(parcel(1, score=0.5))
+            gate.arrive()
+            outbox.submit(parcel(2, score=0.4))
+            threading.Timer(0.5, gate.opened.set).start()
+            assert outbox.conclude(parcel(3), within_s=30)
+            raise Preempted
+        assert (gate.steps, gate.epochs) == ([1, 2, 3], [1, 2])
+
+    def test_without_last_words_it_waits_for_what_was_submitted(self, gate: Gate, spool: Path):
+        with suppress(Preempted), Outbox(gate.commit, limit_bytes=ROOMY, folder=spool) as outbox:
+            outbox.submit(parcel(1))
+            threading.Timer(0.5, gate.opened.set).start()
+            assert outbox.conclude(None, within_s=30)
+            raise Preempted
+        assert gate.steps == [1]
+
+    @pytest.mark.parametrize("limit_bytes", [ROOMY, SIZE // 2], ids=["room", "no room"])
+    def test_a_store_that_is_away_is_waited_for_no_longer(self, gate: Gate, spool: Path, caplog, limit_bytes: int):
+        since_s = time.monotonic()
+        with suppress(Preempted), Outbox(gate.commit, limit_bytes=limit_bytes, folder=spool) as outbox:
+            outbox.submit(parcel(1))
+            gate.arrive()
+            assert not outbox.conclude(parcel(2), within_s=0.5)
+            raise Preempted
+        assert time.monotonic() - since_s < 10
+        assert "not committed: the checkpoints of steps 2" in caplog.text
+        gate.opened.set()
+
+    def test_what_went_wrong_with_a_commit_is_raised(self, spool: Path):
+        def refuse(parcel: Parcel) -> None:
+            raise Fenced(f"step {parcel.step}")
+
+        with pytest.raises(Fenced, match="step 7"), Outbox(refuse, limit_bytes=ROOMY, folder=spool) as outbox:
+            outbox.conclude(parcel(7), within_s=30)
 
 
 class TestLeftOvers:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from orchestration.errors import Fenced, StoreError
+from orchestration.errors import Fenced, StoreError, StoreUnavailable
 from orchestration.manifest import Entry, manifest_key, read_manifest, restored_plan
 from orchestration.plan import expand
 from orchestration.record import TrialRecord, settle, spent
@@ -20,9 +20,10 @@ def store(tmp_path):
     return open_store(str(tmp_path / "store"))
 
 
-def commit(record: TrialRecord, epoch: int, miou: float, *, body: bytes | None = None) -> None:
+def commit(record: TrialRecord, epoch: int, miou: float, *, pictures: dict[int, dict[str, bytes]] | None = None) -> None:
     entry = Entry(epoch=epoch, step=10 * epoch, time_ms=1000 + epoch, metrics={"val/miou": miou})
-    record.commit(step=10 * epoch, epoch=epoch, files={"model.safetensors": body or b"w%d" % epoch}, entries=[entry], seconds=float(epoch))
+    files = {"model.safetensors": b"w%d" % epoch}
+    record.commit(step=10 * epoch, epoch=epoch, files=files, entries=[entry], seconds=float(epoch), pictures=pictures)
 
 
 def steps(record: TrialRecord) -> list[int]:
@@ -89,6 +90,50 @@ def test_an_epoch_that_is_trained_again_changes_no_history(store):
     assert len(again.manifest.checkpoints) == 1
 
 
+def test_pictures_are_committed_once_an_epoch_whoever_draws_again(store):
+    first = TrialRecord.open(store, PLAN, retention=KEEP)
+    commit(first, 1, 0.5, pictures={1: {"predictions.png": b"first"}})
+    again = TrialRecord.open(store, PLAN, retention=KEEP)
+    commit(again, 1, 0.5, pictures={1: {"predictions.png": b"again"}})
+    commit(again, 2, 0.5)
+    commit(again, 3, 0.5, pictures={3: {"predictions.png": b"third"}, 2: {"predictions.png": b"second"}})
+    pictures = read_manifest(store, "demo", PLAN.trial_id).pictures
+    assert [(drawn.epoch, store.read(drawn.objects["predictions.png"].key)[0]) for drawn in pictures] == [
+        (1, b"first"),
+        (2, b"second"),
+        (3, b"third"),
+    ]
+    assert pictures[2].objects["predictions.png"].key == f"demo/{PLAN.trial_id}/pictures/0003-2/predictions.png"
+    assert sum("/pictures/" in key for key in store.keys("demo/")) == 3
+
+
+def test_pictures_of_a_commit_that_is_refused_are_named_by_nobody(store):
+    zombie = TrialRecord.open(store, PLAN, retention=KEEP)
+    heir = TrialRecord.open(store, PLAN, retention=KEEP)
+    with pytest.raises(Fenced):
+        commit(zombie, 1, 0.5, pictures={1: {"predictions.png": b"zombie"}})
+    commit(heir, 1, 0.5, pictures={1: {"predictions.png": b"heir"}})
+    assert store.read(heir.manifest.pictures[0].objects["predictions.png"].key)[0] == b"heir"
+    heir.finish()
+    assert sum("/pictures/" in key for key in store.keys("demo/")) == 1
+
+
+def test_an_attempt_notes_its_machine(store):
+    TrialRecord.open(store, PLAN, retention=KEEP, machine={"device": "a GPU"})
+    TrialRecord.open(store, PLAN, retention=KEEP)
+    assert [attempt.machine for attempt in read_manifest(store, "demo", PLAN.trial_id).attempts] == [{"device": "a GPU"}, {}]
+
+
+def test_an_attempt_whose_commit_nobody_waits_for_is_left_open(store):
+    record = TrialRecord.open(store, PLAN, retention=KEEP)
+    record.leave()
+    for end in (record.stop, lambda: record.fail(failure="lost", reason="x")):
+        with pytest.raises(StoreUnavailable, match="the last commit has not come to an end"):
+            end()
+    commit(record, 1, 0.5)  # it comes to an end after all
+    assert read_manifest(store, "demo", PLAN.trial_id).epochs == 1
+
+
 @pytest.mark.parametrize("damage", [lambda path: path.write_bytes(b"x"), lambda path: path.unlink(), lambda path: path.write_bytes(b"")])
 def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(store, tmp_path, damage):
     record = TrialRecord.open(store, PLAN, retention=KEEP)
@@ -125,8 +170,10 @@ def test_no_usable_checkpoint_means_from_the_start(store, tmp_path):
 def test_finishing_removes_what_uncommitted_uploads_left(store):
     record = TrialRecord.open(store, PLAN, retention=KEEP)
     commit(record, 1, 0.5)
-    store.write(f"demo/{PLAN.trial_id}/checkpoints/00000099-1/model.safetensors", b"orphan")
+    for place in ("checkpoints/00000099-1/model.safetensors", "pictures/0009-1/predictions.png"):
+        store.write(f"demo/{PLAN.trial_id}/{place}", b"orphan")
     record.finish()
+    assert not [key for key in store.keys("demo/") if "/pictures/" in key]
     assert checkpoint_keys(store) == [record.manifest.checkpoints[0].objects["model.safetensors"].key]
 
 

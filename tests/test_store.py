@@ -337,10 +337,10 @@ while True:
 
 
 class TestS3:
-    def test_a_damaged_body_is_never_returned(self, proxy: ForgetfulProxy):
+    def test_a_damaged_body_is_never_returned(self, forgetful: ForgetfulProxy):
         store = fresh_s3()
         store.write("k", b"GOOD" * 1000)
-        proxy.tamper = (b"GOOD", b"EVIL")
+        forgetful.tamper = (b"GOOD", b"EVIL")
         with pytest.raises(Corrupt, match="k: damaged"):
             store.read("k")
 
@@ -384,6 +384,18 @@ class TestS3:
         scripted.answers = [answer]
         with pytest.raises(StoreError, match=says):
             fresh_s3().replace("k", b"mine", expected=None)
+
+    @pytest.mark.parametrize("where", ["ETag", 'tag"', "Content-Length"])
+    def test_an_answer_that_is_cut_in_its_headers_is_asked_for_again(self, scripted: ScriptedServer, where: str):
+        scripted.answers = [f"cut {where}", "200 body"]
+        assert open_store("s3://rrn-test/x", deadline_s=30).read("k") == (b"body", '"etag"')
+        assert scripted.answers == []
+
+    @pytest.mark.parametrize("where", ["ETag", 'tag"'])
+    def test_a_put_whose_answer_is_cut_in_its_headers_is_sent_again(self, scripted: ScriptedServer, where: str):
+        scripted.answers = [f"cut {where}", "200"]
+        assert open_store("s3://rrn-test/x", deadline_s=30).replace("k", b"1", expected=None) == '"etag"'
+        assert scripted.answers == []
 
     def test_a_put_carries_its_condition_and_its_sha256(self, scripted: ScriptedServer):
         scripted.answers = ["200", "200"]
@@ -471,33 +483,33 @@ class TestS3:
             assert time.monotonic() - started < 10
 
     @pytest.mark.parametrize("replaced", [False, True], ids=["create", "update"])
-    def test_a_lost_reply_of_a_conditional_put_is_still_a_success(self, proxy: ForgetfulProxy, replaced: bool):
+    def test_a_lost_reply_of_a_conditional_put_is_still_a_success(self, forgetful: ForgetfulProxy, replaced: bool):
         store = fresh_s3()
         expected = store.replace("k", b"old", expected=None) if replaced else None
-        proxy.lose_next_reply_to = b"PUT"
+        forgetful.lose_next_reply_to = b"PUT"
         etag = store.replace("k", b"mine", expected=expected)
-        assert proxy.replies_lost == 1
+        assert forgetful.replies_lost == 1
         assert store.read("k") == (b"mine", etag)
 
-    def test_a_lost_refusal_of_a_conditional_put_is_still_a_conflict(self, proxy: ForgetfulProxy):
+    def test_a_lost_refusal_of_a_conditional_put_is_still_a_conflict(self, forgetful: ForgetfulProxy):
         store = fresh_s3()
         store.write("k", b"a rival's")
-        proxy.lose_next_reply_to = b"PUT"
+        forgetful.lose_next_reply_to = b"PUT"
         with pytest.raises(Conflict):
             store.replace("k", b"mine", expected=None)
-        assert proxy.replies_lost == 1
+        assert forgetful.replies_lost == 1
         assert store.read("k")[0] == b"a rival's"
 
     @pytest.mark.parametrize("method", [b"GET", b"PUT", b"DELETE"])
-    def test_a_lost_reply_of_any_other_call_is_asked_again(self, proxy: ForgetfulProxy, method: bytes):
+    def test_a_lost_reply_of_any_other_call_is_asked_again(self, forgetful: ForgetfulProxy, method: bytes):
         store = fresh_s3()
         store.write("k", b"1")
-        proxy.lose_next_reply_to = method
+        forgetful.lose_next_reply_to = method
         store.write("k", b"2")
         assert store.read("k")[0] == b"2"
         store.delete(["k"])
         assert list(store.keys("")) == []
-        assert proxy.replies_lost == 1
+        assert forgetful.replies_lost == 1
 
     @pytest.mark.slow
     def test_every_method_outlasts_a_server_that_is_killed_and_restarted(self, tmp_path_factory, monkeypatch, caplog):
@@ -518,7 +530,7 @@ class TestS3:
 
 
 class ScriptedServer(ThreadingHTTPServer):
-    """An S3 server that gives the `answers`, one a request, each "status" or "status code" (with 200: the body)."""
+    """An S3 server that gives the `answers`, one a request, each "status" or "status code" (with 200: the body), or "cut" and where."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _ScriptedAnswer)
@@ -534,6 +546,11 @@ class _ScriptedAnswer(BaseHTTPRequestHandler):
         self.rfile.read(int(self.headers["Content-Length"]))
         self.server.headers.append(self.headers)
         status, _, word = self.server.answers.pop(0).partition(" ")
+        if status == "cut":
+            whole = 'HTTP/1.1 200 OK\r\nETag: "etag"\r\nContent-Length: 4\r\n\r\nbody'
+            self.wfile.write(whole[: whole.index(word)].encode())
+            self.close_connection = True
+            return
         body = word.encode() if status == "200" else f"<Error><Code>{word}</Code><Message>as scripted</Message></Error>".encode()
         self.send_response(int(status))
         self.send_header("ETag", '"etag"')
@@ -595,15 +612,6 @@ def scripted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Script
         set_environment(S3Server(tmp_path, ports=[0, 0, 0, server.server_port]), monkeypatch)
         yield server
         server.shutdown()
-
-
-@pytest.fixture
-def proxy(s3_environment: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[ForgetfulProxy]:
-    """The shared S3 server, reached through a proxy that can lose a reply."""
-    forgetful = ForgetfulProxy(s3_environment.endpoint)
-    monkeypatch.setenv("AWS_ENDPOINT_URL", forgetful.endpoint)
-    yield forgetful
-    forgetful.close()
 
 
 def test_both_stores_fit_the_protocol(tmp_path: Path):

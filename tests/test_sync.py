@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import sqlite3
 from contextlib import closing
@@ -10,12 +11,13 @@ from typing import Any
 
 import pytest
 from servers import MlflowServer, free_port, wait_until
-from tracked_sweep import Sweep, attempt, content, entry, expected_points, manifest
+from tracked_sweep import SHOWN, Sweep, attempt, content, entry, expected_points, manifest
 
 from orchestration.errors import TrackingError
 from orchestration.manifest import Manifest, dump_manifest, manifest_key
 from orchestration.store import Store, open_store
-from orchestration.tracking import Synced, sync
+from orchestration.tracking.describe import Facts
+from orchestration.tracking.syncing import Synced, sync
 
 
 class Case:
@@ -30,14 +32,22 @@ class Case:
             self.sweep.put(named)
             self.store.write(manifest_key(self.sweep.name, named.trial_id), dump_manifest(named))
 
-    def sync(self, *trial_ids: str) -> Synced:
-        return sync(self.sweep.uri, self.sweep.name, self.store, trial_ids=trial_ids or None)
+    def sync(self, *trial_ids: str, **changes: Any) -> Synced:
+        default = {"trial_ids": trial_ids or None, "facts": Facts(about="what it is for")}
+        return sync(self.sweep.uri, self.sweep.name, self.store, **{**default, **changes})
 
     def statuses(self) -> dict[str, str]:
         return {run.data.tags["trial_id"]: run.info.status for run in self.sweep.runs()}
 
     def shown(self) -> list[Any]:
         """All that can be seen, but for the names that MLflow gives."""
+        runs = self.sweep.runs("")
+
+        def tags(run: Any) -> dict[str, str]:
+            known = {name: value for name, value in run.data.tags.items() if name != "mlflow.parentRunId"}
+            note = known.pop("mlflow.note.content", "").replace(f"/experiments/{run.info.experiment_id}/", "/experiments/ID/")
+            return known | {"note": re.sub(r"compare-runs\?\S+", "compare-runs", note)}
+
         return sorted(
             (
                 run.data.tags.get("trial_id", ""),
@@ -45,10 +55,12 @@ class Case:
                 run.info.start_time,
                 run.info.end_time,
                 run.data.params,
-                {name: value for name, value in run.data.tags.items() if name != "mlflow.parentRunId"},
+                tags(run),
                 self.sweep.points(run),
+                [(found.dataset.name, found.dataset.digest) for found in run.inputs.dataset_inputs],
+                sorted(self.sweep.files(run)),
             )
-            for run in self.sweep.runs("")
+            for run in runs
         )
 
     def execute(self, statement: str) -> None:
@@ -100,7 +112,7 @@ def test_what_a_dead_driver_left_running_gets_the_truth_and_a_second_time_writes
 
 def test_a_sweep_that_mlflow_never_heard_of_is_built_from_the_store(case: Case) -> None:
     case.put(FINISHED, FAILED)
-    assert case.sync() == Synced(runs=3, created=3, closed=0, points=5 * 10 + 3 * 3)
+    assert case.sync() == Synced(runs=3, created=3, closed=0, points=5 * len(SHOWN) + 3 * 3, files=3 + 2)
     parent = case.sweep.parent().info
     assert (parent.status, parent.start_time, parent.end_time) == ("FAILED", FINISHED.created_ms, FINISHED.updated_ms)
     before = content(case.database)
@@ -158,7 +170,7 @@ def test_an_older_database_that_somebody_restored_is_brought_up_to_date(fresh: C
     fresh.sync()
     restored = Case(f"sqlite:///{older}", older, fresh.store)
     restored.sweep.name = fresh.sweep.name
-    assert restored.sync() == Synced(runs=2, created=0, closed=0, points=2 * 10 + 2 * 3)
+    assert restored.sync() == Synced(runs=2, created=0, closed=0, points=2 * len(SHOWN) + 2 * 3)
     assert restored.shown() == fresh.shown()
 
 
@@ -175,7 +187,7 @@ def test_of_two_runs_of_the_sweep_the_younger_steps_aside(fresh: Case) -> None:
 def test_a_trial_that_mlflow_refuses_is_named_and_the_others_are_shown(fresh: Case) -> None:
     odd = entry(1).model_copy(update={"metrics": {"val/miou": 1.0, "not a key ?!": 2.0}})
     fresh.put(FINISHED, manifest(1, trial_id="a", seed=4, history=(odd,)))
-    with pytest.raises(TrackingError, match="refused 1 trials: a: "):
+    with pytest.raises(TrackingError, match="refused 1 runs: a: "):
         fresh.sync()
     points = fresh.sweep.points(fresh.sweep.run("tags.trial_id = 'abc'"))
     assert {name: points[name] for name in expected_points(3)} == expected_points(3)
@@ -189,7 +201,9 @@ def test_what_could_not_be_shown_during_an_outage_arrives_later(mlflow_database:
         case.put(manifest(1))
         tracker = case.sweep.tracker()
         tracker.start(["abc"])
-        wait_until(lambda: any("rrn.logged_epoch" in run.data.tags for run in case.sweep.runs()), deadline_s=20, what="the first epoch")
+        wait_until(
+            lambda: any("rrn.files" in run.data.tags for run in case.sweep.runs()), deadline_s=20, what="the first epoch and its files"
+        )
         server.kill()
         case.put(FINISHED)
         tracker.notify("abc")
@@ -197,7 +211,7 @@ def test_what_could_not_be_shown_during_an_outage_arrives_later(mlflow_database:
         with pytest.raises(TrackingError, match="is away"):
             case.sync()
         server.start()
-        assert case.sync() == Synced(runs=2, created=0, closed=2, points=2 * 10 + 2 * 3)
+        assert case.sync() == Synced(runs=2, created=0, closed=2, points=2 * len(SHOWN) + 2 * 3, files=2)
         assert (case.statuses(), case.sweep.parent().info.status) == ({"abc": "FINISHED"}, "FINISHED")
     finally:
         server.kill()
@@ -210,4 +224,6 @@ def test_a_server_that_is_away_is_told_without_its_password(store: Store) -> Non
 
 
 def test_it_says_what_it_did() -> None:
-    assert str(Synced(3, 1, 2, 40)) == "MLflow: 3 runs looked at, 1 created, 2 closed, 40 points added"
+    text = "MLflow: 3 runs looked at, 1 created, 2 closed, 40 points and 5 files added"
+    assert str(Synced(3, 1, 2, 40, 5)) == text
+    assert str(Synced(3, 1, 2, 40, 5, 7, "no room")) == f"{text}; 7 files could not be stored, sync again later: no room"

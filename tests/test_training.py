@@ -58,6 +58,17 @@ def test_every_epoch_reports_what_the_method_is_judged_by():
     assert {"train/pseudo_accuracy_inside", "train/pseudo_accuracy_outside"} & set(metrics)
 
 
+def test_an_epoch_reports_the_confusion_of_the_head_that_counts_and_its_data():
+    for ensemble, head in (("none", "branch1"), ("logits", "ensemble")):
+        runtime = ONE_THREAD.model_copy(update={"progress_every": 3})
+        within, at_end = train(config(epochs=1, ensemble=ensemble), runtime)
+        assert within.confusion is None
+        assert miou(at_end.confusion) == at_end.metrics["val/miou"] == at_end.metrics[f"val/miou_{head}"]
+        labels = [at_end.data.val[i][1] for i in range(len(at_end.data.val))]
+        truth = np.bincount(np.concatenate(labels, axis=None), minlength=256)[:11]
+        assert at_end.confusion.sum(dim=1).tolist() == truth.tolist()
+
+
 def test_the_same_seed_gives_the_same_numbers_and_another_does_not():
     first, second, other = (final(train(config(seed=seed), ONE_THREAD)) for seed in (1, 1, 2))
     assert without_time(first[0]) == without_time(second[0])

@@ -11,7 +11,7 @@ from orchestration.events import Event
 from orchestration.manifest import Entry, Manifest
 from orchestration.plan import expand
 from orchestration.spec import check
-from orchestration.trial import Update
+from orchestration.update import Update
 from orchestration.view import View
 
 PLANS = expand(check({"name": "demo", "preset": "digits", "grid": {"partition": ["1/8"], "eps": [0.3, 0.6, 0.7]}}))

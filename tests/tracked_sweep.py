@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import io
+import json
 import sqlite3
 import uuid
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from orchestration.manifest import Attempt, Checkpoint, Entry, Manifest, ObjectRef
-from orchestration.tracking import Tracker
+from PIL import Image
+
+from orchestration.errors import NotFound
+from orchestration.manifest import Attempt, Checkpoint, Entry, Manifest, ObjectRef, Pictures, sha256_of
+from orchestration.plan import label
+from orchestration.tracking.describe import Facts
+from orchestration.tracking.tracker import Tracker
 from rrn_core.config import TrainConfig
 
 STORE = "s3://bucket/sweeps"
@@ -25,11 +32,23 @@ METRICS = (
     "val/miou_b2",
     "val/accuracy",
 )
+SHOWN = (*METRICS, "best/miou_epoch", "best/miou")
+"""What MLflow has of an epoch: its values rise, so that every epoch is the best so far."""
+CLASSES = ("sky", "car", "tree")
+HEADS = ("branch1", "branch2", "ensemble")
 
 
 def entry(epoch: int) -> Entry:
     values = {name: epoch + i / 16 for i, name in enumerate(METRICS)}
     return Entry(epoch=epoch, step=10 * epoch, time_ms=1_700_000_000_000 + 1000 * epoch, metrics=values)
+
+
+def judged(epoch: int, score: float) -> Entry:
+    """An epoch with all that a real one tells of the validation images; the last class occurs nowhere."""
+    heads = {f"val/miou_{head}": score - 0.01 * i for i, head in enumerate(reversed(HEADS))}
+    classes = {f"val/iou_{head}/{name}": score / (1 + i) for head in HEADS for i, name in enumerate(CLASSES[:-1])}
+    known = {"train/loss": 1.0 / epoch, "val/miou": score, "system/cpu_utilization_percentage": 50.0, "perf/train_s": 2.0}
+    return Entry(epoch=epoch, step=10 * epoch, time_ms=1_700_000_000_000 + 1000 * epoch, metrics=known | heads | classes)
 
 
 def checkpoint(epoch: int, score: float | None = None) -> Checkpoint:
@@ -40,12 +59,13 @@ def checkpoint(epoch: int, score: float | None = None) -> Checkpoint:
 
 def manifest(epochs: int, *, trial_id: str = "abc", seed: int = 3, **changes: Any) -> Manifest:
     config = TrainConfig(partition="1/8", seed=seed, eps=0.5).model_dump(mode="json")
+    varied = ("partition", "seed")
     default = {
         "sweep": "sweep",
         "trial_id": trial_id,
-        "label": f"1/8 seed={seed}",
+        "label": label({name: changes.get("config", config).get(name) for name in changes.get("varied", varied)}),
         "config": config,
-        "varied": ("partition", "seed"),
+        "varied": varied,
         "iterations": 100,
         "attempt": 1,
         "created_ms": 1_700_000_000_000,
@@ -53,6 +73,16 @@ def manifest(epochs: int, *, trial_id: str = "abc", seed: int = 3, **changes: An
         "history": tuple(entry(epoch) for epoch in range(1, epochs + 1)),
     }
     return Manifest(**{**default, **changes})
+
+
+def png(shade: int) -> bytes:
+    """A picture of 1600 x 400 pixels."""
+    body = io.BytesIO()
+    Image.new("RGB", (1600, 400), (shade, 0, 0)).save(body, "PNG")
+    return body.getvalue()
+
+
+CONFUSION = json.dumps({"classes": CLASSES, "head": "ensemble", "counts": [[90, 10, 0], [5, 45, 0], [0, 0, 0]]}).encode()
 
 
 class Sweep:
@@ -64,18 +94,33 @@ class Sweep:
         self.uri, self.name = uri, f"sweep-{uuid.uuid4().hex[:8]}"
         self.client = MlflowClient(tracking_uri=uri)
         self.store: dict[str, Manifest] = {}
+        self.objects: dict[str, bytes] = {}
+
+    def drawn(self, epoch: int, *, trial_id: str = "abc", shade: int = 200) -> Pictures:
+        """The pictures of an epoch, which the store then has."""
+        refs = {}
+        for name, body in (("predictions.png", png(shade)), ("confusion.json", CONFUSION)):
+            key = f"sweep/{trial_id}/pictures/{epoch:04d}-1/{name}"
+            self.objects[key] = body
+            refs[name] = ObjectRef(key=key, sha256=sha256_of(body), size=len(body))
+        return Pictures(epoch=epoch, objects=refs)
+
+    def fetch(self, ref: ObjectRef) -> bytes:
+        if ref.key not in self.objects:
+            raise NotFound(ref.key)
+        return self.objects[ref.key]
 
     def put(self, *manifests: Manifest) -> None:
         self.store |= {m.trial_id: m for m in manifests}
 
-    def tracker(self, *, commit: str = "c0ffee") -> Tracker:
-        tags = {"git_commit": commit, "dirty": "false"}
-        return Tracker(self.uri, sweep=self.name, store=STORE, read=self.store.get, tags=tags, description="what it is for")
+    def tracker(self, *, commit: str = "c0ffee", **changes: Any) -> Tracker:
+        default = {"store": STORE, "read": self.store.get, "fetch": self.fetch, "driver": 1, "facts": Facts(about="what it is for")}
+        return Tracker(self.uri, sweep=self.name, tags={"git_commit": commit, "dirty": "false"}, **{**default, **changes})
 
-    def track(self, *manifests: Manifest, commit: str = "c0ffee") -> None:
+    def track(self, *manifests: Manifest, **changes: Any) -> None:
         """One call of the driver, from start to end, on the store with these manifests."""
         self.put(*manifests)
-        tracker = self.tracker(commit=commit)
+        tracker = self.tracker(**changes)
         tracker.start(list(self.store))
         assert tracker.close(timeout_s=30) == []
 
@@ -90,6 +135,14 @@ class Sweep:
     def parent(self) -> Any:
         return self.run("tags.`rrn.kind` = 'sweep'")
 
+    def files(self, run: Any, folder: str | None = None) -> list[str]:
+        """Names of all files of a run."""
+        found = self.client.list_artifacts(run.info.run_id, folder)
+        return [name for info in found for name in (self.files(run, info.path) if info.is_dir else [info.path])]
+
+    def body(self, run: Any, name: str) -> bytes:
+        return Path(self.client.download_artifacts(run.info.run_id, name)).read_bytes()
+
     def points(self, run: Any) -> dict[str, list[tuple[int, float, int]]]:
         """Every stored point of every metric as (step, value, timestamp), in MLflow's order."""
         names = sorted(run.data.metrics)
@@ -98,7 +151,8 @@ class Sweep:
 
 def expected_points(epochs: int) -> dict[str, list[tuple[int, float, int]]]:
     entries = [entry(epoch) for epoch in range(1, epochs + 1)]
-    return {name: [(e.epoch, e.metrics[name], e.time_ms) for e in entries] for name in sorted(METRICS)}
+    shown = {e.epoch: {**e.metrics, "best/miou": e.metrics["val/miou"], "best/miou_epoch": float(e.epoch)} for e in entries}
+    return {name: [(e.epoch, shown[e.epoch][name], e.time_ms) for e in entries] for name in sorted(SHOWN)}
 
 
 def attempt(number: int, outcome: str | None, **changes: Any) -> Attempt:

@@ -3,66 +3,29 @@
 from __future__ import annotations
 
 import logging
-import re
-import shlex
-import sys
+import platform
 import threading
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
-from urllib.parse import quote, urlencode
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from importlib import metadata
 
 from orchestration.errors import SweepError, TrackingError, without_password
-from orchestration.experiment import SQLITE, Abandoned, Away, Experiment, Gone, find_experiment, one_line, open_experiment, translated
-from orchestration.manifest import SCORE, Manifest, read_manifests
-from orchestration.runview import KIND, run_view, sweep_status
-from orchestration.store import Store
+from orchestration.manifest import Manifest
+from orchestration.tracking.describe import Facts, gist
+from orchestration.tracking.experiment import Abandoned, Away, Gone, find_experiment, one_line, translated
+from orchestration.tracking.filing import Filing
+from orchestration.tracking.links import checked, comparison_url, ui_base
+from orchestration.tracking.runfiles import Fetch, Origin, trial_files
+from orchestration.tracking.runs import Runs, open_runs
+from orchestration.tracking.runview import LONGEST_TAG, RunView, run_view, sweep_status
+from orchestration.tracking.sweepview import Overview, Whole
 
 log = logging.getLogger(__name__)
 
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.5, 30.0  # between attempts while MLflow is away; each pause is twice the one before
-_DEFAULT_PORT = 5000
-
-
-@dataclass(frozen=True)
-class Synced:
-    """What `sync` found and did."""
-
-    runs: int
-    """Runs looked at, with the sweep's own."""
-    created: int
-    closed: int
-    """Runs that a dead driver had left running."""
-    points: int
-    """Metric values that MLflow lacked."""
-
-    def __str__(self) -> str:
-        return f"MLflow: {self.runs} runs looked at, {self.created} created, {self.closed} closed, {self.points} points added"
-
-
-def sync(uri: str, sweep: str, store: Store, *, trial_ids: Collection[str] | None = None) -> Synced:
-    """Make MLflow equal to the store, for every trial of the sweep; no driver may be at work on it.
-
-    Args:
-        trial_ids: those by which the sweep's own run is judged: all that the file asks for; unset, all that have ever started.
-
-    Raises:
-        TrackingError: MLflow is away, or refuses a trial; whatever it took stays.
-        StoreError: the store is away, or holds a manifest that cannot be read.
-    """
-    manifests = read_manifests(store, sweep)
-    try:
-        return _synced(_checked(uri), sweep, store.uri, manifests, trial_ids=manifests if trial_ids is None else trial_ids)
-    except Away as error:
-        raise TrackingError(f"MLflow at {without_password(uri)} is away: {error}; nothing is lost, sync again when it is back") from error
-
-
-def ui_command(uri: str, *, port: int = _DEFAULT_PORT) -> str:
-    """The shell command that serves the UI of a SQLite database; the address of a server that is already there."""
-    if not uri.startswith(SQLITE):
-        return without_password(uri)
-    # By default MLflow starts a job runner and four workers, which take 2.6 GB.
-    command = f"{shlex.quote(sys.executable)} -m mlflow server"
-    return f"MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false {command} --backend-store-uri {shlex.quote(uri)} --workers 1 --port {port}"
+_PACKAGES = ("rrn-sweep", "ray", "mlflow", "torch", "numpy", "optuna")
 
 
 class Tracker:
@@ -72,20 +35,38 @@ class Tracker:
         uri: `sqlite:////absolute/path.db`, or the address of an MLflow server.
         store: the store's URI, for the tags that say where checkpoints lie.
         read: a trial's manifest, None where it never started; may raise SweepError.
-        tags: who runs which code; set anew on a trial that has started another attempt.
-        description: a text for the sweep's own run.
+        fetch: reads an object of the store; `runfiles.stored` makes one.
+        driver: token of the driver. `tags` and `code` are for the attempts that it ordered.
+        tags: who runs which code.
+        code: texts by file name, such as a `git.diff`, that become files of each trial.
+        facts: for the description of the sweep.
+        overview: makes the files of the sweep's own run; called in the tracker's thread, at most every `sweepview.EVERY_S` and at the end.
 
     Raises:
         TrackingError: `uri` is neither of the two.
     """
 
     def __init__(
-        self, uri: str, *, sweep: str, store: str, read: Callable[[str], Manifest | None], tags: Mapping[str, str], description: str = ""
+        self,
+        uri: str,
+        *,
+        sweep: str,
+        store: str,
+        read: Callable[[str], Manifest | None],
+        fetch: Fetch,
+        driver: int,
+        tags: Mapping[str, str],
+        code: Mapping[str, str] | None = None,
+        facts: Facts | None = None,
+        overview: Overview | None = None,
     ) -> None:
-        self._uri, self._sweep, self._store, self._read = _checked(uri), sweep, store, read
-        self._tags, self._description = dict(tags), description
-        self._experiment: Experiment | None = None
-        self._away = self._ended = False
+        self._uri, self._sweep, self._store, self._read, self._fetch = checked(uri), sweep, store, read, fetch
+        self._tags = {name: value[:LONGEST_TAG] for name, value in tags.items() if value}
+        self._origin = Origin(driver, {**versions(), **tags}, code or {})
+        self._whole = Whole(sweep, facts or Facts(), overview)
+        self._files = Filing()
+        self._runs: Runs | None = None
+        self._away = self._closed = self._ended = False
         self._refused: set[str] = set()
         self._known: dict[str, None] = {}  # dicts serve as ordered sets; `_change` guards the three
         self._pending: dict[str, None] = {}
@@ -118,6 +99,7 @@ class Tracker:
         if self._abandoned.is_set() and not self._ended:
             return list(self._known)
         with self._change:
+            self._files.hurry()
             self._pending |= {trial_id: None for trial_id in self._known if trial_id not in self._settled}
             self._closing.set()
             self._change.notify()
@@ -125,7 +107,8 @@ class Tracker:
             self._thread.join(timeout_s)
         self._abandoned.set()
         with self._change:
-            behind = [trial_id for trial_id in self._known if trial_id not in self._settled] or ([] if self._ended else list(self._known))
+            lacking = [trial_id for trial_id in self._known if trial_id not in self._settled or self._files.lacks(trial_id)]
+            behind = lacking or ([] if self._ended and not self._files.lacks(None) else list(self._known))
         if behind:
             log.warning("MLflow lacks something of %d of %d trials; the next run of this sweep adds it", len(behind), len(self._known))
         return behind
@@ -141,19 +124,9 @@ class Tracker:
 
     @property
     def comparison_url(self) -> str | None:
-        """The page with the charts of all trials, in the UI that `ui_command` names; None until MLflow has answered.
-
-        Sorted by a metric the UI lists the trials flat; otherwise it folds them away below the sweep's own run.
-        """
-        base = f"http://127.0.0.1:{_DEFAULT_PORT}" if self._uri.startswith(SQLITE) else without_password(self._uri).rstrip("/")
-        query = {
-            "workflowType": "machine_learning",
-            "compareRunsMode": "CHART",
-            "searchFilter": f"tags.`{KIND}` = 'trial'",
-            "orderByKey": f"metrics.`{SCORE}`",
-            "orderByAsc": "false",
-        }
-        return self.experiment_id and f"{base}/#/experiments/{self.experiment_id}/runs?{urlencode(query, quote_via=quote)}"
+        """The page with the charts of all trials, on a server; None until it has answered, and of a database."""
+        base = ui_base(self._uri)
+        return comparison_url(base, self.experiment_id) if base and self.experiment_id else None
 
     def _work(self) -> None:
         """The thread. It catches everything: neither an outage nor a bug of MLflow may end a sweep."""
@@ -171,31 +144,47 @@ class Tracker:
         wait_s = _FIRST_WAIT_S
         while not self._abandoned.is_set():
             try:
-                self._show_pending()
+                self._work_off()
                 if self._ended:
                     return
                 wait_s = _FIRST_WAIT_S
                 with self._change:
-                    self._change.wait_for(lambda: self._pending or self._closing.is_set())
+                    self._change.wait_for(lambda: self._pending or self._closing.is_set(), timeout=self._idle_s())
             except (Away, Gone) as error:
                 self._lose(error)
                 self._pause(wait_s)
                 wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
 
-    def _show_pending(self) -> None:
-        """Show whatever is pending, and how the sweep ended once it is closed."""
+    def _idle_s(self) -> float | None:
+        """Until something is due although nobody says a word."""
+        due = [due_s for due_s in (self._whole.due_s(), self._files.due_s()) if due_s is not None]
+        return max(0.0, min(due) - time.monotonic()) if due else None
+
+    def _work_off(self) -> None:
+        """Show whatever is pending, and how the sweep ended once it is closed; files, which may take long, come last."""
         self._connected()
-        while (trial_id := self._take()) is not None:
-            self._show_again(trial_id)
-        if self._closing.is_set() and not self._pending and not self._abandoned.is_set():
-            with self._change:
-                statuses = {self._settled.get(trial_id) for trial_id in self._known}
-            with translated():
-                self._connected().end(sweep_status(statuses))
-            self._ended = True
+        while not self._abandoned.is_set():
+            closing = self._closing.is_set()
+            if (trial_id := self._take()) is not None:
+                self._show_again(trial_id)
+            elif closing and not self._closed:
+                self._end()
+            elif self._whole.is_due():
+                self._show_whole()
+            elif not self._files.store_next(self._connected()):
+                self._ended = closing
+                break
         if self._away:
             log.warning("MLflow answers again and is up to date")
             self._away = False
+
+    def _end(self) -> None:
+        with self._change:
+            statuses = {self._settled.get(trial_id) for trial_id in self._known}
+        with translated():
+            self._connected().end(sweep_status(statuses))
+        self._closed = True
+        self._whole.hurry()
 
     def _take(self) -> str | None:
         with self._change:
@@ -211,7 +200,7 @@ class Tracker:
         try:
             self._show(trial_id)
         except Gone:
-            self._experiment = None
+            self._runs = None
             try:
                 self._show(trial_id)
             except Gone as error:
@@ -219,38 +208,53 @@ class Tracker:
                 log.warning("trial %s cannot be shown in MLflow: %s", trial_id, error)
 
     def _show(self, trial_id: str) -> None:
-        experiment = self._connected()
+        runs = self._connected()
         live = trial_id in self._known and not self._closing.is_set()  # before reading: what is closed later is shown again
         try:
             manifest = self._read(trial_id)
         except SweepError as error:
             log.warning("trial %s cannot be shown in MLflow for now: %s", trial_id, error)
             return
-        view = run_view(manifest, store=self._store, live=live) if manifest else None
+        view = self._view(manifest, live=live) if manifest else None
         with translated():
-            experiment.show(trial_id, view)
+            runs.show(trial_id, view)
+        if manifest and view:
+            self._whole.note(trial_id, gist(manifest, view.status))
+            self._files.want(trial_id, trial_files(manifest, self._fetch, live=live, origin=self._origin))
         if not live or (view and view.status == "FINISHED"):
             with self._change:
                 self._settled[trial_id] = view.status if view else ""
 
-    def _connected(self) -> Experiment:
-        """The experiment; when it had to be looked up, every trial is pending, and so are those that a dead driver left RUNNING."""
-        if self._experiment is None:
-            experiment = open_experiment(self._uri, self._sweep, tags=self._tags, description=self._description, abandoned=self._abandoned)
+    def _view(self, manifest: Manifest, *, live: bool) -> RunView:
+        view = run_view(manifest, store=self._store, live=live)
+        ours = manifest.attempts and manifest.attempts[-1].driver == self._origin.driver
+        return replace(view, tags={**self._tags, **view.tags}) if ours else view
+
+    def _show_whole(self) -> None:
+        with self._change:
+            known = list(self._known)
+        self._whole.show(self._connected(), self._files, known)
+
+    def _connected(self) -> Runs:
+        """The runs; when they had to be looked up, every trial is pending, and so are those that a dead driver left RUNNING."""
+        if self._runs is None:
+            runs = open_runs(self._uri, self._sweep, tags=self._tags, abandoned=self._abandoned)
             with translated():
-                experiment.begin()
+                runs.begin()
             with self._change:
-                self._pending |= self._known | dict.fromkeys(experiment.running())
+                self._pending |= self._known | dict.fromkeys(runs.running())
                 self._settled.clear()
-            self._experiment = experiment
-            self.experiment_id, self.parent_run_id = experiment.id, experiment.parent_id
-        return self._experiment
+            self._runs, self._closed = runs, False
+            self._whole.hurry()
+            self.experiment_id, self.parent_run_id = runs.id, runs.parent_id
+        return self._runs
 
     def _lose(self, error: Exception) -> None:
         """Forget what was found: after an outage runs may be missing, or exist although the reply was lost."""
-        self._experiment = None
+        self._runs = None
         if not self._away:
-            log.warning("MLflow at %s is away, the sweep goes on and tracking catches up later: %s", without_password(self._uri), error)
+            what = "is away" if isinstance(error, Away) else "has lost a run"
+            log.warning("MLflow at %s %s, the sweep goes on and tracking catches up later: %s", without_password(self._uri), what, error)
         self._away = True
 
     def _pause(self, seconds: float) -> None:
@@ -258,6 +262,15 @@ class Tracker:
             self._abandoned.wait(_FIRST_WAIT_S)
         else:
             self._closing.wait(seconds)
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of the packages that results may depend on, as far as they are installed."""
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        with suppress(metadata.PackageNotFoundError):
+            found[package] = metadata.version(package)
+    return found
 
 
 def make_experiment(uri: str, sweep: str) -> None:
@@ -270,30 +283,3 @@ def make_experiment(uri: str, sweep: str) -> None:
         find_experiment(uri, sweep)
     except (Away, Gone) as error:
         raise TrackingError(f"{error}; is it up, and the address right?") from error
-
-
-def _checked(uri: str) -> str:
-    if not re.match(r"sqlite:////.|https?://[^/]", uri):
-        raise TrackingError(f"tracking: must be sqlite:////absolute/path.db or http(s)://host..., got {without_password(uri)!r}")
-    return uri
-
-
-def _synced(uri: str, sweep: str, store: str, manifests: Mapping[str, Manifest], *, trial_ids: Collection[str]) -> Synced:
-    """Raises TrackingError, Away."""
-    views = {trial_id: run_view(manifest, store=store, live=False) for trial_id, manifest in manifests.items()}
-    began_ms = min((manifest.created_ms for manifest in manifests.values()), default=None)
-    experiment = open_experiment(uri, sweep, tags={}, start_ms=began_ms)
-    refused = []
-    for trial_id in sorted({*views, *experiment.trial_ids}):
-        try:
-            with translated():
-                experiment.show(trial_id, views.get(trial_id), thorough=True)
-        except Gone as error:
-            refused.append(f"{trial_id}: {error}")
-    judged = [manifests[trial_id] for trial_id in trial_ids if trial_id in manifests]
-    ended_ms = max((manifest.updated_ms for manifest in judged), default=None)
-    with translated():
-        experiment.end(sweep_status({views[trial_id].status if trial_id in views else None for trial_id in trial_ids}), end_ms=ended_ms)
-    if refused:
-        raise TrackingError(f"MLflow at {without_password(uri)} refused {len(refused)} trials: {'; '.join(refused)}")
-    return Synced(len(experiment.trial_ids) + 1, experiment.created, experiment.left_running, experiment.points)

@@ -53,6 +53,19 @@ def shows_all(uri: str, sweep: str, trial_ids: Collection[str], *, auth: tuple[s
     return answers[0]
 
 
+def experiment_id(uri: str, sweep: str, *, auth: tuple[str, str] | None = None) -> str | None:
+    """MLflow's name of the sweep's experiment; None where it has none, or does not answer within a few seconds."""
+    try:
+        if uri.startswith(_SQLITE):
+            with closing(_opened(Path(uri.removeprefix(_SQLITE)))) as connection:
+                found = connection.execute("SELECT experiment_id FROM experiments WHERE name = ?", [sweep]).fetchone()
+                return str(found[0]) if found else None
+        question = urlencode({"experiment_name": sweep})
+        return str(_answer(uri, f"experiments/get-by-name?{question}", None, auth)["experiment"]["experiment_id"])
+    except (sqlite3.Error, OSError, HTTPException, ValueError, LookupError, TypeError):
+        return None
+
+
 def _complete(rows: Iterable[_Row], trial_ids: Collection[str]) -> bool:
     runs = [(status, kind, trial_id) for status, kind, trial_id in rows if kind in ("sweep", "trial")]
     finished = {trial_id for status, kind, trial_id in runs if kind == "trial" and status == "FINISHED"}
@@ -61,10 +74,14 @@ def _complete(rows: Iterable[_Row], trial_ids: Collection[str]) -> bool:
 
 def _complete_in_database(path: Path, sweep: str, trial_ids: Collection[str]) -> bool:
     try:
-        with closing(sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True, timeout=_PATIENCE_S)) as connection:
+        with closing(_opened(path)) as connection:
             return _complete(connection.execute(_RUNS, [sweep]), trial_ids)
     except sqlite3.Error as error:  # a database that somebody writes to just now may be whole; one that does not open is not
         return getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_BUSY
+
+
+def _opened(path: Path) -> sqlite3.Connection:
+    return sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True, timeout=_PATIENCE_S)
 
 
 def _complete_on_server(uri: str, sweep: str, trial_ids: Collection[str], auth: tuple[str, str] | None) -> bool:

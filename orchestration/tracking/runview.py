@@ -3,18 +3,31 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from itertools import accumulate
 from typing import Any
 
-from orchestration.manifest import Checkpoint, Manifest
+from orchestration.manifest import SCORE, Checkpoint, Entry, Manifest
+from orchestration.plan import ID_LENGTH
+from orchestration.tracking.dataset import DataSet, data_sets, split_hash
+from orchestration.tracking.describe import cell_of, trial_note
+from rrn_core.config import TrainConfig
 
 KIND = "rrn.kind"
 """The tag that tells trials from the sweep's own run."""
+NOTE = "mlflow.note.content"
+"""The tag that MLflow's UI shows as a description, in Markdown."""
+BEST_SCORE, BEST_EPOCH = "best/miou", "best/miou_epoch"
+"""The highest `val/miou` so far, and the first epoch that had it; MLflow's UI begins with the metric that is the first by name."""
 LONGEST_TAG = 5000  # characters; MLflow takes 8000
 _LONGEST_PARAM = 6000  # what MLflow takes
 _LOGGED_EPOCH, _LOGGED_ATTEMPT = "rrn.logged_epoch", "rrn.logged_attempt"
+_TABLED = "val/iou_"  # a series for each class and head: a table shows these better (runfiles.py)
+_ALWAYS = ("seed", "method", "dataset", "partition", "backbone", "epochs")
+_READ_BY = {"supervised": (), "cps": ("lambda1",), "rrn": ("eps", "lambda1", "lambda2", "lambda3")}
+_CONTENTS = ("split", "init_sha256")  # what files hold, which nobody set
 
 
 @dataclass(frozen=True)
@@ -37,6 +50,7 @@ class RunView:
     end_ms: int | None = None
     """None while it runs, or where MLflow's clock shall tell; so is `start_ms`."""
     params: Mapping[str, str] = field(default_factory=dict)
+    data: tuple[DataSet, ...] = ()
     series: Mapping[str, tuple[Point, ...]] = field(default_factory=dict)
     """Points by rising step, under the tag that says up to which step MLflow holds them."""
 
@@ -51,9 +65,10 @@ def run_view(manifest: Manifest, *, store: str, live: bool) -> RunView:
         tags=_trial_tags(manifest, store),
         start_ms=manifest.created_ms,
         end_ms=None if status == "RUNNING" else manifest.updated_ms,
-        params={name: _text(value)[:_LONGEST_PARAM] for name, value in manifest.config.items()},
+        params={name: _text(manifest.config[name])[:_LONGEST_PARAM] for name in _telling(manifest)},
+        data=data_sets(manifest.config),
         series={
-            _LOGGED_EPOCH: tuple(Point(entry.epoch, entry.time_ms, entry.metrics) for entry in manifest.history),
+            _LOGGED_EPOCH: tuple(_epochs(manifest)),
             _LOGGED_ATTEMPT: _effort(manifest),
         },
     )
@@ -62,6 +77,29 @@ def run_view(manifest: Manifest, *, store: str, live: bool) -> RunView:
 def sweep_status(trials: set[str | None]) -> str:
     """How the sweep's own run stands, from the statuses of its trials; None of one that never started."""
     return "FAILED" if "FAILED" in trials else "FINISHED" if trials == {"FINISHED"} else "KILLED"
+
+
+def _telling(manifest: Manifest) -> list[str]:
+    """Settings that tell trials apart or that somebody chose, those that the sweep varies first; the others stand in `config.yaml`."""
+    config, usual = manifest.config, _defaults()
+    chosen = [name for name, value in config.items() if name not in _CONTENTS and value != usual.get(name, value)]
+    names = dict.fromkeys([*manifest.varied, *_ALWAYS, *_READ_BY.get(config.get("method", ""), ()), *chosen])
+    return [name for name in names if name in config]
+
+
+@cache
+def _defaults() -> Mapping[str, Any]:
+    """Of every setting, as JSON holds it."""
+    return TrainConfig().model_dump(mode="json")
+
+
+def _epochs(manifest: Manifest) -> Iterator[Point]:
+    best: Entry | None = None
+    for entry in manifest.history:
+        if best is None or entry.metrics[SCORE] > best.metrics[SCORE]:
+            best = entry
+        shown = {name: value for name, value in entry.metrics.items() if not name.startswith(_TABLED)}
+        yield Point(entry.epoch, entry.time_ms, {**shown, BEST_SCORE: best.metrics[SCORE], BEST_EPOCH: best.epoch})
 
 
 def _closed(manifest: Manifest) -> bool:
@@ -81,8 +119,10 @@ def _effort(manifest: Manifest) -> tuple[Point, ...]:
 
 
 def _trial_tags(manifest: Manifest, store: str) -> dict[str, str]:
-    tags: dict[str, Any] = {"sweep": manifest.sweep, "trial_id": manifest.trial_id, KIND: "trial", "attempt": manifest.attempt}
-    tags |= {name: manifest.config[name] for name in ("partition", "seed", "method", "dataset") if name in manifest.config}
+    shown = dict.fromkeys(("partition", "seed", "method", "dataset", *manifest.varied))
+    tags: dict[str, Any] = {name: manifest.config[name] for name in shown if name in manifest.config}
+    tags |= {"sweep": manifest.sweep, "trial_id": manifest.trial_id, KIND: "trial", "attempt": manifest.attempt}
+    tags |= {"cell": cell_of(manifest), "split": split_hash(manifest.config)[:ID_LENGTH], NOTE: trial_note(manifest, store=store)}
     tags |= {"proposal": manifest.proposal} if manifest.proposal is not None else {}
     tags |= {"failure": manifest.failure} if manifest.failure else {}
     tags |= {"reason": manifest.reason} if manifest.reason else {}

@@ -1,0 +1,131 @@
+"""What a run looks like: validation images beside what the branches make of them, and the regions that the discriminators trust."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from rrn_core.config import TrainConfig
+from rrn_core.data import Images, Pixels
+from rrn_core.data.batch import IMAGENET_MEAN, IMAGENET_STD
+from rrn_core.data.files import VOID, Colour
+from rrn_core.evaluate import HEADS, Forward, evaluating, heads, reported_head, slide_all
+from rrn_core.losses import class_probabilities, discriminator_input, hard_labels, region_mask, scale_image
+from rrn_core.networks import Quartet
+from rrn_core.sheet import RIGHT, UNKNOWN, WRONG, Key, Row, coloured, errors, heat, heat_swatches, photograph, sheet, swatch
+from rrn_core.step import discriminators, region_side, selections
+
+_NAMES = {"branch1": "branch 1", "branch2": "branch 2", "ensemble": "ensemble"}
+
+
+def panels(
+    quartet: Quartet,
+    images: Images,
+    palette: Sequence[Colour],
+    classes: Sequence[str],
+    config: TrainConfig,
+    device: torch.device,
+    *,
+    indices: Sequence[int],
+) -> Pixels:
+    """One picture (H, W, 3) of the images at `indices`, a row each: image, truth, branch 1, branch 2, ensemble, D1, D2, errors.
+
+    D1 and D2 stand for the region maps of `views`, with what each selects outlined; methods without discriminators lack them. Errors
+    are those of the `reported_head`. Nothing is changed: no mode, statistic, gradient or random state.
+    """
+    pairs = [images[i] for i in indices]
+    seen = views(quartet, [image for image, _ in pairs], config, device)
+    rows = [_row(images.names[i], *pair, view, palette, config) for i, pair, view in zip(indices, pairs, seen, strict=True)]
+    regions = ["region map of D1", "region map of D2"] if quartet.D1 else []
+    columns = ["image", "truth", *_NAMES.values(), *regions, f"errors of {_NAMES[reported_head(config)]}"]
+    named = [(name, swatch(colour)) for name, colour in zip(classes, palette, strict=True)]
+    return sheet(rows, columns, [_key(config, regions=bool(regions)), named])
+
+
+def spread(count: int, total: int) -> list[int]:
+    """`count` indices, or `total` where that is less, evenly spread over 0..total - 1."""
+    count = min(count, total)
+    return [(2 * i + 1) * total // (2 * count) for i in range(count)]
+
+
+@dataclass(frozen=True)
+class View:
+    """What the networks say of one image."""
+
+    labels: NDArray[np.uint8]
+    """Predicted classes (3, H, W), one map for each of `HEADS`."""
+    rc: NDArray[np.float32]
+    """Region maps of D1 and D2, each of its own branch's prediction, (2, H, W) in 0..1; (0, H, W) where there are no discriminators."""
+    selected: NDArray[np.bool_]
+    """Where `eps` lets the region loss learn, shaped like `rc`."""
+
+
+def views(quartet: Quartet, images: Iterable[Pixels], config: TrainConfig, device: torch.device) -> list[View]:
+    """What the networks, in eval mode, say of every RGB image (H, W, 3); by the windows of the evaluation, which are of training's size.
+
+    So a discriminator sees what it sees in training: a crop, the softmax over its own branch's logits of it, and pixels scaled as
+    `discriminator_scaling` says, where the batch is that of the windows of one forward pass. Its map is brought to pixels as
+    `region_upsample` says. Where windows overlap, `rc` is their mean, and `selected` what most of them select.
+    """
+    judges = quartet.discriminators() if quartet.D1 else ()
+    with evaluating(quartet.branch1, quartet.branch2, *judges), torch.inference_mode():
+        maps = slide_all(images, _judged(quartet, config, device), crop=config.crop, batch=config.eval_batch)
+        return [_view(of_image, len(judges)) for of_image in maps]
+
+
+def _view(maps: Tensor, judges: int) -> View:
+    """What `_judged` says of a whole image, summed over windows."""
+    scores, windows, regions = torch.split(maps, [len(maps) - 1 - 2 * judges, 1, 2 * judges])
+    labels = hard_labels(torch.stack(scores.chunk(len(HEADS)))).to(torch.uint8)
+    means = (regions / windows).cpu().numpy()
+    return View(labels.cpu().numpy(), means[0::2], means[1::2] >= 1 / 2)
+
+
+def _judged(quartet: Quartet, config: TrainConfig, device: torch.device) -> Forward:
+    """Windows to the scores of all heads, a one, which counts the windows of a pixel, and the `_regions`: (N, 3 K + 1 + 4, crop, crop)."""
+    see = heads(quartet, config, device)
+
+    def forward(windows: Tensor) -> Tensor:
+        windows = windows.to(device)
+        scores = see(windows)
+        regions = [_regions(quartet, windows, scores[:, :2], config)] if quartet.D1 else []
+        return torch.cat([scores.flatten(1, 2), torch.ones_like(windows[:, :1]), *regions], dim=1)
+
+    return forward
+
+
+def _regions(quartet: Quartet, images: Tensor, logits: Tensor, config: TrainConfig) -> Tensor:
+    """rc and selection of D1, then of D2, (B, 4, H, W), of both branches' logits (B, 2, K, H, W)."""
+    pixels = scale_image(images, scaling=config.discriminator_scaling, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+    size, maps = images.shape[2:], []
+    for z, judge in zip(logits.unbind(1), discriminators(quartet, config), strict=True):
+        score = judge(discriminator_input(class_probabilities(z), pixels))[0]
+        maps += [_pixels_of(score.sigmoid(), config, size), selections(score, None, config, size=size)[1].float()]
+    return torch.stack(maps, dim=1)
+
+
+def _pixels_of(rc: Tensor, config: TrainConfig, size: torch.Size) -> Tensor:
+    """The map before any threshold."""
+    upsample = "bilinear" if config.region_upsample == "threshold_first" else config.region_upsample
+    return region_mask(rc, (size[0], size[1]), gate=lambda maps: maps, upsample=upsample, cell=region_side(config, size))
+
+
+def _row(name: str, image: Pixels, truth: Pixels, view: View, palette: Sequence[Colour], config: TrainConfig) -> Row:
+    reported = view.labels[HEADS.index(reported_head(config))]
+    before = [photograph(image), *(coloured(labels, palette) for labels in (truth, *view.labels))]
+    regions = [heat(rc, selected) for rc, selected in zip(view.rc, view.selected, strict=True)]
+    captions = {len(before) + i: f"{rc.min():.2f} .. {rc.max():.2f}" for i, rc in enumerate(view.rc)}
+    if known := int((truth != VOID).sum()):
+        captions[len(before) + len(regions)] = f"{100 * int((reported == truth).sum()) / known:.1f} % right"
+    return Row(name, (*before, *regions, errors(reported, truth)), captions)
+
+
+def _key(config: TrainConfig, *, regions: bool) -> Key:
+    ramp, outlined = heat_swatches()
+    judged = [("region map from 0 to 1", ramp), (f"outlined: selected, eps {config.eps:g}", outlined)] if regions else []
+    return [*judged, ("right", swatch(RIGHT)), ("wrong", swatch(WRONG)), ("void", swatch(UNKNOWN))]
