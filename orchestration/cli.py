@@ -28,7 +28,7 @@ from orchestration.errors import SweepError, mendable
 from orchestration.estimate import Estimate, estimate, probed, shown_costs, total
 from orchestration.lease import BEAT_WITHIN_S, Lease
 from orchestration.plan import bytes_shown, render
-from orchestration.runner import MLFLOW_SETTINGS, RAY_SETTINGS, Runner, Terminated, facts, git_state, overview, settle_dead, stop_on_sigterm
+from orchestration.runner import MLFLOW_SETTINGS, RAY_SETTINGS, Runner, Sigterm, Terminated, facts, git_state, overview, settle_dead
 from orchestration.spec import SweepSpec, settings_of
 from orchestration.store import open_store
 from orchestration.sweep import Sweep, open_sweep
@@ -69,12 +69,19 @@ def _run(arguments: argparse.Namespace) -> int:
         return OK
     sweep.chosen(only=arguments.only, retry=arguments.retry)  # a wrong choice is told before anything is touched
     os.environ.update({name: value for name, value in (RAY_SETTINGS | MLFLOW_SETTINGS).items() if name not in os.environ})
-    stop_on_sigterm()
+    sigterm = Sigterm()
     with _leased(sweep, arguments) as lease:
         sweep = settle_dead(sweep, lease)
         chosen = sweep.chosen(only=arguments.only, retry=arguments.retry)
         ended = Runner(
-            sweep, _runtime(sweep.spec, arguments), lease, chosen=chosen, environment=os.environ, command=_command(arguments), say=print
+            sweep,
+            _runtime(sweep.spec, arguments),
+            lease,
+            chosen=chosen,
+            environment=os.environ,
+            command=_command(arguments),
+            sigterm=sigterm,
+            say=print,
         ).run()
     left = ended.chosen(only=arguments.only) if arguments.only else ended.unfinished
     return OK if not left and (arguments.only or ended.complete) else FAILED
@@ -98,7 +105,16 @@ def _sync(arguments: argparse.Namespace) -> int:
     with _leased(sweep, arguments) as lease:
         settle_dead(sweep, lease)
         ids, command = [plan.trial_id for plan in sweep.plans], _command(arguments)
-        shown = sync(sweep.tracking, sweep.name, sweep.store, trial_ids=ids, facts=facts(sweep, command), overview=overview(sweep, command))
+        with _progress("MLflow") as progress:
+            shown = sync(
+                sweep.tracking,
+                sweep.name,
+                sweep.store,
+                trial_ids=ids,
+                facts=facts(sweep, command),
+                overview=overview(sweep, command),
+                progress=progress,
+            )
         print(shown)
     return OK
 

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,6 +50,30 @@ class Terminated(KeyboardInterrupt):
     """SIGTERM: a batch system, or the notice before a spot machine goes, stops the sweep; it shall be started again elsewhere."""
 
 
+class Sigterm:
+    """Batch systems stop a job with SIGTERM: it is taken as Ctrl-C, but as Terminated, so that it is known which it was.
+
+    It is remembered too: Python swallows what a signal raises in the middle of an import.
+    """
+
+    def __init__(self) -> None:
+        self._heard = False
+        self.listen()
+
+    def listen(self) -> None:
+        """From now on; again after Ray, which puts a handler of its own, which aborts."""
+        signal.signal(signal.SIGTERM, self._hear)
+
+    def check(self) -> None:
+        """Raises Terminated where a signal came, although it was swallowed."""
+        if self._heard:
+            raise Terminated
+
+    def _hear(self, number: int, frame: object) -> None:
+        self._heard = True
+        raise Terminated
+
+
 class Runner:
     """One run of a sweep under its lease.
 
@@ -57,6 +81,7 @@ class Runner:
         chosen: the trials to train; the others are only shown.
         environment: names the Ray cluster, if any, in RAY_ADDRESS.
         command: what the user gave; makes the whole sweep again.
+        sigterm: whether the process was told to end.
     """
 
     def __init__(
@@ -68,6 +93,7 @@ class Runner:
         chosen: Sequence[TrialPlan],
         environment: Mapping[str, str],
         command: str,
+        sigterm: Sigterm,
         say: Callable[[str], None],
     ) -> None:
         from orchestration.events import Stop
@@ -79,7 +105,7 @@ class Runner:
         self._ray_address = environment.get("RAY_ADDRESS") or None
         finished = len(sweep.plans) - len(sweep.unfinished)
         self._notifier = Notifier(sweep.spec.notify, sweep.name, total=sweep.total, finished=finished, environment=environment)
-        self._stop, self._again = Stop(say), command
+        self._stop, self._again, self._sigterm = Stop(say), command, sigterm
         self._committed: dict[str, int] = {}
         self._tracker = Tracker(
             sweep.tracking,
@@ -115,7 +141,8 @@ class Runner:
                 self._notifier.ended(self._sweep.reread(), stopped=str(error))
             raise
         finally:
-            self._notifier.close(timeout_s=30)
+            with _spinner("telling whom `notify:` names"):
+                self._notifier.close(timeout_s=30)
 
     def _run(self) -> Sweep:
         sweep = self._sweep
@@ -151,7 +178,7 @@ class Runner:
 
     def _close(self) -> list[str]:
         """Tell MLflow how it ended, whatever ended it; a second Ctrl-C cuts this short."""
-        with suppress(KeyboardInterrupt):
+        with suppress(KeyboardInterrupt), _spinner("MLflow is told how it ended"):
             return self._tracker.close(timeout_s=60)
         return [plan.trial_id for plan in self._sweep.plans]
 
@@ -167,7 +194,8 @@ class Runner:
         spec = sweep.spec
         job = Job(sweep.store.uri, self._runtime, spec.retention, spec.retries, self._lease.token, pictures=spec.pictures)
         with cluster.connect(self._ray_address):
-            stop_on_sigterm()  # again, because Ray puts its own handler, which aborts
+            self._sigterm.listen()
+            self._sigterm.check()
             view = View(console, total=sweep.total, finished=len(sweep.plans) - len(sweep.unfinished))
             with _gently(self._stop), view:
                 cluster.run(
@@ -215,6 +243,13 @@ class Runner:
         return self._again.replace("rrn-sweep ", f"rrn-sweep {name} ", 1)
 
 
+def _spinner(words: str) -> AbstractContextManager[object]:
+    """On a terminal, while something may take seconds."""
+    from rich.console import Console
+
+    return Console(stderr=True).status(words)
+
+
 def settle_dead(sweep: Sweep, lease: Lease) -> Sweep:
     """Close the attempts that a dead driver left open, with what it had last seen of them; from here on none of its trials can commit."""
     for trial_id in sorted({*sweep.manifests, *lease.previous}):
@@ -225,15 +260,6 @@ def settle_dead(sweep: Sweep, lease: Lease) -> Sweep:
             reason = "its driver ended without a word"
             settle(sweep.store, sweep.name, trial_id, driver=lease.token, failure="lost", reason=reason, worked_s=worked_s)
     return sweep.reread()
-
-
-def stop_on_sigterm() -> None:
-    """Batch systems stop a job with SIGTERM: take it as Ctrl-C, but remember which it was."""
-    signal.signal(signal.SIGTERM, _terminate)
-
-
-def _terminate(number: int, frame: object) -> None:
-    raise Terminated
 
 
 @contextmanager
@@ -271,6 +297,7 @@ def overview(sweep: Sweep, command: str) -> Callable[[], Mapping[str, bytes]]:
     """Makes the files of the sweep's own run, from what the store knows at that moment."""
     from orchestration.compare import forms
 
+    forms.load()  # here and not in the tracker's thread: where two threads import at once, Python may find a deadlock
     source = forms.source([sweep.file], command=command, code=git_state())
     return lambda: forms.overview(sweep.reread(), source=source)
 

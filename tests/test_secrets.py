@@ -24,6 +24,7 @@ grid: {{lr: [0.05, 1.0e+9]}}
 retries: 0
 store: s3://rrn-test/secrets
 tracking: {tracking}
+notify: {{webhook_env: MY_WEBHOOK, command: "cat"}}
 """
 
 
@@ -87,7 +88,7 @@ def folder() -> Iterator[Path]:
 
 @pytest.fixture
 def secrets() -> dict[str, str]:
-    names = ("AWS_SECRET_ACCESS_KEY", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "RAY_AUTH_TOKEN", "MY_DB_PASSWORD")
+    names = ("AWS_SECRET_ACCESS_KEY", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "RAY_AUTH_TOKEN", "MY_DB_PASSWORD", "MY_PATH")
     return {name: f"canary+{uuid.uuid4().hex}/{number}" for number, name in enumerate(names)} | {
         "AWS_ACCESS_KEY_ID": f"CANARY{uuid.uuid4().hex.upper()}"
     }
@@ -126,7 +127,8 @@ def environment(folder: Path, secrets: dict[str, str], s3: S3Server) -> dict[str
     token.write_text(secrets["RAY_AUTH_TOKEN"])
     planted = {name: secret for name, secret in secrets.items() if name != "RAY_AUTH_TOKEN"}
     ray = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "RAY_USAGE_STATS_ENABLED": "0"}
-    return {name: str(place) for name, place in places.items()} | s3.environment | planted | ray
+    hook = {"MY_WEBHOOK": f"http://127.0.0.1:9/services/{secrets['MY_PATH']}"}  # nobody listens there
+    return {name: str(place) for name, place in places.items()} | s3.environment | planted | ray | hook
 
 
 @pytest.mark.slow
@@ -146,6 +148,9 @@ def test_no_secret_is_written_anywhere_by_a_trial_that_finishes_and_one_that_fai
     assert any("session_" in place and "/logs/" in place for place in written)
     assert any(place.startswith("log-") for place in written)
     assert any(place.endswith("weed.log") for place in written)
+    assert any(place.endswith("artifacts/comparison.html") for place in written)
+    assert any(place.endswith("-environment.json") for place in written)
+    assert "notify: webhook: " in text
     assert b"diverged" in written["mlflow's database"]
 
     planted = {"token: RAY_AUTH_TOKEN", "s3/s3.json: AWS_ACCESS_KEY_ID", "s3/s3.json: AWS_SECRET_ACCESS_KEY"}

@@ -468,9 +468,9 @@ class TestS3:
     def test_a_server_that_is_away_is_given_up_after_the_deadline(self, s3_environment, monkeypatch, caplog: pytest.LogCaptureFixture):
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_port()}")
         started = time.monotonic()
-        with pytest.raises(StoreUnavailable, match=r"no answer for 1\.5 s: .*AWS_ENDPOINT_URL right\?") as caught:
-            fresh_s3(deadline_s=1.5).read("k")
-        assert 1.4 < time.monotonic() - started < 10
+        with pytest.raises(StoreUnavailable, match=r"no answer for 6 s: .*AWS_ENDPOINT_URL right\?") as caught:
+            fresh_s3(deadline_s=6).read("k")
+        assert 5.9 < time.monotonic() - started < 20
         assert "\n" not in str(caught.value)
         assert len([record for record in caplog.records if record.name == "orchestration.s3"]) == 1
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import platform
 from collections.abc import Iterable, Mapping, Sequence
@@ -59,6 +60,12 @@ def overview(sweep: Sweep, *, source: Mapping[str, str]) -> dict[str, bytes]:
     comparison = compared([sweep], at="last" if sweep.complete else "common")
     files = {f"comparison.{suffix}": rendered(comparison, [sweep], form, source=source) for suffix, form in _SHOWN.items()}
     return files | {"comparison.json": _mlflow_table(comparison)}
+
+
+def load() -> None:
+    """Import the packages that `rendered` needs, which load slowly."""
+    for name in ("jinja2", "matplotlib.figure", "plotly.graph_objects", "plotly.io", "plotly.subplots", "pyarrow.parquet", "scipy.stats"):
+        importlib.import_module(name)
 
 
 def source(files: Iterable[Path], *, command: str, code: Mapping[str, str]) -> dict[str, str]:

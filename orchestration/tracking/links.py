@@ -99,6 +99,9 @@ def _root(base: str) -> str:
 def _view(names: Sequence[str], *, group: str | None, drawn: int) -> dict[str, Any]:
     """Sorted by a metric the UI lists the trials flat; otherwise it folds them away below the sweep's own run."""
     columns = [*(f"params.`{name}`" for name in (*names, "seed")), f"metrics.`{SCORE}`", f"metrics.`{BEST_SCORE}`"]
+    cards = _cards(names, grouped=group is not None, drawn=drawn)
+    used = {card["metricSectionId"] for card in cards}  # an empty section is shown with words about its emptiness
+    sections = [_section(_COMPARISON, "Comparison", columns=2), _section(_PREDICTIONS, "Predictions", columns=1)]
     return {
         "searchFilter": f"tags.`{KIND}` = 'trial'",
         "orderByKey": f"metrics.`{SCORE}`",
@@ -107,8 +110,8 @@ def _view(names: Sequence[str], *, group: str | None, drawn: int) -> dict[str, A
         "useGroupedValuesInCharts": True,
         "runsHiddenMode": "SHOW_ALL",
         "selectedColumns": columns,
-        "compareRunCharts": _cards(names, grouped=group is not None, drawn=drawn),
-        "compareRunSections": [_section(_COMPARISON, "Comparison", columns=2), _section(_PREDICTIONS, "Predictions", columns=1)],
+        "compareRunCharts": cards,
+        "compareRunSections": [section for section in sections if section["uuid"] in used],
         "isAccordionReordered": True,  # else the section stands where the alphabet puts it
     }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from orchestration.errors import SweepError, TrackingError, without_password
@@ -53,6 +53,7 @@ def sync(
     trial_ids: Collection[str] | None = None,
     facts: Facts | None = None,
     overview: Overview | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Synced:
     """Make MLflow equal to the store, for every trial of the sweep; no driver may be at work on it.
 
@@ -61,6 +62,7 @@ def sync(
             have ever started.
         facts: as for `Tracker`.
         overview: as for `Tracker`.
+        progress: told of trials shown, and all of them.
 
     Raises:
         TrackingError: MLflow is away, or refuses a trial; whatever it took stays. A place for files that is away is told in the result.
@@ -70,7 +72,7 @@ def sync(
     try:
         runs = open_runs(checked(uri), sweep, tags={}, start_ms=min((m.created_ms for m in manifests.values()), default=None))
         work = _Sync(runs, sweep, store, manifests, list(manifests if trial_ids is None else trial_ids))
-        return work.done(uri, facts or Facts(), overview)
+        return work.done(uri, facts or Facts(), overview, progress or (lambda done, total: None))
     except Away as error:
         raise TrackingError(f"MLflow at {without_password(uri)} is away: {error}; nothing is lost, sync again when it is back") from error
 
@@ -85,15 +87,17 @@ class _Sync:
         self._missing, self._fault = 0, ""
         self._place_away = False
 
-    def done(self, uri: str, facts: Facts, overview: Overview | None) -> Synced:
-        for trial_id in sorted({*self._views, *self._runs.trial_ids}):
+    def done(self, uri: str, facts: Facts, overview: Overview | None, progress: Callable[[int, int], None]) -> Synced:
+        trial_ids = sorted({*self._views, *self._runs.trial_ids})
+        for done, trial_id in enumerate(trial_ids, start=1):
             self._show(trial_id)
+            progress(done, len(trial_ids))
         self._show_sweep(facts, overview)
         if self._refused:
             raise TrackingError(f"MLflow at {without_password(uri)} refused {len(self._refused)} runs: {'; '.join(self._refused)}")
         runs = self._runs
-        done = Synced(len(runs.trial_ids) + 1, runs.created, runs.left_running, runs.points, runs.artifacts.added)
-        return Synced(**{**vars(done), "missing": self._missing, "fault": self._fault})
+        synced = Synced(len(runs.trial_ids) + 1, runs.created, runs.left_running, runs.points, runs.artifacts.added)
+        return Synced(**{**vars(synced), "missing": self._missing, "fault": self._fault})
 
     def _show(self, trial_id: str) -> None:
         view: RunView | None = self._views.get(trial_id)
