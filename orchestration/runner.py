@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
@@ -42,6 +44,9 @@ MLFLOW_SETTINGS = {
 }
 
 
+HURRY_AFTER_S = 45.0
+"""Trials that are told to end have 30 s; Ray, should it hang, so much before it is left to itself."""
+
 LONGEST_DIFF = 2**20
 """Characters of uncommitted changes that are shown."""
 
@@ -61,7 +66,7 @@ class Sigterm:
         self.listen()
 
     def listen(self) -> None:
-        """From now on; again after Ray, which puts a handler of its own, which aborts."""
+        """From now on; again when Ray has started, which puts a handler of its own, and when it has ended, which takes ours away."""
         signal.signal(signal.SIGTERM, self._hear)
 
     def check(self) -> None:
@@ -193,19 +198,22 @@ class Runner:
         console = Console(width=None if sys.stdout.isatty() else 200, highlight=False)
         spec = sweep.spec
         job = Job(sweep.store.uri, self._runtime, spec.retention, spec.retries, self._lease.token, pictures=spec.pictures)
-        with cluster.connect(self._ray_address):
+        try:
+            with cluster.connect(self._ray_address):
+                self._sigterm.listen()
+                self._sigterm.check()
+                view = View(console, total=sweep.total, finished=len(sweep.plans) - len(sweep.unfinished))
+                with _gently(self._stop), view:
+                    cluster.run(
+                        self._source(),
+                        job,
+                        resources=spec.resources,
+                        listeners=[view, self._track, self._notifier],
+                        stop=self._stop,
+                        lease=self._lease,
+                    )
+        finally:
             self._sigterm.listen()
-            self._sigterm.check()
-            view = View(console, total=sweep.total, finished=len(sweep.plans) - len(sweep.unfinished))
-            with _gently(self._stop), view:
-                cluster.run(
-                    self._source(),
-                    job,
-                    resources=sweep.spec.resources,
-                    listeners=[view, self._track, self._notifier],
-                    stop=self._stop,
-                    lease=self._lease,
-                )
 
     def _manifest(self, trial_id: str) -> Manifest | None:
         return read_manifest(self._sweep.store, self._sweep.name, trial_id)
@@ -264,22 +272,26 @@ def settle_dead(sweep: Sweep, lease: Lease) -> Sweep:
 
 @contextmanager
 def _gently(stop: Stop) -> Iterator[None]:
-    """Within, the first Ctrl-C or SIGTERM lets the trials commit a last checkpoint; the second ends everything at once."""
+    """Within, the first Ctrl-C or SIGTERM lets the trials commit a last checkpoint; the second ends all at once, as does HURRY_AFTER_S."""
     first: list[int] = []
+    hurry = threading.Timer(HURRY_AFTER_S, lambda: os.kill(os.getpid(), first[0]))
+    hurry.daemon = True
 
     def note(number: int, frame: object) -> None:
         if first:
             raise KeyboardInterrupt
         first.append(number)
         stop.request(f"stopped by {signal.Signals(number).name}")
+        hurry.start()
 
     before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
-    except ClusterError:  # Ray went down too; being told to stop came first, and decides what follows
+    except (ClusterError, KeyboardInterrupt):  # Ray went down too, or did not end; being told to stop came first, and decides what follows
         if not first:
             raise
     finally:
+        hurry.cancel()
         for number, handler in before.items():
             signal.signal(number, handler)
     if first:

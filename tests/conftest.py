@@ -15,6 +15,7 @@ from orchestration.store import Store, open_store
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--screenshots", metavar="DIR", help="keep what the browser showed in this folder")
     parser.addoption("--write-golden", action="store_true", help="write the golden plans of the shipped sweeps anew")
 
 

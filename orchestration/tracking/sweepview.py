@@ -98,4 +98,5 @@ def _links(runs: Runs, gists: Mapping[str, Gist], varied: Sequence[str], files: 
     run_ids = [run_id for trial_id in best_first if (run_id := runs.run_id(trial_id))]
     shown = {f"charts by {grouped_by(varied)}": comparison_url("", runs.id), "charts of every trial": trials_url("", runs.id)}
     shown |= {"finished trials side by side": runs_url("", runs.id, run_ids)} if len(run_ids) > 1 else {}
-    return shown | {file.name: file_url("", runs.id, runs.parent_id, file.name) for file in files}
+    pages_first = sorted((file.name for file in files), key=lambda name: not name.endswith(".html"))
+    return shown | {name: file_url("", runs.id, runs.parent_id, name) for name in pages_first}
