@@ -42,6 +42,7 @@ class Browser:
 
     def __init__(self, driver: webdriver.Chrome, screenshots: Path) -> None:
         self.driver, self._screenshots = driver, screenshots
+        self._size = (0, 0)
 
     def open(self, url: str, *, width: int = 1500, height: int = 1300) -> None:
         """Start afresh: an address that differs in its fragment alone loads anew too."""
@@ -51,8 +52,18 @@ class Browser:
         self.resize(width, height)
         self.driver.get(url)
 
+    def follow(self, text: str) -> None:
+        """Click on a link that opens another window, which takes the place of this one."""
+        before = self.driver.current_window_handle
+        self.click("a[target=_blank]", text)
+        (after,) = self.wait(lambda: set(self.driver.window_handles) - {before}, "new window")
+        self.driver.close()
+        self.driver.switch_to.window(after)
+        self.resize(*self._size)
+
     def resize(self, width: int, height: int) -> None:
         """The page as on a screen of so many CSS pixels, however narrow."""
+        self._size = (width, height)
         screen = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
         self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
 
