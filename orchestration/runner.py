@@ -170,22 +170,25 @@ class Runner:
             self._tracker.abandon()  # MLflow has another writer now
             raise
         finally:
-            behind = self._close()
+            behind, cut_short = self._close()
         ended = sweep.reread()
         ended.write_tracked({plan.trial_id for plan in ended.plans} - {plan.trial_id for plan in ended.unfinished} - set(behind))
         self._conclude(ended)
         if self._stop.reason and self._stop.tripped:
             self._notifier.breaker(self._stop.reason)
         self._notifier.ended(ended, stopped=self._stop.reason)
-        if interrupted:
-            raise interrupted
+        if stopped := interrupted or cut_short:
+            raise stopped
         return ended
 
-    def _close(self) -> list[str]:
-        """Tell MLflow how it ended, whatever ended it; a second Ctrl-C cuts this short."""
-        with suppress(KeyboardInterrupt), _spinner("MLflow is told how it ended"):
-            return self._tracker.close(timeout_s=60)
-        return [plan.trial_id for plan in self._sweep.plans]
+    def _close(self) -> tuple[list[str], KeyboardInterrupt | None]:
+        """Tell MLflow how it ended, whatever ended it: the trials of which it lacks something, and the signal that cut this short."""
+        try:
+            with _spinner("MLflow is told how it ended"):
+                return self._tracker.close(timeout_s=60), None
+        except KeyboardInterrupt as stop:
+            self._say("MLflow lacks something, as it was not told all; the same command adds it")
+            return [plan.trial_id for plan in self._sweep.plans], stop
 
     def _train(self) -> None:
         from rich.console import Console

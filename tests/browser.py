@@ -45,21 +45,18 @@ class Browser:
         self._size = (0, 0)
 
     def open(self, url: str, *, width: int = 1500, height: int = 1300) -> None:
-        """Start afresh: an address that differs in its fragment alone loads anew too."""
+        """In a new tab: an address that differs in its fragment alone loads too, and no page is left while it still loads."""
         self.leave_frame()
-        self.driver.get("about:blank")
         self.errors()
+        self.driver.switch_to.new_window("tab")
         self.resize(width, height)
         self.driver.get(url)
 
     def follow(self, text: str) -> None:
-        """Click on a link that opens another window, which takes the place of this one."""
-        before = self.driver.current_window_handle
-        self.click("a[target=_blank]", text)
-        (after,) = self.wait(lambda: set(self.driver.window_handles) - {before}, "new window")
-        self.driver.close()
-        self.driver.switch_to.window(after)
-        self.resize(*self._size)
+        """Go where a link leads that opens another tab."""
+        href = self.visible("a[target=_blank]", text).get_attribute("href")
+        assert href
+        self.open(href, width=self._size[0], height=self._size[1])
 
     def resize(self, width: int, height: int) -> None:
         """The page as on a screen of so many CSS pixels, however narrow."""
@@ -139,7 +136,7 @@ def chromium(profile: Path, *, screenshots: Path) -> Iterator[Browser]:
         pytest.skip(f"no {' or no '.join(PROGRAMS)} on the PATH: apt-get install chromium chromium-driver")
     options = webdriver.ChromeOptions()
     options.binary_location = program  # with both paths given, Selenium looks for nothing and downloads nothing
-    for flag in (*FLAGS, f"--user-data-dir={profile}"):
+    for flag in (*FLAGS, f"--user-data-dir={profile}", f"--crash-dumps-dir={profile}"):
         options.add_argument(flag)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     window = webdriver.Chrome(options=options, service=Service(driver))

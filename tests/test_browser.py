@@ -95,7 +95,7 @@ def shown(sweep: Sweep) -> Shown:
     return Shown(sweep, sweep.tracking, experiment, runs.pop(NAME), runs)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def browser(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
     screenshots = Path(request.config.getoption("--screenshots") or tmp_path_factory.mktemp("screenshots"))
     screenshots.mkdir(parents=True, exist_ok=True)
@@ -106,7 +106,7 @@ def browser(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 @pytest.fixture
 def ui(browser: Browser, shown: Shown) -> Browser:
     """A browser that was here before: MLflow greets others with a chat that takes a quarter of the window."""
-    browser.open(shown.base)
+    browser.open(f"{shown.base}/health")
     for key, value in (("fab.autoOpenedOnFirstLoad_v1", "true"), ("panelOpen_v1", "false")):
         browser.ask("localStorage.setItem(`mlflow.assistant.${arguments[0]}`, arguments[1])", key, value)
     return browser

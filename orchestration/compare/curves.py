@@ -85,7 +85,9 @@ def learning_curves(comparison: Comparison, results: Sequence[Result]) -> Figure
             figure.add_scatter(**trace, row=1 + groups.index(curve.group), col=1)
     figure.update_xaxes(**_epochs(curves))
     figure.update_xaxes(title_text="epoch", row=len(groups))
-    figure.update_yaxes(title_text=text(axis_title(comparison.metric)), matches="y")
+    figure.update_yaxes(title_text=text(axis_title(comparison.metric)))
+    for row in range(2, len(groups) + 1):
+        figure.update_yaxes(matches="y", row=row)
     figure.update_layout(showlegend=len({curve.label for curve in curves}) > 1)
     return figure
 

@@ -113,4 +113,5 @@ def _joined(text: str, sweeps: Iterable[Sweep], form: Form) -> bytes:
 def _mlflow_table(comparison: Comparison) -> bytes:
     """As MLflow's UI shows a table."""
     head, rows, _ = one_table(comparison)
-    return json.dumps({"columns": list(head), "data": [list(row) for row in rows]}).encode()
+    columns = [comparison.title if name.startswith("mean") else name for name in head]  # the rule by which the numbers were read
+    return json.dumps({"columns": columns, "data": [list(row) for row in rows]}).encode()

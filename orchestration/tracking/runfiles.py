@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import logging
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
@@ -203,7 +204,7 @@ def _confusion_map(known: Mapping[str, Any]) -> bytes:
     from matplotlib.figure import Figure
 
     classes = known["classes"]
-    shares = [[value or 0.0 for value in _shares(row)] for row in known["counts"]]
+    shares = [[math.nan if value is None else value for value in _shares(row)] for row in known["counts"]]
     side = max(4.0, 0.45 * len(classes))  # inches
     figure = Figure(figsize=(side + 2.0, side + 1.5), layout="constrained")
     axes = figure.subplots()
@@ -214,7 +215,7 @@ def _confusion_map(known: Mapping[str, Any]) -> bytes:
     figure.colorbar(picture, shrink=0.8)
     if len(classes) <= _ANNOTATED:
         for y, row in enumerate(shares):
-            for x, value in enumerate(row):
+            for x, value in ((x, value) for x, value in enumerate(row) if not math.isnan(value)):
                 axes.text(x, y, f"{value:.0f}", ha="center", va="center", color="black" if value > 50 else "white", fontsize=8)
     body = io.BytesIO()
     figure.savefig(body, format="png")
