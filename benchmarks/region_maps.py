@@ -20,8 +20,8 @@ from safetensors.torch import load
 from torch import Tensor
 
 from orchestration.manifest import read_manifest
-from orchestration.spec import build_config
 from orchestration.store import open_store
+from orchestration.sweepfile import build_config
 from rrn_core import Runtime, TrainConfig
 from rrn_core.data import DataSet, open_dataset
 from rrn_core.data.batch import IMAGENET_MEAN, IMAGENET_STD, Batch

@@ -21,6 +21,7 @@ from pydantic import ValidationError
 
 from orchestration import check, gc, models, report
 from orchestration.arguments import parser
+from orchestration.checkout import git_state
 from orchestration.compare import forms
 from orchestration.compare.published import published_table
 from orchestration.contents import unresolved
@@ -28,10 +29,12 @@ from orchestration.errors import SweepError, mendable
 from orchestration.estimate import Estimate, estimate, probed, shown_costs, total
 from orchestration.lease import BEAT_WITHIN_S, Lease
 from orchestration.plan import bytes_shown, render
-from orchestration.runner import MLFLOW_SETTINGS, RAY_SETTINGS, Runner, Sigterm, Terminated, facts, git_state, overview, settle_dead
-from orchestration.spec import SweepSpec, settings_of
+from orchestration.runner import MLFLOW_SETTINGS, RAY_SETTINGS, Runner, facts, overview, settle_dead
+from orchestration.signals import Sigterm, Terminated
+from orchestration.spec import SweepSpec
 from orchestration.store import open_store
 from orchestration.sweep import Sweep, open_sweep
+from orchestration.sweepfile import settings_of
 from orchestration.tracking.glance import shows_all
 from orchestration.wording import suggestion
 from rrn_core.config import Runtime
@@ -225,7 +228,7 @@ def _ui(arguments: argparse.Namespace) -> int:
 
 def _best(arguments: argparse.Namespace) -> int:
     from orchestration.export.choice import best, missing, render
-    from orchestration.export.folder import export_all
+    from orchestration.export.folder import export
 
     sweep = _look(arguments)
     choices = best(sweep.plans, sweep.manifests, per=arguments.per, at=arguments.at)
@@ -234,7 +237,7 @@ def _best(arguments: argparse.Namespace) -> int:
         commands = {plan.trial_id: f"{_command(arguments)} --only {plan.trial_id}" for plan in sweep.plans}
         commit = git_state()["git_commit"]
         print()
-        for written in export_all(
+        for written in export(
             choices, sweep.store, arguments.export, runtime=_plain_runtime(arguments), onnx=arguments.onnx, commands=commands, commit=commit
         ):
             print(written)

@@ -7,40 +7,34 @@ has done is in the store.
 from __future__ import annotations
 
 import logging
-import signal
-import socket
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray import tune
 from ray.tune import Callback, CheckpointConfig, FailureConfig, RunConfig, Stopper, TuneConfig, TuneError, Tuner
-from ray.tune.execution import class_cache
 from ray.tune.experiment import Trial
 from ray.tune.search import Searcher
 
-from orchestration.errors import ClusterError, Fenced, Preempted, StoreError, StoreUnavailable, SweepError
+from orchestration.actor import Training
+from orchestration.errors import ClusterError, SweepError
 from orchestration.events import Breaker, Event, Listener, Source, Stop
 from orchestration.failures import Failure, classify_death
 from orchestration.lease import Lease
 from orchestration.manifest import Manifest, read_manifest
+from orchestration.nodes import slots
 from orchestration.plan import TrialPlan
 from orchestration.record import settle
 from orchestration.spec import Resources, Retries
 from orchestration.store import open_store
-from orchestration.trial import Job, run_trial
+from orchestration.trial import Job
 from orchestration.update import Update
 
 log = logging.getLogger(__name__)
-
-REPORT_EVERY_S = 0.5
-"""A trial reports to the driver at most this often, besides after every commit: each report waits for the driver."""
-
 
 DRIVER_WAITS_S = 20.0
 """How long the driver waits for an absent store: every trial's report waits meanwhile. Trials themselves wait longer."""
@@ -50,64 +44,11 @@ LOOK_EVERY_S = 10.0
 """How often the driver looks whether any node is left."""
 
 
-NODES_WITHIN_S = 60.0
-"""How long a sweep waits for the first worker node of a cluster."""
-
-
 SPARE_STARTS = 20
 """New starts that Ray grants a trial beyond all budgets together."""
 
 
 NO_RETRIES = Retries.model_validate(dict.fromkeys(Retries.model_fields, 0))
-
-
-@contextmanager
-def connect(address: str | None) -> Iterator[None]:
-    """Join the Ray cluster at `address` (`host:port` or `auto`), or start a local one where it is None.
-
-    Raises:
-        ClusterError: the cluster does not answer.
-    """
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    _probe(address)
-    # Tune would send the driver's keys along with every trial, and Ray write them to its logs: nodes have their own
-    class_cache.ENV_VARS_TO_PROPAGATE.difference_update({name for name in class_cache.ENV_VARS_TO_PROPAGATE if name.startswith("AWS_")})
-    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # its tracebacks repeat what an event tells in one line
-    try:
-        if address is None:
-            # "local", because without an address Ray would join any cluster that happens to run on this machine
-            ray.init(address="local", include_dashboard=False, object_store_memory=2**27, **quiet)
-        else:
-            ray.init(address=address, **quiet)
-    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
-        raise ClusterError(f"Ray at {address or 'this machine'} cannot be reached: {error}; check RAY_ADDRESS and the token") from error
-    try:
-        yield
-    finally:
-        ray.shutdown()
-
-
-def slots(resources: Resources) -> int:
-    """How many trials fit on the cluster at once; a cluster that is only a head so far is given NODES_WITHIN_S to grow.
-
-    Raises:
-        ClusterError: no node can ever hold one.
-    """
-    nodes, since_s = _nodes(), time.monotonic()
-    if not _offers_work(nodes):
-        log.warning("no worker node has joined the cluster yet; waiting up to %g s for one", NODES_WITHIN_S)
-    while not _offers_work(nodes) and time.monotonic() - since_s < NODES_WITHIN_S:
-        time.sleep(1)
-        nodes = _nodes()
-    per_node = [_fits(node, resources) for node in nodes]
-    if not sum(per_node):
-        largest = max(nodes, key=lambda node: (node.get("GPU", 0), node.get("CPU", 0)), default={})
-        raise ClusterError(
-            f"no node can hold a trial: resources ask for cpu {resources.cpu:g}, gpu {resources.gpu:g}; "
-            f"the largest of {len(nodes)} nodes has cpu {largest.get('CPU', 0):g}, gpu {largest.get('GPU', 0):g}; "
-            "lower resources in the sweep file or join a larger cluster with RAY_ADDRESS"
-        )
-    return sum(per_node)
 
 
 def run(source: Source, job: Job, *, resources: Resources, listeners: Sequence[Listener], stop: Stop, lease: Lease) -> None:
@@ -117,7 +58,7 @@ def run(source: Source, job: Job, *, resources: Resources, listeners: Sequence[L
     (`job.retries`, counted in the store), and resumes from the store. A failed trial is marked, and the others go on; only when
     the first trials all fail with the very same error is `stop` requested here.
 
-    Needs `connect`.
+    Needs `nodes.connect`.
 
     Raises:
         ClusterError: no node can hold a trial, or Ray itself failed.
@@ -152,59 +93,6 @@ def run(source: Source, job: Job, *, resources: Resources, listeners: Sequence[L
         except (TuneError, ray.exceptions.RayError, OSError) as error:
             last = str(error).strip().splitlines()[-1:] or [type(error).__name__]
             raise ClusterError(f"Ray failed: {last[0]}; the same command goes on from the last checkpoints") from error
-
-
-class Training(tune.Trainable):
-    """The Ray actor that runs a trial: each step trains until there is something to report. A new actor asks the store where it was.
-
-    A class and not a function, because Ray calls its methods in the main thread, where SIGTERM can be heard, and because Ray
-    calls `cleanup` when the sweep is stopped.
-    """
-
-    def setup(self, config: dict[str, Any]) -> None:
-        self._told_to_end = False
-        # instead of Ray's own handler, which ends the process in the middle of a step
-        signal.signal(signal.SIGTERM, self._note_sigterm)
-        self._begin(config)
-
-    def reset_config(self, new_config: dict[str, Any]) -> bool:
-        self.cleanup()
-        self._begin(new_config)
-        return True
-
-    def step(self) -> dict[str, Any]:
-        try:
-            return self._next_report()
-        except Fenced as error:  # not an error to retry: someone else is training this very trial
-            log.warning("%s", error)
-            return {"done": True}
-        except StoreUnavailable:
-            raise
-        except StoreError as error:  # refused for good: another attempt would be refused alike
-            return {"done": True, "refused": str(error)}
-
-    def cleanup(self) -> None:
-        try:
-            self._updates.close()
-        except Exception as error:  # the attempt stays open; who comes next settles it
-            log.warning("the last checkpoint was not committed: %s", error)
-
-    def _begin(self, config: dict[str, Any]) -> None:
-        self._updates = run_trial(config["plan"], config["job"])
-        self._committed = -1
-
-    def _next_report(self) -> dict[str, Any]:
-        since = time.monotonic()
-        for update in self._updates:
-            if self._told_to_end and not update.ended:
-                self._updates.throw(Preempted("its process was told to end (SIGTERM)"))
-            if update.ended or update.committed != self._committed or time.monotonic() - since >= REPORT_EVERY_S:
-                self._committed = update.committed
-                return {**asdict(update), "done": update.ended is not None}
-        return {"done": True}
-
-    def _note_sigterm(self, number: int, frame: object) -> None:
-        self._told_to_end = True
 
 
 class _NeverRestored:
@@ -368,34 +256,6 @@ def _error_text(trial: Trial) -> str:
     with suppress(OSError):
         return Path(trial.error_file).read_text(errors="replace") if trial.error_file else ""
     return ""
-
-
-def _probe(address: str | None) -> None:
-    """Fail within seconds where nothing listens; Ray itself would try for minutes."""
-    if address is None or address == "auto":
-        return
-    host, _, port = address.rpartition(":")
-    if "://" in address or not host or not port.isdecimal():
-        raise ClusterError(f"RAY_ADDRESS: must be host:port of a cluster's head or auto, got {address}")
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
-    except OSError as error:
-        raise ClusterError(f"RAY_ADDRESS: nothing answers at {address}: {error}") from error
-
-
-def _nodes() -> list[dict[str, float]]:
-    """What each living node has."""
-    return [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
-
-
-def _offers_work(nodes: list[dict[str, float]]) -> bool:
-    return any(node.get("CPU", 0) for node in nodes)
-
-
-def _fits(node: dict[str, float], resources: Resources) -> int:
-    """Trials that fit on one node; the small slack forgives fractions such as 3 x 1/3."""
-    asked = {"CPU": resources.cpu, "GPU": resources.gpu}
-    return min(int(node.get(name, 0) / amount + 1e-6) for name, amount in asked.items() if amount)
 
 
 def _trial_id(trial: Trial) -> str:

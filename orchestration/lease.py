@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import logging
-import os
-import socket
 import threading
 import time
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from types import TracebackType
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt, ValidationError
 
 from orchestration.errors import Conflict, LeaseHeld, LeaseLost, NotFound, StoreError
+from orchestration.process import Process, here
 from orchestration.store import Store
 
 log = logging.getLogger(__name__)
@@ -43,25 +41,12 @@ class Seen(_Part):
     worked_s: float
 
 
-class _Holder(_Part):
-    """A process, so that it can be told from every other one that ever had its pid. What a system cannot tell is empty."""
-
-    host: str
-    boot: str
-    """Boot and pid namespace: only where both are the same can `pid` be looked up."""
-    pid: PositiveInt
-    started: str
-
-    def __str__(self) -> str:
-        return f"the driver with pid {self.pid} on {self.host}"
-
-
 class _Record(_Part):
     version: Literal[1] = 1
     token: PositiveInt
     writer: str
     """Random name of the lease, so that two that acquire at once never write the same bytes."""
-    holder: _Holder
+    holder: Process
     beat: int = 0
     """Grows with every heartbeat, so that the bytes change even when nothing else does."""
     beat_ms: int
@@ -69,6 +54,10 @@ class _Record(_Part):
     every_s: PositiveFloat
     released: bool = False
     seen: dict[str, Seen] = {}
+
+    @property
+    def driver(self) -> str:
+        return f"the driver with {self.holder}"
 
     @property
     def heard(self) -> str:
@@ -138,7 +127,7 @@ class Lease:
             record = _Record(
                 token=max(old.token if old else 0, above) + 1,
                 writer=uuid.uuid4().hex,
-                holder=_here(),
+                holder=here(),
                 beat_ms=now_ms(),
                 every_s=every_s,
                 seen=old.seen if old else {},
@@ -218,7 +207,7 @@ class Lease:
             self._record = found
         elif found:
             sweep = self._key.partition("/")[0]
-            self._lost = f"sweep {sweep}: {found.holder} has taken it over (its token is {found.token}, ours {self.token}); this one stops"
+            self._lost = f"sweep {sweep}: {found.driver} has taken it over (its token is {found.token}, ours {self.token}); this one stops"
             log.error("%s", self._lost)
 
 
@@ -255,7 +244,7 @@ def driver_of(store: Store, sweep: str) -> Driver | None:
     if record is None or record.released:
         return None
     holder = record.holder
-    return Driver(record.token, str(holder), record.heard, record.beat, record.every_s, _alive(holder))
+    return Driver(record.token, record.driver, record.heard, record.beat, record.every_s, holder.runs())
 
 
 def _key(sweep: str) -> str:
@@ -287,21 +276,21 @@ def _why_free(
     if old is None or old.released:
         return None
     if take_over:
-        return f"sweep {sweep}: taken over from {old.holder}, last heard of at {old.heard}"
-    alive = _alive(old.holder)
+        return f"sweep {sweep}: taken over from {old.driver}, last heard of at {old.heard}"
+    alive = old.holder.runs()
     if alive is False:
-        return f"sweep {sweep}: {old.holder} is dead; taken over"
+        return f"sweep {sweep}: {old.driver} is dead; taken over"
     patience_s = max(patience_s, _BEATS_MISSED * old.every_s)
     if alive is None:
-        say(f"sweep {sweep}: {old.holder} has it and cannot be looked up from here; waiting up to {patience_s:.0f} s for a sign of life")
+        say(f"sweep {sweep}: {old.driver} has it and cannot be looked up from here; waiting up to {patience_s:.0f} s for a sign of life")
     if alive or _changes_within(store, _key(sweep), etag, patience_s=patience_s):
         raise _held(sweep, old)
-    return f"sweep {sweep}: {old.holder} gave no sign of life for {patience_s:.0f} s; taken over"
+    return f"sweep {sweep}: {old.driver} gave no sign of life for {patience_s:.0f} s; taken over"
 
 
 def _held(sweep: str, record: _Record) -> LeaseHeld:
     return LeaseHeld(
-        f"sweep {sweep}: {record.holder} is running it, last heard of at {record.heard}; "
+        f"sweep {sweep}: {record.driver} is running it, last heard of at {record.heard}; "
         "wait for it, stop it, or give --take-over if it is dead"
     )
 
@@ -318,44 +307,3 @@ def _changes_within(store: Store, key: str, etag: str | None, *, patience_s: flo
         quiet_s += min(time.monotonic() - looked_s, 2 * pause_s)
         looked_s = time.monotonic()
     return False
-
-
-def _alive(holder: _Holder) -> bool | None:
-    """Whether its process runs; None where that can't be seen from here."""
-    here = _here()
-    if not here.boot or (holder.host, holder.boot) != (here.host, here.boot):
-        return None
-    try:
-        os.kill(holder.pid, 0)  # unlike /proc, never hidden from other users
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    state, started = _state(holder.pid)
-    if not started or not holder.started:
-        return None
-    return started == holder.started and state not in "ZX"
-
-
-def _here() -> _Holder:
-    pid = os.getpid()
-    return _Holder(host=socket.gethostname(), boot=_boot(pid), pid=pid, started=_state(pid)[1])
-
-
-def _boot(pid: int) -> str:
-    """Empty where /proc is missing, or is that of another pid namespace."""
-    try:
-        if Path("/proc/self").readlink().name != str(pid):
-            return ""
-        return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {Path('/proc/self/ns/pid').readlink()}"
-    except OSError:
-        return ""
-
-
-def _state(pid: int) -> tuple[str, str]:
-    """State (such as R, or Z for a zombie) and start time (in ticks since boot) of a process; empty where they can't be seen."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()  # the name before may hold anything
-    except OSError:
-        return "", ""
-    return fields[0], fields[19]

@@ -24,8 +24,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 from orchestration.errors import Corrupt, NotFound, SpecError, StoreError, SweepError
 from orchestration.failures import Failure
 from orchestration.plan import ID_LENGTH, Resolve, TrialPlan
-from orchestration.spec import Retention, SweepSpec, build_config
+from orchestration.spec import Retention, SweepSpec
 from orchestration.store import Store
+from orchestration.sweepfile import build_config
 from rrn_core.config import TrainConfig
 
 Status = Literal["running", "finished", "failed"]

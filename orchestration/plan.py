@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from orchestration.errors import SpecError
-from orchestration.spec import Settings, SweepSpec, build_config
+from orchestration.spec import Settings, SweepSpec
+from orchestration.sweepfile import build_config
 from rrn_core.config import TrainConfig, iterations_per_epoch, labeled_count, listed_train_images
 
 Resolve = Callable[[TrainConfig], TrainConfig]

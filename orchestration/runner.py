@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestration import report
+from orchestration.checkout import git_diff, git_state
 from orchestration.compare.published import published_table
 from orchestration.contents import STORED
 from orchestration.errors import ClusterError, LeaseLost, SweepError
@@ -20,11 +17,12 @@ from orchestration.lease import Lease
 from orchestration.manifest import Manifest, read_manifest
 from orchestration.plan import TrialPlan
 from orchestration.record import settle
+from orchestration.signals import Sigterm, gently
 from orchestration.sweep import Sweep
 from rrn_core.config import Runtime
 
 if TYPE_CHECKING:
-    from orchestration.events import Event, Stop
+    from orchestration.events import Event
     from orchestration.tracking.describe import Facts
 
 RAY_SETTINGS = {
@@ -42,41 +40,6 @@ MLFLOW_SETTINGS = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
-
-
-HURRY_AFTER_S = 45.0
-"""Trials that are told to end have 30 s; Ray, should it hang, so much before it is left to itself."""
-
-LONGEST_DIFF = 2**20
-"""Characters of uncommitted changes that are shown."""
-
-
-class Terminated(KeyboardInterrupt):
-    """SIGTERM: a batch system, or the notice before a spot machine goes, stops the sweep; it shall be started again elsewhere."""
-
-
-class Sigterm:
-    """Batch systems stop a job with SIGTERM: it is taken as Ctrl-C, but as Terminated, so that it is known which it was.
-
-    It is remembered too: Python swallows what a signal raises in the middle of an import.
-    """
-
-    def __init__(self) -> None:
-        self._heard = False
-        self.listen()
-
-    def listen(self) -> None:
-        """From now on; again when Ray has started, which puts a handler of its own, and when it has ended, which takes ours away."""
-        signal.signal(signal.SIGTERM, self._hear)
-
-    def check(self) -> None:
-        """Raises Terminated where a signal came, although it was swallowed."""
-        if self._heard:
-            raise Terminated
-
-    def _hear(self, number: int, frame: object) -> None:
-        self._heard = True
-        raise Terminated
 
 
 class Runner:
@@ -193,7 +156,7 @@ class Runner:
     def _train(self) -> None:
         from rich.console import Console
 
-        from orchestration import cluster
+        from orchestration import cluster, nodes
         from orchestration.trial import Job
         from orchestration.view import View
 
@@ -202,11 +165,11 @@ class Runner:
         spec = sweep.spec
         job = Job(sweep.store.uri, self._runtime, spec.retention, spec.retries, self._lease.token, pictures=spec.pictures)
         try:
-            with cluster.connect(self._ray_address):
+            with nodes.connect(self._ray_address):
                 self._sigterm.listen()
                 self._sigterm.check()
                 view = View(console, total=sweep.total, finished=len(sweep.plans) - len(sweep.unfinished))
-                with _gently(self._stop), view:
+                with gently(self._stop), view:
                     cluster.run(
                         self._source(),
                         job,
@@ -273,34 +236,6 @@ def settle_dead(sweep: Sweep, lease: Lease) -> Sweep:
     return sweep.reread()
 
 
-@contextmanager
-def _gently(stop: Stop) -> Iterator[None]:
-    """Within, the first Ctrl-C or SIGTERM lets the trials commit a last checkpoint; the second ends all at once, as does HURRY_AFTER_S."""
-    first: list[int] = []
-    hurry = threading.Timer(HURRY_AFTER_S, lambda: os.kill(os.getpid(), first[0]))
-    hurry.daemon = True
-
-    def note(number: int, frame: object) -> None:
-        if first:
-            raise KeyboardInterrupt
-        first.append(number)
-        stop.request(f"stopped by {signal.Signals(number).name}")
-        hurry.start()
-
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    except (ClusterError, KeyboardInterrupt):  # Ray went down too, or did not end; being told to stop came first, and decides what follows
-        if not first:
-            raise
-    finally:
-        hurry.cancel()
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    if first:
-        raise Terminated if first[0] == signal.SIGTERM else KeyboardInterrupt
-
-
 def facts(sweep: Sweep, command: str) -> Facts:
     """What the description of the sweep says besides what its trials tell."""
     from orchestration.tracking.describe import Facts
@@ -315,30 +250,6 @@ def overview(sweep: Sweep, command: str) -> Callable[[], Mapping[str, bytes]]:
     forms.load()  # here and not in the tracker's thread: where two threads import at once, Python may find a deadlock
     source = forms.source([sweep.file], command=command, code=git_state())
     return lambda: forms.overview(sweep.reread(), source=source)
-
-
-def git_diff() -> dict[str, str]:
-    """What was changed since the commit of the code that runs, as the file `git.diff`; nothing where nothing was."""
-    if git_state()["dirty"] != "true":
-        return {}
-    command = ["git", "-C", str(Path(__file__).parent), "diff", "HEAD"]
-    with suppress(OSError, subprocess.SubprocessError):
-        return {"git.diff": subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout[:LONGEST_DIFF]}
-    return {}
-
-
-def git_state() -> dict[str, str]:
-    """Commit of the code that runs and whether it was changed since; `unknown` outside a checkout."""
-    folder = Path(__file__).parent
-
-    def git(*words: str) -> str:
-        return subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-
-    try:
-        git("ls-files", "--error-unmatch", Path(__file__).name)  # else the package merely lies inside someone else's checkout
-        return {"git_commit": git("rev-parse", "HEAD"), "dirty": str(bool(git("status", "--porcelain"))).lower()}
-    except (OSError, subprocess.SubprocessError):
-        return {"git_commit": "unknown", "dirty": "unknown"}
 
 
 def _require_files(sweep: Sweep, runtime: Runtime, *, remote: bool) -> None:

@@ -13,8 +13,9 @@ from orchestration.errors import SweepError, without_password
 from orchestration.failures import Failure
 from orchestration.manifest import Manifest, adopted, proposed, read_manifests, restored_plan, tracked, write_tracked
 from orchestration.plan import TrialPlan, expand, representatives
-from orchestration.spec import SweepSpec, load
+from orchestration.spec import SweepSpec
 from orchestration.store import Store, open_store
+from orchestration.sweepfile import load
 from rrn_core.config import Runtime
 
 STORE_WAITS_S = 30.0

@@ -10,7 +10,7 @@ from typing import Any
 from orchestration.compare.results import Result, results
 from orchestration.manifest import Entry, Manifest
 from orchestration.plan import TrialPlan, expand
-from orchestration.spec import check
+from orchestration.sweepfile import check
 
 CLASSES = ("background", *(f"digit_{n}" for n in range(10)))
 TERMS = ("loss", "loss_sup", "loss_cps", "loss_dr", "loss_f", "loss_d1", "loss_d2")

@@ -241,6 +241,25 @@ class TestPlacesThatAreAway:
         go_on.set()
         tracker._thread.join(20)
 
+    def test_a_run_that_is_deleted_while_its_files_are_written_has_them_in_the_end(self, local: Sweep) -> None:
+        reached, go_on = threading.Event(), threading.Event()
+
+        def slow(ref: Any) -> bytes:
+            reached.set()
+            go_on.wait(20)
+            return local.fetch(ref)
+
+        local.put(drawn_trial(local, 2, status="running", attempts=(attempt(1, None),)))
+        tracker = local.tracker(fetch=slow)
+        tracker.start(["abc"])
+        assert reached.wait(20)
+        local.client.delete_run(local.run().info.run_id)
+        local.put(drawn_trial(local, 3))
+        tracker.notify("abc")
+        threading.Timer(0.5, go_on.set).start()  # by then the tracker is being closed
+        assert tracker.close(timeout_s=20) == []
+        assert f"{IMAGES.format(3)}.png" in local.files(local.run())
+
     def test_a_picture_that_is_lost_costs_only_itself(self, local: Sweep, caplog: pytest.LogCaptureFixture) -> None:
         found = drawn_trial(local, 2)
         del local.objects[found.pictures[0].objects["predictions.png"].key]

@@ -21,8 +21,8 @@ from orchestration.manifest import Entry, read_manifests
 from orchestration.plan import TrialPlan, expand, representatives
 from orchestration.record import TrialRecord
 from orchestration.spec import Resources, Retention, SweepSpec
-from orchestration.spec import check as parse
 from orchestration.store import DirectoryStore, open_store
+from orchestration.sweepfile import check as parse
 from rrn_core.config import Runtime, TrainConfig
 from rrn_core.data.camvid import CLASSES
 from rrn_core.data.inspection import Finding, inspect_data

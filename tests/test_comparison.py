@@ -12,8 +12,8 @@ from orchestration.compare.results import Result, common_epoch, results
 from orchestration.errors import SweepError
 from orchestration.manifest import read_manifests
 from orchestration.plan import TrialPlan, expand
-from orchestration.spec import check
 from orchestration.store import Store, open_store
+from orchestration.sweepfile import check
 
 
 @pytest.fixture
@@ -196,8 +196,8 @@ def test_of_a_loss_less_is_better_and_it_is_not_shown_in_percent(store):
     found = compare(known(store, plans), metric="train/loss")
     (difference,) = found.differences
     assert (difference.values, difference.better) == ((-0.5, -1.0), 1.0)
-    assert "share of the seeds in which it is lower" in note(found, "diff:")
-    assert "in its own unit" in note(found, "diff:")
+    assert "share of the seeds in which it is lower" in note(found, "difference:")
+    assert "in its own unit" in note(found, "difference:")
 
 
 @pytest.mark.parametrize(
@@ -278,13 +278,13 @@ def test_every_note_that_a_table_needs_is_there(store):
     assert [note.partition(":")[0] for note in found.notes] == [
         "checkpoint",
         "mean, sd",
-        "diff",
+        "difference",
         "p",
         "with 6 seeds the smallest possible p is 0.031",
         "split",
     ]
     assert "over seeds 0 to 5" in note(found, "mean, sd")
-    assert "BCa bootstrap" in note(found, "diff")
+    assert "BCa bootstrap" in note(found, "difference")
     assert found.title == "mIoU (%) after the last epoch"
 
 

@@ -15,9 +15,10 @@ from orchestration.contents import Contents, unresolved, weights_key
 from orchestration.errors import SweepError
 from orchestration.manifest import read_manifest
 from orchestration.plan import TrialPlan, expand
-from orchestration.spec import Retention, check
+from orchestration.spec import Retention
 from orchestration.store import open_store
 from orchestration.sweep import Sweep, open_sweep
+from orchestration.sweepfile import check
 from orchestration.trial import Job, run_trial
 from rrn_core import PRESETS, Runtime, TrainConfig
 from rrn_core.networks import build_quartet

@@ -20,14 +20,15 @@ from orchestration.errors import SweepError
 from orchestration.export import choice, onnxfile
 from orchestration.export.card import class_names
 from orchestration.export.choice import Choice
-from orchestration.export.folder import export, export_all, folder_names, slug
+from orchestration.export.folder import Exported, export, folder_names, slug
 from orchestration.export.onnxfile import OnnxError, Scores, compare, write_onnx
 from orchestration.manifest import Entry, read_manifests
 from orchestration.models import evaluate_checkpoint
 from orchestration.plan import TrialPlan, expand
 from orchestration.record import TrialRecord
-from orchestration.spec import Retention, check, load
+from orchestration.spec import Retention
 from orchestration.store import DirectoryStore, open_store
+from orchestration.sweepfile import check, load
 from rrn_core import PRESETS, Runtime, TrainConfig, train
 from rrn_core.data import Pixels, open_dataset
 from rrn_core.evaluate import predict, slide
@@ -69,9 +70,14 @@ def exported(trained, tmp_path_factory) -> tuple[Choice, Path]:
     """The best of the four with everything, as a folder."""
     (taken,) = best(open_store(str(trained)))
     out = tmp_path_factory.mktemp("exported") / "model"
-    return taken, export(
+    return taken, export_one(
         taken, open_store(str(trained)), out, runtime=ONE_THREAD, commands={taken.best.plan.trial_id: "rrn-sweep x.yaml"}
     ).folder
+
+
+def export_one(taken: Choice, store, out: Path, **how: Any) -> Exported:
+    (done,) = export([taken], store, out, **how)
+    return done
 
 
 def best(store, plans: list[TrialPlan] = PLANS, **rule: Any) -> list[Choice]:
@@ -248,28 +254,28 @@ class TestFolder:
         taken, folder = exported
         place = Path(shutil.copytree(folder, tmp_path / "model"))
         (place / "notes.txt").write_text("mine")
-        export(taken, store, place, runtime=ONE_THREAD)
+        export_one(taken, store, place, runtime=ONE_THREAD)
         assert (place / "model.onnx").read_bytes() == (folder / "model.onnx").read_bytes()
-        export(taken, store, place, runtime=ONE_THREAD, onnx=False)
+        export_one(taken, store, place, runtime=ONE_THREAD, onnx=False)
         assert sorted(file.name for file in place.iterdir()) == ["README.md", "config.yaml", "model.safetensors", "notes.txt"]
         assert "onnxruntime alone" not in (place / "README.md").read_text()
         other = next(candidate for candidate in taken.ranking if candidate.checkpoint != taken.best.checkpoint)
         with pytest.raises(SweepError, match=r"model: holds another model; name another folder, or delete it first$"):
-            export(choice.Choice({}, taken.metric, taken.at, 1, (other,)), store, place, runtime=ONE_THREAD)
+            export_one(choice.Choice({}, taken.metric, taken.at, 1, (other,)), store, place, runtime=ONE_THREAD)
         (place / "model.safetensors").unlink()
         with pytest.raises(SweepError, match=r"model: is not empty"):
-            export(taken, store, place, runtime=ONE_THREAD)
+            export_one(taken, store, place, runtime=ONE_THREAD)
         with pytest.raises(SweepError, match=r"notes.txt: is a file"):
-            export(taken, store, place / "notes.txt", runtime=ONE_THREAD)
+            export_one(taken, store, place / "notes.txt", runtime=ONE_THREAD)
 
     def test_an_onnx_file_of_other_weights_is_not_left_behind(self, exported, store, tmp_path, monkeypatch):
         taken, folder = exported
         monkeypatch.setattr(onnxfile, "write_onnx", lambda model, file, facts: shutil.copy(folder / "model.onnx", file))
         other = choice.Choice({}, taken.metric, taken.at, 1, taken.ranking[1:])
         with pytest.raises(
-            OnnxError, match=r"model\.onnx was not written, all else was: it does not compute what torch does: largest diff"
+            SweepError, match=r"model\.onnx was not written, all else was: it does not compute what torch does: largest diff"
         ):
-            export(other, store, tmp_path / "model", runtime=ONE_THREAD)
+            export_one(other, store, tmp_path / "model", runtime=ONE_THREAD)
         assert sorted(file.name for file in (tmp_path / "model").iterdir()) == ["README.md", "config.yaml", "model.safetensors"]
         assert "ONNX: not written, because it does not compute" in (tmp_path / "model" / "README.md").read_text()
         assert sorted(file.name for file in tmp_path.iterdir()) == ["model", "store"]
@@ -278,15 +284,15 @@ class TestFolder:
 class TestWithoutOnnx:
     def test_without_the_packages_everything_else_is_written_and_the_line_says_what_to_install(self, store, tmp_path, monkeypatch):
         monkeypatch.setitem(sys.modules, "onnxscript", None)
-        with pytest.raises(OnnxError, match=r"onnxscript.* not installed: pip install 'rrn-sweep\[export\]', or .* --no-onnx$") as caught:
-            export(best(store)[0], store, tmp_path / "model", runtime=ONE_THREAD)
+        with pytest.raises(SweepError, match=r"onnxscript.* not installed: pip install 'rrn-sweep\[export\]', or .* --no-onnx$") as caught:
+            export_one(best(store)[0], store, tmp_path / "model", runtime=ONE_THREAD)
         assert "\n" not in str(caught.value)
         assert sorted(file.name for file in (tmp_path / "model").iterdir()) == ["README.md", "config.yaml", "model.safetensors"]
 
     def test_a_damaged_checkpoint_is_passed_over_for_the_next_best_and_that_is_said(self, store, tmp_path):
         (taken,) = best(store)
         damage(store, taken.best)
-        done = export(taken, store, tmp_path / "model", runtime=ONE_THREAD, onnx=False)
+        done = export_one(taken, store, tmp_path / "model", runtime=ONE_THREAD, onnx=False)
         assert done.choice.best == taken.ranking[1]
         assert done.choice.notes[0].startswith(f"{taken.best.where} cannot be used (demo/{taken.best.plan.trial_id}/checkpoints/")
         assert done.choice.notes[0] in str(done)
@@ -296,7 +302,7 @@ class TestWithoutOnnx:
         quarter, half = best(store, per=["partition"])
         for candidate in quarter.ranking:
             damage(store, candidate)
-        exports = export_all([quarter, half], store, tmp_path / "out", runtime=ONE_THREAD, onnx=False)
+        exports = export([quarter, half], store, tmp_path / "out", runtime=ONE_THREAD, onnx=False)
         done = next(exports)
         assert done.folder == tmp_path / "out" / slug(half.label)
         with pytest.raises(SweepError, match=r"cannot be used .*, and no other checkpoint is left to export$"):
@@ -309,7 +315,7 @@ class TestWithoutOnnx:
         for candidate in quarter.ranking:
             if candidate.plan == quarter.best.plan:
                 damage(store, candidate)
-        done = list(export_all([quarter, half], store, tmp_path / "out", runtime=ONE_THREAD, onnx=False))
+        done = list(export([quarter, half], store, tmp_path / "out", runtime=ONE_THREAD, onnx=False))
         assert [export.folder.name for export in done] == [slug(rest[0].plan.label), slug(half.label)]
 
     @pytest.mark.parametrize(

@@ -16,8 +16,9 @@ from orchestration.gc import Collected, Item, collect, render
 from orchestration.manifest import Entry, manifest_key, read_checkpoint, read_manifests, tracked, write_tracked
 from orchestration.plan import expand
 from orchestration.record import TrialRecord, settle
-from orchestration.spec import FinishedRetention, Retention, check
+from orchestration.spec import FinishedRetention, Retention
 from orchestration.store import DirectoryStore, S3Store, Store, open_store
+from orchestration.sweepfile import check
 
 PLANS = expand(check({"name": "demo", "preset": "digits", "grid": {"partition": ["1/8", "1/4"], "seed": [0, 1]}}))
 IDS = [plan.trial_id for plan in PLANS]

@@ -20,8 +20,9 @@ from orchestration.gc import collect
 from orchestration.manifest import Entry, Manifest, manifest_key, read_checkpoint, read_manifest, read_manifests
 from orchestration.plan import TrialPlan, expand
 from orchestration.record import TrialRecord
-from orchestration.spec import Retention, check
+from orchestration.spec import Retention
 from orchestration.store import DirectoryStore, Store, open_store
+from orchestration.sweepfile import check
 
 (PLAN,) = expand(check({"name": "demo", "preset": "digits"}))
 KEEP = Retention(last=1, best=False)  # so that a commit also removes the checkpoint before

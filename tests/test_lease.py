@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -20,6 +21,7 @@ from conftest import new_s3_server, set_environment
 from servers import ForgetfulProxy, fresh_s3, wait_until
 
 from orchestration import lease as lease_module
+from orchestration import process
 from orchestration.errors import LeaseHeld, LeaseLost, StoreError
 from orchestration.lease import Lease, Seen, current_token
 from orchestration.store import DirectoryStore, Store, open_store
@@ -95,7 +97,7 @@ time.sleep(300)
 def elsewhere() -> Iterator[None]:
     """A lease that is acquired in here is that of another host: its process cannot be looked up from this one."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(lease_module.socket, "gethostname", lambda: "far-away")
+        patch.setattr(socket, "gethostname", lambda: "far-away")
         yield
 
 
@@ -193,12 +195,9 @@ class TestHolders:
             with pytest.raises(LeaseHeld, match=f"pid {driver.pid}"):
                 acquire(store)
             driver.kill()  # not waited for yet: a zombie is dead too
-            wait_until(lambda: lease_module._state(driver.pid)[0] == "Z", deadline_s=10, what="its death")
+            wait_until(lambda: process._state(driver.pid)[0] == "Z", deadline_s=10, what="its death")
             with acquire(store, patience_s=3600, say=pytest.fail) as heir:
-                assert (
-                    heir.took_over
-                    == f"sweep demo: the driver with pid {driver.pid} on {lease_module.socket.gethostname()} is dead; taken over"
-                )
+                assert heir.took_over == f"sweep demo: the driver with pid {driver.pid} on {socket.gethostname()} is dead; taken over"
                 assert heir.previous == {"trial-1": Seen(attempt=2, worked_s=7.5)}
                 driver.wait(10)
 

@@ -18,8 +18,9 @@ from orchestration.manifest import (
 )
 from orchestration.plan import expand
 from orchestration.record import TrialRecord
-from orchestration.spec import Retention, check
+from orchestration.spec import Retention
 from orchestration.store import open_store
+from orchestration.sweepfile import check
 
 (PLAN,) = expand(check({"name": "demo", "preset": "digits"}))
 

@@ -20,8 +20,9 @@ from orchestration.events import Event
 from orchestration.manifest import Entry, Manifest
 from orchestration.notify import Notifier
 from orchestration.plan import expand
-from orchestration.spec import Notify, check
+from orchestration.spec import Notify
 from orchestration.sweep import Sweep, open_sweep
+from orchestration.sweepfile import check
 
 SECRET = "T000/B000/XXXXXXXX"
 FILE = {"name": "demo", "preset": "digits", "grid": {"partition": ["1/8"], "eps": [0.3, 0.6]}}

@@ -7,7 +7,7 @@ import pytest
 
 from orchestration.errors import SpecError
 from orchestration.plan import expand, label, render
-from orchestration.spec import check
+from orchestration.sweepfile import check
 
 BASE = {"name": "demo", "preset": "digits"}
 

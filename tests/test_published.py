@@ -11,8 +11,9 @@ from finished import train
 from orchestration.compare.published import Reproduction, published_table, reproductions
 from orchestration.manifest import read_manifests
 from orchestration.plan import expand
-from orchestration.spec import Published, SweepSpec, check, load
+from orchestration.spec import Published, SweepSpec
 from orchestration.store import Store, open_store
+from orchestration.sweepfile import check, load
 
 FOLDER = Path(__file__).parents[1] / "sweeps"
 SWEEPS = [path for path in sorted(FOLDER.glob("*.yaml")) if "\npublished:" in path.read_text()]

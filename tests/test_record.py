@@ -8,8 +8,9 @@ from orchestration.errors import Fenced, StoreError, StoreUnavailable
 from orchestration.manifest import Entry, manifest_key, read_manifest, restored_plan
 from orchestration.plan import expand
 from orchestration.record import TrialRecord, settle, spent
-from orchestration.spec import Retention, Retries, check
+from orchestration.spec import Retention, Retries
 from orchestration.store import open_store
+from orchestration.sweepfile import check
 
 (PLAN,) = expand(check({"name": "demo", "preset": "digits"}))
 KEEP = Retention(last=2, best=True)

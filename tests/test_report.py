@@ -9,7 +9,7 @@ import pytest
 from orchestration import report
 from orchestration.manifest import Attempt, Entry, Manifest
 from orchestration.plan import TrialPlan, expand
-from orchestration.spec import check
+from orchestration.sweepfile import check
 
 HEADS = ("val/miou", "val/miou_branch1", "val/miou_branch2", "val/miou_ensemble")
 

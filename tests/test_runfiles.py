@@ -14,8 +14,8 @@ from tracked_sweep import CLASSES, CONFUSION, attempt, judged, manifest, png
 from orchestration.errors import Corrupt, NotFound
 from orchestration.manifest import Manifest, ObjectRef, Pictures, sha256_of
 from orchestration.plan import expand
-from orchestration.spec import load
 from orchestration.store import Store, open_store
+from orchestration.sweepfile import load
 from orchestration.tracking.runfiles import File, Origin, digest_of, overview_files, stored, table, trial_files
 from rrn_core.config import Split, TrainConfig
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from orchestration.manifest import Entry, Manifest
 from orchestration.plan import TrialPlan
 from orchestration.search import AdaptiveSource
-from orchestration.spec import check
+from orchestration.sweepfile import check
 
 SPACE = {"lambda1": {"low": 0.1, "high": 3.0, "log": True}, "eps": {"low": 0.2, "high": 0.8}, "epochs": {"low": 1, "high": 9}}
 

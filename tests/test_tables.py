@@ -17,8 +17,8 @@ from orchestration.compare.results import results
 from orchestration.compare.tables import as_latex, as_markdown, as_text
 from orchestration.manifest import read_manifests
 from orchestration.plan import expand
-from orchestration.spec import check
 from orchestration.store import open_store
+from orchestration.sweepfile import check
 
 
 @pytest.fixture
@@ -51,9 +51,9 @@ def test_the_terminal_shows_a_block_for_each_group_with_the_rule_above_and_the_n
     assert title == "mIoU (%) after the last epoch"
     assert [re.split(r" {2,}", line) for line in first.splitlines()] == [
         ["1/8"],
-        ["cell", "seeds", "mean", "sd", "diff", "95 % interval", "p", "p (Holm)", "better"],
+        ["cell", "seeds", "mean", "sd", "difference", "95 % interval", "p", "p (Holm)", "P(better)"],
         ["eps=0.2", "6", "50.25", "0.19", "baseline", *"----"],
-        ["eps=0.4", "6", "51.40", "0.32", "+1.15", "[+1.03, +1.35]", "0.031", "0.031", "100 %"],
+        ["eps=0.4", "6", "51.40", "0.32", "+1.15", "[+1.03, +1.35]", "0.031", "0.031", "100 % of 6"],
     ]
     assert second.splitlines()[3].split() == ["eps=0.4", "0", *"-------"]
     assert notes.splitlines() == list(six.notes)
@@ -68,7 +68,7 @@ def test_columns_of_all_blocks_stand_below_each_other(six):
 def test_markdown_has_one_table_with_the_best_mean_of_each_group_in_bold(six):
     _, table, notes = as_markdown(six).split("\n\n")
     lines = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in table.splitlines()]
-    assert lines[0] == ["partition", "cell", "seeds", "mean ± sd", "diff", "95 % interval", "p", "p (Holm)", "better"]
+    assert lines[0] == ["partition", "cell", "seeds", "mean ± sd", "difference", "95 % interval", "p", "p (Holm)", "P(better)"]
     assert lines[2][:5] == ["1/8", "eps=0.2", "6", "50.25 ± 0.19", "baseline"]
     assert lines[3][:5] == ["1/8", "eps=0.4", "6", "**51.40 ± 0.32**", "+1.15"]
     assert lines[4][3] == "50.25 ± 0.19"  # alone in its group
@@ -137,7 +137,7 @@ def test_csv_says_the_same(six):
     assert [{name: float(row[name]) for name in ("value", "eps", "seed", "epoch")} for row in found[:12]] == [
         {name: float(row[name]) for name in ("value", "eps", "seed", "epoch")} for row in rows(six)[:12]
     ]
-    assert (found[0]["drlc"], found[0]["split_val"], found[-1]["value"]) == ("true", "", "")
+    assert (found[0]["drlc"], found[0]["split_val"], found[-1]["value"]) == ("True", "", "")
 
 
 def test_parquet_comes_back_with_types_rule_and_notes(six):

@@ -20,8 +20,9 @@ from orchestration.lease import Lease
 from orchestration.manifest import read_manifest
 from orchestration.plan import TrialPlan, expand
 from orchestration.record import TrialRecord
-from orchestration.spec import PictureRule, Retention, Retries, check
+from orchestration.spec import PictureRule, Retention, Retries
 from orchestration.store import open_store
+from orchestration.sweepfile import check
 from orchestration.trial import Job, run_trial
 from rrn_core import Runtime
 from rrn_core.evaluate import miou

@@ -10,7 +10,7 @@ from orchestration import report
 from orchestration.events import Event
 from orchestration.manifest import Entry, Manifest
 from orchestration.plan import expand
-from orchestration.spec import check
+from orchestration.sweepfile import check
 from orchestration.update import Update
 from orchestration.view import View
 

@@ -16,7 +16,7 @@ from orchestration.compare.results import Result as Result
 from orchestration.errors import SweepError
 from orchestration.manifest import SCORE
 from orchestration.plan import label
-from orchestration.spec import build_config
+from orchestration.sweepfile import build_config
 from orchestration.wording import quoted, suggestion
 from rrn_core.config import TrainConfig
 
@@ -246,7 +246,7 @@ def _test_notes(comparison: Comparison, found: Sequence[Difference]) -> Iterator
     points = "points" if scale(comparison.metric)[1] else "its own unit"
     better = "higher" if higher_is_better(comparison.metric) else "lower"
     yield (
-        f"diff: to the baseline, in {points}, paired by seed; better: share of the seeds in which it is {better};"
+        f"difference: to the baseline, in {points}, paired by seed; P(better): share of the seeds in which it is {better};"
         f" 95 % interval of the mean difference: BCa bootstrap, widened for few seeds; none from fewer than {paired.FEWEST}"
     )
     table = f"the {len(found)} comparison{'s' if len(found) > 1 else ''} of the table"

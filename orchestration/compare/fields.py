@@ -12,7 +12,7 @@ from orchestration.compare.comparison import Cell, Comparison, Group
 from orchestration.compare.measures import axis_title, metric_name, number, scale
 from orchestration.compare.published import Reproduction
 from orchestration.compare.results import Result
-from orchestration.compare.tables import interval_shown, p_shown, signed
+from orchestration.compare.tables import better_shown, interval_shown, p_shown, signed
 from orchestration.manifest import SCORE, Entry
 from orchestration.plan import shown
 
@@ -93,7 +93,7 @@ def _difference_fields(cell: Cell, group: Group, metric: str) -> tuple[Field, ..
     if found is None:
         return Field("baseline") if cell.label == group.baseline else NOTHING, NOTHING, NOTHING, NOTHING
     interval = Field("too few seeds") if found.low is None else Field(minus(interval_shown(found, metric)), found.low)
-    better = Field(f"{100 * found.better:.0f} %", found.better)
+    better = Field(better_shown(found), found.better)
     return Field(minus(signed(found.mean, metric)), found.mean), interval, Field(p_shown(found.p_holm), found.p_holm), better
 
 

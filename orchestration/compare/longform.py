@@ -90,9 +90,8 @@ def _plain(value: object) -> object:
 
 
 def _spelt(value: object) -> str:
-    if value is None:
-        return ""
-    return json.dumps(value) if isinstance(value, bool) else str(value)
+    """Booleans as `True`: where a viewer of tables takes `true` for a boolean, its cell stays empty."""
+    return "" if value is None else str(value)
 
 
 def _column(values: list[Any]) -> list[Any]:

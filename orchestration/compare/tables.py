@@ -15,7 +15,7 @@ NONE = "-"
 """Stands where there is nothing to show."""
 PLUS_MINUS = "+-"
 """Of plain text; Markdown and LaTeX have a sign for it."""
-_DIFFERENCE = ("diff", "95 % interval", "p", "p (Holm)", "better")
+_DIFFERENCE = ("difference", "95 % interval", "p", "p (Holm)", "P(better)")
 _MINUS = re.compile(r"(?<![\w.])-(?=\d)")
 _TEX = {letter: f"\\{letter}" for letter in "&%$#_{}"} | {
     "\\": "\\textbackslash{}",
@@ -136,12 +136,17 @@ def interval_shown(difference: Difference, metric: str) -> str:
     return f"[{signed(difference.low, metric)}, {signed(difference.high, metric)}]"
 
 
+def better_shown(difference: Difference) -> str:
+    """`67 % of 3`: the share of so many seeds in which the cell is better."""
+    return f"{100 * difference.better:.0f} % of {len(difference.seeds)}"
+
+
 def _row(cell: Cell, group: Group, metric: str) -> list[str]:
     values = list(cell.values.values())
     start = [cell.label, str(len(values)), mean_shown(values, metric), spread_shown(values, metric)]
     if (found := cell.difference) is None:
         return [*start, "baseline" if cell.label == group.baseline else NONE, *[NONE] * (len(_DIFFERENCE) - 1)]
-    tested = [interval_shown(found, metric), p_shown(found.p), p_shown(found.p_holm), f"{100 * found.better:.0f} %"]
+    tested = [interval_shown(found, metric), p_shown(found.p), p_shown(found.p_holm), better_shown(found)]
     return [*start, signed(found.mean, metric), *tested]
 
 

@@ -49,7 +49,7 @@ class Exported:
         return "\n".join([*lines, *([f"{ONNX}: {self.agreement}"] if self.agreement else [])])
 
 
-def export_all(
+def export(
     choices: Sequence[Choice],
     store: Store,
     out: Path,
@@ -59,12 +59,20 @@ def export_all(
     commands: Mapping[str, str] | None = None,
     commit: str | None = None,
 ) -> Iterator[Exported]:
-    """Export a single choice into `out`, several each into a folder below it that is named after its trial; yields what is done.
+    """Write a folder a choice: model.safetensors as the store holds it, config.yaml, model.onnx, and README.md, the model card.
 
-    A choice that cannot be exported does not keep the others back. Other arguments: as `export`.
+    A single choice becomes `out` itself, several each a folder in it that is named after its trial. Nothing is seen there before all
+    of a folder is written; one that holds the very model is renewed. A damaged checkpoint is passed over for the next best, which is
+    then said. A choice that cannot be exported does not keep the others back.
+
+    Args:
+        runtime: where the data set lies on whose validation images the ONNX file is checked; where it is not at hand, on digit scenes.
+        commands: what trains each trial, by its identity.
+        commit: of the code that runs.
 
     Raises:
-        SweepError: at the end, with one line for each choice that could not be exported whole.
+        SweepError: at the end, a line for each choice of which no checkpoint can be read, whose folder holds something else, or
+            whose ONNX file is missing because a package is or because it does not compute what torch does.
     """
     faults: list[str] = []
     names = folder_names(choices)
@@ -77,33 +85,6 @@ def export_all(
             faults.append(str(error))
     if faults:
         raise SweepError("\n".join(faults))
-
-
-def export(
-    choice: Choice,
-    store: Store,
-    out: Path,
-    *,
-    runtime: Runtime | None = None,
-    onnx: bool = True,
-    commands: Mapping[str, str] | None = None,
-    commit: str | None = None,
-) -> Exported:
-    """Write the folder `out`: model.safetensors as the store holds it, config.yaml, model.onnx, and README.md, the model card.
-
-    A damaged checkpoint is passed over for the next best, which is then said. Nothing is seen under `out` before all is written;
-    a folder that holds this very model is renewed.
-
-    Args:
-        runtime: where the data set lies on whose validation images the ONNX file is checked; where it is not at hand, on digit scenes.
-        commands: what trains each trial, by its identity.
-        commit: of the code that runs.
-
-    Raises:
-        OnnxError: there is no model.onnx, because a package is missing or it does not compute what torch does; the rest is there.
-        SweepError: no checkpoint of the choice can be read; `out` holds something else.
-    """
-    return _export(_load(choice, store), out, runtime or Runtime(), onnx, commands or {}, commit)
 
 
 def folder_names(choices: Iterable[Choice]) -> dict[str, str]:

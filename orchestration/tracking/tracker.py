@@ -99,7 +99,6 @@ class Tracker:
         if self._abandoned.is_set() and not self._ended:
             return list(self._known)
         with self._change:
-            self._files.hurry()
             self._pending |= {trial_id: None for trial_id in self._known if trial_id not in self._settled}
             self._closing.set()
             self._change.notify()
@@ -185,6 +184,7 @@ class Tracker:
             self._connected().end(sweep_status(statuses))
         self._closed = True
         self._whole.hurry()
+        self._files.hurry()
 
     def _take(self) -> str | None:
         with self._change:

@@ -1,4 +1,4 @@
-"""spec.py: what a sweep file may say, and how each fault is told."""
+"""sweepfile.py: what a sweep file may say, and how each fault is told."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestration.errors import SpecError
-from orchestration.spec import check, load
+from orchestration.sweepfile import check, load
 
 GOOD = "name: demo\npreset: digits\ngrid: {eps: [0.3, 0.6]}\n"
 
