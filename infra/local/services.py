@@ -83,7 +83,8 @@ def ray_head(folder: Path, *, port: int, scratch: Path, environment: dict[str, s
     """The head: bookkeeping and the driver's objects, no trials."""
     flags = ["--head", f"--port={port}", "--num-cpus=0", "--include-dashboard=false", f"--temp-dir={scratch}/ray"]
     shared = {name: value for name, value in environment.items() if name.startswith("RAY_AUTH")}
-    return _ray_part(folder, "ray-head", flags, shared)
+    at_once = {"RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0"}  # it holds nothing to drain, and would take 30 s for that
+    return _ray_part(folder, "ray-head", flags, shared | at_once)
 
 
 def ray_worker(folder: Path, name: str, cpus: int, environment: dict[str, str]) -> Part:

@@ -13,7 +13,7 @@ import secrets
 import shutil
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -46,13 +46,13 @@ class Settings:
 class Stack:
     """All parts of one folder; the same folder gives the same ports, keys and data.
 
-    `cpus` is what each Ray worker node offers.
+    `cpus` is what each Ray worker node offers; `say` hears which part is starting or stopping.
     """
 
-    def __init__(self, folder: Path, *, cpus: int = 1) -> None:
+    def __init__(self, folder: Path, *, cpus: int = 1, say: Callable[[str], None] = lambda line: None) -> None:
         if not Path("/proc/self/stat").exists():
             raise StackError("the local stack needs Linux: it finds its processes in /proc")
-        self._folder, self._cpus = folder.resolve(), cpus
+        self._folder, self._cpus, self._say = folder.resolve(), cpus, say
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._use(_kept(self._folder) or _chosen())
         if not any(part.running() for part in self.parts.values()) and not all(port_is_free(port) for port in _ports(self._settings)):
@@ -72,6 +72,7 @@ class Stack:
                     continue
                 if part.name == "ray-head":  # worker nodes do not outlive the head that they joined
                     self._stop(name for name in self.parts if name.startswith("ray-worker"))
+                self._say(f"{part.name}: starting")
                 part.start()
                 started.append(part)
                 if part.name == "s3":
@@ -92,8 +93,10 @@ class Stack:
         shutil.rmtree(self._folder)
 
     def _stop(self, names: Any) -> None:
-        for name in list(names):
-            self.parts[name].stop()
+        for part in [self.parts[name] for name in names]:
+            if part.running():
+                self._say(f"{part.name}: stopping")
+            part.stop()
 
     def _use(self, settings: Settings) -> None:
         """Build the parts, and write what their users read."""
@@ -195,7 +198,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 
 
 def _up(arguments: argparse.Namespace) -> int:
-    stack = Stack(arguments.folder, cpus=arguments.cpus)
+    stack = Stack(arguments.folder, cpus=arguments.cpus, say=_say)
     running = all(part.running() for part in stack.parts.values())
     stack.up()
     print("already up" if running else "up")
@@ -226,7 +229,11 @@ COMMANDS = {"up": _up, "down": _down, "status": _show}
 def _existing(arguments: argparse.Namespace) -> Stack:
     if not (arguments.folder / "stack.json").exists():
         raise StackError(f"{arguments.folder}: no stack here; make stack, or name its folder with --folder")
-    return Stack(arguments.folder)
+    return Stack(arguments.folder, say=_say)
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
 
 
 def _parser() -> argparse.ArgumentParser:
