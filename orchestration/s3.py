@@ -255,7 +255,14 @@ def _new_client(*, patience_s: float) -> _Client:
         read_timeout=max(1.0, min(60.0, patience_s)),
         retries={"total_max_attempts": 1},
     )
-    return session.client("s3", region_name=session.region_name or "us-east-1", config=config)
+    client = session.client("s3", region_name=session.region_name or "us-east-1", config=config)
+    client.meta.events.register_last("before-call.s3", _ask_no_permission)
+    return client
+
+
+def _ask_no_permission(params: dict[str, Any], **_: Any) -> None:
+    """Bodies are sent at once: where a `100 Continue` is cut short, botocore 1.44 reads on for ever, past every timeout."""
+    params["headers"].pop("Expect", None)
 
 
 def _get(client: _Client, at: dict[str, str]) -> tuple[bytes, str]:

@@ -168,7 +168,8 @@ def _everything(folder: Path, story: Story, report: Report) -> Iterator[Chaos]:
             parts.parts[name]._environment |= {"TMPDIR": str(disks["trials"].folder)} if disks else {}
         parts.up()
         story.tell("the stack is up")
-        ours = parts.environment | {"AWS_ENDPOINT_URL": proxy.endpoint} | ({"TMPDIR": str(disks["driver"].folder)} if disks else {})
+        ours = parts.environment | {"AWS_ENDPOINT_URL": proxy.endpoint, "PYTHONFAULTHANDLER": "1"}
+        ours |= {"TMPDIR": str(disks["driver"].folder)} if disks else {}
         scene = Scene(
             parts=parts.parts,
             proxy=proxy,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import signal
 import threading
 import time
 from collections import Counter
@@ -156,8 +157,16 @@ class Round:
             if progress > self._progress:
                 self._progressed(progress)
         if time.monotonic() - self._progress_s > WITHOUT_PROGRESS_S:
-            text = self._scene.driver.text[-2000:] if self._scene.driver else ""
-            raise TimeoutError(f"no commit for {WITHOUT_PROGRESS_S:g} s: {self._name} hangs since {self._last}:\n{text}")
+            raise TimeoutError(f"no commit for {WITHOUT_PROGRESS_S:g} s: {self._name} hangs since {self._last}:\n{self._stacks()}")
+
+    def _stacks(self) -> str:
+        """Where each thread of the driver hangs: Python's fault handler writes that when a process is aborted."""
+        if (driver := self._scene.driver) is None:
+            return "no driver runs"
+        driver.process.send_signal(signal.SIGABRT)
+        with suppress(TimeoutError):
+            driver.wait(deadline_s=10)
+        return driver.text[-10_000:]
 
     def _progressed(self, progress: int) -> None:
         self._progress, self._progress_s = progress, time.monotonic()

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import pytest
 from conftest import new_s3_server, set_environment
-from servers import ForgetfulProxy, S3Server, free_port, fresh_s3
+from servers import ForgetfulProxy, S3Server, free_port, fresh_s3, wait_until
 
 from orchestration.errors import Conflict, Corrupt, NotFound, SpecError, StoreError, StoreUnavailable
 from orchestration.keys import Unfinished
@@ -397,6 +397,12 @@ class TestS3:
         assert open_store("s3://rrn-test/x", deadline_s=30).replace("k", b"1", expected=None) == '"etag"'
         assert scripted.answers == []
 
+    def test_a_put_does_not_wait_for_ever_for_the_rest_of_a_permission_to_continue(self, scripted: ScriptedServer):
+        scripted.answers = ["200"]  # its "100 Continue", for a client that asks for one, is cut
+        store, etags = open_store("s3://rrn-test/x", deadline_s=30), list[str]()
+        threading.Thread(target=lambda: etags.append(store.replace("k", b"1", expected=None)), daemon=True).start()
+        wait_until(lambda: etags == ['"etag"'], deadline_s=20, what="the answer")
+
     def test_a_put_carries_its_condition_and_its_sha256(self, scripted: ScriptedServer):
         scripted.answers = ["200", "200"]
         fresh_s3().replace("k", b"mine", expected=None)
@@ -541,6 +547,11 @@ class ScriptedServer(ThreadingHTTPServer):
 class _ScriptedAnswer(BaseHTTPRequestHandler):
     server: ScriptedServer
     protocol_version = "HTTP/1.1"
+
+    def handle_expect_100(self) -> bool:
+        self.wfile.write(b"HTTP/1.1 100 Continue\r\n")
+        self.close_connection = True
+        return False
 
     def do_PUT(self) -> None:
         self.rfile.read(int(self.headers["Content-Length"]))
