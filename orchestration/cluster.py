@@ -92,7 +92,8 @@ def run(source: Source, job: Job, *, resources: Resources, listeners: Sequence[L
             tuner.fit()
         except (TuneError, ray.exceptions.RayError, OSError) as error:
             last = str(error).strip().splitlines()[-1:] or [type(error).__name__]
-            raise ClusterError(f"Ray failed: {last[0]}; the same command goes on from the last checkpoints") from error
+            what = last[0].partition(". ")[0].rstrip(".")  # further sentences advise on what was not wrong
+            raise ClusterError(f"Ray failed: {what}; the same command goes on from the last checkpoints") from error
 
 
 class _NeverRestored:
