@@ -11,7 +11,7 @@ import logging
 import os
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
@@ -71,7 +71,7 @@ def _run(arguments: argparse.Namespace) -> int:
         print(f"{sweep.count}, nothing to do")
         return OK
     sweep.chosen(only=arguments.only, retry=arguments.retry)  # a wrong choice is told before anything is touched
-    os.environ.update({name: value for name, value in (RAY_SETTINGS | MLFLOW_SETTINGS).items() if name not in os.environ})
+    _unless_set(RAY_SETTINGS | MLFLOW_SETTINGS)
     sigterm = Sigterm()
     with _leased(sweep, arguments) as lease:
         sweep = settle_dead(sweep, lease)
@@ -102,7 +102,7 @@ def _leased(sweep: Sweep, arguments: argparse.Namespace) -> Lease:
 
 def _sync(arguments: argparse.Namespace) -> int:
     sweep = _open(arguments)
-    os.environ.update({name: value for name, value in MLFLOW_SETTINGS.items() if name not in os.environ})
+    _unless_set(MLFLOW_SETTINGS)
     from orchestration.tracking.syncing import sync
 
     with _leased(sweep, arguments) as lease:
@@ -246,7 +246,7 @@ def _best(arguments: argparse.Namespace) -> int:
 
 def _check(arguments: argparse.Namespace) -> int:
     sweep = open_sweep(arguments.file, arguments.set, data_root=None, environment=os.environ, look=False)
-    os.environ.update({name: value for name, value in MLFLOW_SETTINGS.items() if name not in os.environ})
+    _unless_set(MLFLOW_SETTINGS)
     with mendable(), _progress("files") as progress:
         findings = check.check(
             sweep.spec,
@@ -303,6 +303,12 @@ COMMANDS = {
     "evaluate": _evaluate,
     "predict": _predict,
 }
+
+
+def _unless_set(settings: Mapping[str, str]) -> None:
+    """Settings of Ray and MLflow; the user's own come first."""
+    for name, value in settings.items():
+        os.environ.setdefault(name, value)
 
 
 def _open(arguments: argparse.Namespace) -> Sweep:

@@ -243,8 +243,7 @@ def driver_of(store: Store, sweep: str) -> Driver | None:
     record, _ = _read(store, _key(sweep))
     if record is None or record.released:
         return None
-    holder = record.holder
-    return Driver(record.token, record.driver, record.heard, record.beat, record.every_s, holder.runs())
+    return Driver(record.token, record.driver, record.heard, record.beat, record.every_s, record.holder.runs())
 
 
 def _key(sweep: str) -> str:

@@ -17,12 +17,12 @@ from servers import free_port, wait_until
 from tracked_sweep import Sweep, attempt, judged, manifest
 
 from infra.local.parts import Part
-from orchestration.manifest import Manifest, dump_manifest, manifest_key
+from orchestration.manifest import Manifest, ObjectRef, dump_manifest, manifest_key
 from orchestration.store import open_store
 from orchestration.tracking import filing, sweepview
 from orchestration.tracking.artifacts import Artifacts, Unstored
 from orchestration.tracking.describe import Facts
-from orchestration.tracking.runfiles import File
+from orchestration.tracking.runfiles import Fetch, File
 from orchestration.tracking.syncing import Synced, sync
 
 IMAGES = "images/predictions+step+{0}+timestamp+170000000{0}000+abc"
@@ -43,6 +43,18 @@ def proxy(mlflow_database: Path, tmp_path_factory: pytest.TempPathFactory) -> It
         yield uri
     finally:
         server.kill()
+
+
+def held_up(sweep: Sweep) -> tuple[Fetch, threading.Event, threading.Event]:
+    """Reads objects only once the last event is set; the first tells that it was asked for one."""
+    reached, go_on = threading.Event(), threading.Event()
+
+    def fetch(ref: ObjectRef) -> bytes:
+        reached.set()
+        go_on.wait(20)
+        return sweep.fetch(ref)
+
+    return fetch, reached, go_on
 
 
 @pytest.fixture
@@ -242,13 +254,7 @@ class TestPlacesThatAreAway:
         tracker._thread.join(20)
 
     def test_a_run_that_is_deleted_while_its_files_are_written_has_them_in_the_end(self, local: Sweep) -> None:
-        reached, go_on = threading.Event(), threading.Event()
-
-        def slow(ref: Any) -> bytes:
-            reached.set()
-            go_on.wait(20)
-            return local.fetch(ref)
-
+        slow, reached, go_on = held_up(local)
         local.put(drawn_trial(local, 2, status="running", attempts=(attempt(1, None),)))
         tracker = local.tracker(fetch=slow)
         tracker.start(["abc"])
@@ -288,13 +294,7 @@ class TestPlacesThatAreAway:
         assert not (tmp_path / "x").exists()
 
     def test_after_an_abandonment_no_file_is_written(self, local: Sweep) -> None:
-        reached, go_on = threading.Event(), threading.Event()
-
-        def slow(ref: Any) -> bytes:
-            reached.set()
-            go_on.wait(20)
-            return local.fetch(ref)
-
+        slow, reached, go_on = held_up(local)
         local.put(drawn_trial(local, 2))
         tracker = local.tracker(fetch=slow)
         tracker.start(["abc"])

@@ -13,7 +13,7 @@ import secrets
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -92,7 +92,7 @@ class Stack:
         shutil.rmtree(self._settings.scratch, ignore_errors=True)
         shutil.rmtree(self._folder)
 
-    def _stop(self, names: Any) -> None:
+    def _stop(self, names: Iterable[str]) -> None:
         for part in [self.parts[name] for name in names]:
             if part.running():
                 self._say(f"{part.name}: stopping")
