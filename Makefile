@@ -27,7 +27,7 @@ test: .venv/test  ## every test, with real Ray, MLflow and S3 servers on this ma
 	$(BIN)/python -m pytest -n 3 --dist loadfile
 
 chaos: .venv/test  ## a sweep under random faults must end as the undisturbed one; SEED=1 FAULTS=300 by default
-	$(BIN)/python tests/chaos.py --seed $(SEED) --faults $(FAULTS)
+	$(BIN)/python tests/chaos/chaos.py --seed $(SEED) --faults $(FAULTS)
 
 check: .venv/test  ## ruff, mypy --strict, import-linter
 	$(BIN)/ruff check .
@@ -35,7 +35,7 @@ check: .venv/test  ## ruff, mypy --strict, import-linter
 	$(BIN)/lint-imports
 
 golden: .venv/test  ## write the golden plans of the shipped sweeps anew; look at the diff
-	$(BIN)/python -m pytest tests/test_sweeps.py --write-golden
+	$(BIN)/python -m pytest tests/plan/test_sweeps.py --write-golden
 
 clean:  ## remove .venv and caches; ./runs (checkpoints and MLflow database) stays
 	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -18,11 +18,11 @@ import requests
 
 from infra.local.parts import free_ports
 from infra.local.services import mlflow_part
-from orchestration.manifest import Attempt, Entry, Manifest, ObjectRef, Pictures
-from orchestration.runner import MLFLOW_SETTINGS
-from orchestration.tracking.runfiles import trial_files
+from orchestration.record.manifest import Attempt, Entry, Manifest, ObjectRef, Pictures
+from orchestration.run.runner import MLFLOW_SETTINGS
+from orchestration.tracking.run_content import run_view
+from orchestration.tracking.run_files import trial_files
 from orchestration.tracking.runs import Runs, open_runs
-from orchestration.tracking.runview import run_view
 from rrn_core.config import TrainConfig
 
 EPOCHS, CLASSES = 30, 21

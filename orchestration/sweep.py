@@ -8,14 +8,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from orchestration.contents import Contents, unresolved
 from orchestration.errors import SweepError, without_password
 from orchestration.failures import Failure
-from orchestration.manifest import Manifest, adopted, proposed, read_manifests, restored_plan, tracked, write_tracked
-from orchestration.plan import TrialPlan, expand, representatives
-from orchestration.spec import SweepSpec
-from orchestration.store import Store, open_store
-from orchestration.sweepfile import load
+from orchestration.plan.spec import SweepSpec
+from orchestration.plan.sweep_file import load
+from orchestration.plan.trial_plan import TrialPlan, expand, representatives
+from orchestration.record.inputs import Contents, unresolved
+from orchestration.record.manifest import Manifest, adopted, proposed, read_manifests, restored_plan, tracked, write_tracked
+from orchestration.store.directory import Store, open_store
 from rrn_core.config import Runtime
 
 STORE_WAITS_S = 30.0

@@ -32,7 +32,7 @@ from rrn_core.losses import (
     select,
     supervised_loss,
 )
-from rrn_core.networks import Branch, Discriminator, Quartet
+from rrn_core.networks.deeplab import Branch, Discriminator, Quartet
 
 Terms = dict[str, Tensor]
 

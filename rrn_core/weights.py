@@ -19,7 +19,7 @@ from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
 
 from rrn_core.config import TrainConfig
-from rrn_core.networks import Branch, Quartet, branch_spec, quartet_of
+from rrn_core.networks.deeplab import Branch, Quartet, branch_spec, quartet_of
 from rrn_core.presets import PRESETS
 
 WEIGHTS = "model.safetensors"

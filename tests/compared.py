@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from orchestration.compare.results import Result, results
-from orchestration.manifest import Entry, Manifest
-from orchestration.plan import TrialPlan, expand
-from orchestration.sweepfile import check
+from orchestration.plan.sweep_file import check
+from orchestration.plan.trial_plan import TrialPlan, expand
+from orchestration.record.manifest import Entry, Manifest
 
 CLASSES = ("background", *(f"digit_{n}" for n in range(10)))
 TERMS = ("loss", "loss_sup", "loss_cps", "loss_dr", "loss_f", "loss_d1", "loss_d2")

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from orchestration.failures import Failure
-from orchestration.manifest import SCORE, Entry
-from orchestration.plan import TrialPlan
-from orchestration.record import TrialRecord
-from orchestration.spec import Retention
-from orchestration.store import Store
+from orchestration.plan.spec import Retention
+from orchestration.plan.trial_plan import TrialPlan
+from orchestration.record.manifest import SCORE, Entry
+from orchestration.record.trial_record import TrialRecord
+from orchestration.store.directory import Store
 
 
 def train(

@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from places import SHARED
 from torch import Tensor, nn
 
-FOLDER = Path(__file__).resolve().parents[2] / "shared" / "golden"
+FOLDER = SHARED / "golden"
 
 
 def load(name):

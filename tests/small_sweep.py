@@ -9,8 +9,8 @@ from pathlib import Path
 from processes import Sweep, run_sweep
 from servers import wait_until
 
-from orchestration.manifest import read_manifests
-from orchestration.store import open_store
+from orchestration.record.manifest import read_manifests
+from orchestration.store.directory import open_store
 
 SMALL = """
 name: small

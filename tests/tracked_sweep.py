@@ -13,9 +13,9 @@ from typing import Any
 from PIL import Image
 
 from orchestration.errors import NotFound
-from orchestration.manifest import Attempt, Checkpoint, Entry, Manifest, ObjectRef, Pictures, sha256_of
-from orchestration.plan import label
-from orchestration.tracking.describe import Facts
+from orchestration.plan.trial_plan import label
+from orchestration.record.manifest import Attempt, Checkpoint, Entry, Manifest, ObjectRef, Pictures, sha256_of
+from orchestration.tracking.descriptions import Facts
 from orchestration.tracking.tracker import Tracker
 from rrn_core.config import TrainConfig
 

@@ -8,16 +8,16 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, TypeVar
 
 from orchestration.compare import paired
-from orchestration.compare.measures import axis_title, higher_is_better, measured_on, scale
+from orchestration.compare.metrics import axis_title, higher_is_better, measured_on, scale
 from orchestration.compare.paired import Difference as Difference
 from orchestration.compare.results import SEED, common_epoch, once
 from orchestration.compare.results import At as At
 from orchestration.compare.results import Result as Result
 from orchestration.errors import SweepError
-from orchestration.manifest import SCORE
-from orchestration.plan import label
-from orchestration.sweepfile import build_config
-from orchestration.wording import quoted, suggestion
+from orchestration.plan.sweep_file import build_config
+from orchestration.plan.trial_plan import label
+from orchestration.plan.validation_text import quoted, suggestion
+from orchestration.record.manifest import SCORE
 from rrn_core.config import TrainConfig
 
 _NAMED = 5

@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from statistics import mean, stdev
 from typing import TYPE_CHECKING, Any
 
-from orchestration.compare.axes import averaged, free, key, named, seeds, spots, validation_list
 from orchestration.compare.comparison import Cell, Comparison
-from orchestration.compare.measures import axis_title, higher_is_better, metric_name, scale
+from orchestration.compare.metrics import axis_title, higher_is_better, metric_name, scale
+from orchestration.compare.plot_points import averaged, free, key, named, seeds, spots, validation_list
 from orchestration.compare.results import Result
 from orchestration.compare.theme import DASHES, HEIGHT, NEUTRAL, TILES, Style, blank, dress, faint, style, text
 

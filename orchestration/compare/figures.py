@@ -7,7 +7,11 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from orchestration.compare.axes import (
+from orchestration.compare.comparison import Comparison
+from orchestration.compare.curves import by_class, learning_curves, loss_curves
+from orchestration.compare.heat_maps import heat_map
+from orchestration.compare.metrics import axis_title, metric_name
+from orchestration.compare.plot_points import (
     Line,
     Spot,
     averaged,
@@ -24,14 +28,10 @@ from orchestration.compare.axes import (
     spots,
     values_of,
 )
-from orchestration.compare.comparison import Comparison
-from orchestration.compare.curves import by_class, learning_curves, loss_curves
-from orchestration.compare.heat import heat_map
-from orchestration.compare.measures import axis_title, metric_name
 from orchestration.compare.results import Result
 from orchestration.compare.theme import COLOURS, LOW_TO_HIGH, NEUTRAL, Style, blank, style, text
-from orchestration.plan import shown
-from orchestration.spec import PublishedRow
+from orchestration.plan.spec import PublishedRow
+from orchestration.plan.trial_plan import shown
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure

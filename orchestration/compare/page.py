@@ -9,17 +9,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from orchestration.compare.axes import Spot, seeds, spots
 from orchestration.compare.comparison import Comparison, Group
-from orchestration.compare.fields import comparison_table, minus, published_table, trials_table
 from orchestration.compare.figures import figures
-from orchestration.compare.measures import higher_is_better, metric_name, number, scale
+from orchestration.compare.metrics import higher_is_better, metric_name, number, scale
+from orchestration.compare.page_tables import comparison_table, minus, published_table, trials_table
 from orchestration.compare.paired import ALPHA, can_show
+from orchestration.compare.plot_points import Spot, seeds, spots
 from orchestration.compare.published import Reproduction
 from orchestration.compare.results import Result
-from orchestration.compare.tables import interval_shown, p_shown, signed
+from orchestration.compare.text_tables import interval_shown, p_shown, signed
 from orchestration.compare.theme import CONFIG, template
-from orchestration.spec import Published
+from orchestration.plan.spec import Published
 
 _TEMPLATE = "page.html"
 _COLUMN = 560

@@ -8,11 +8,11 @@ from statistics import mean, stdev
 from typing import Literal
 
 from orchestration.compare.comparison import seeds_named
-from orchestration.compare.measures import measured_on
-from orchestration.compare.tables import NONE, PLUS_MINUS, latex, markdown
-from orchestration.manifest import Manifest
-from orchestration.plan import TrialPlan, label, table
-from orchestration.spec import Published, PublishedRow
+from orchestration.compare.metrics import measured_on
+from orchestration.compare.text_tables import NONE, PLUS_MINUS, latex, markdown
+from orchestration.plan.spec import Published, PublishedRow
+from orchestration.plan.trial_plan import TrialPlan, label, table
+from orchestration.record.manifest import Manifest
 
 Form = Literal["text", "md", "latex"]
 _PARTITION = "partition"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from orchestration.errors import SweepError, without_password
-from orchestration.tracking.runfiles import File
+from orchestration.tracking.run_files import File
 
 if TYPE_CHECKING:
     from orchestration.tracking.experiment import Client

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestration.errors import TrackingError, without_password
-from orchestration.manifest import SCORE
-from orchestration.tracking.dataset import DataSet
-from orchestration.tracking.links import SQLITE, views
+from orchestration.record.manifest import SCORE
+from orchestration.tracking.dataset_inputs import DataSet
+from orchestration.tracking.ui_links import SQLITE, views
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

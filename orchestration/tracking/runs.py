@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from orchestration.errors import TrackingError, without_password
 from orchestration.tracking.artifacts import Artifacts
-from orchestration.tracking.dataset import DataSet
+from orchestration.tracking.dataset_inputs import DataSet
 from orchestration.tracking.experiment import (
     LONGEST_BATCH,
     Abandoned,
@@ -23,8 +23,8 @@ from orchestration.tracking.experiment import (
     write_tags,
     write_values,
 )
-from orchestration.tracking.runfiles import IMAGES, File, digest_of
-from orchestration.tracking.runview import KIND, LONGEST_TAG, NOTE, Point, RunView
+from orchestration.tracking.run_content import KIND, LONGEST_TAG, NOTE, Point, RunView
+from orchestration.tracking.run_files import IMAGES, File, digest_of
 
 if TYPE_CHECKING:
     from orchestration.tracking.experiment import Client

@@ -12,15 +12,15 @@ from dataclasses import replace
 from importlib import metadata
 
 from orchestration.errors import SweepError, TrackingError, without_password
-from orchestration.manifest import Manifest
-from orchestration.tracking.describe import Facts, gist
+from orchestration.record.manifest import Manifest
+from orchestration.tracking.artifact_queue import Filing
+from orchestration.tracking.descriptions import Facts, gist
 from orchestration.tracking.experiment import Abandoned, Away, Gone, find_experiment, one_line, translated
-from orchestration.tracking.filing import Filing
-from orchestration.tracking.links import checked, comparison_url, ui_base
-from orchestration.tracking.runfiles import Fetch, Origin, trial_files
+from orchestration.tracking.run_content import LONGEST_TAG, RunView, run_view, sweep_status
+from orchestration.tracking.run_files import Fetch, Origin, trial_files
 from orchestration.tracking.runs import Runs, open_runs
-from orchestration.tracking.runview import LONGEST_TAG, RunView, run_view, sweep_status
-from orchestration.tracking.sweepview import Overview, Whole
+from orchestration.tracking.sweep_run import Overview, Whole
+from orchestration.tracking.ui_links import checked, comparison_url, ui_base
 
 log = logging.getLogger(__name__)
 

@@ -13,10 +13,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from rrn_core.config import TrainConfig
-from rrn_core.data import DataSet, split_indices
 from rrn_core.data.augment import augment, draw
 from rrn_core.data.batch import Batch
 from rrn_core.data.cutmix import box_masks
+from rrn_core.data.dataset import DataSet, split_indices
 
 
 class Stream(IntEnum):

@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rrn_core.config import Runtime, TrainConfig
-from rrn_core.data import DataSet, open_dataset, open_layout, split_indices
+from rrn_core.data.dataset import DataSet, open_dataset, open_layout, split_indices
+from rrn_core.data.file_statistics import Eyes, Look, Looks, Progress
 from rrn_core.data.files import REFUSED, VOID, allowed, plain_table, read_label
 from rrn_core.data.lists import some
-from rrn_core.data.looks import Eyes, Look, Looks, Progress
 from rrn_core.data.published import PUBLISHED, names_hash
 
 __all__ = ["Finding", "Level", "Looks", "inspect_data"]

@@ -1,0 +1,5 @@
+"""`python -m orchestration.cli` is `rrn-sweep`."""
+
+from orchestration.cli.main import main
+
+main()

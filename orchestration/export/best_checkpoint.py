@@ -1,0 +1,227 @@
+"""The best checkpoint that a sweep has kept, overall or for each value of some settings, with the rule by which it is the best."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from statistics import mean, stdev
+from typing import Any, Literal
+
+from orchestration.errors import SweepError
+from orchestration.plan.trial_plan import TrialPlan, label, shown, table
+from orchestration.plan.validation_text import suggestion
+from orchestration.record.manifest import SCORE, Checkpoint, Entry, Manifest
+from rrn_core.config import TrainConfig
+
+At = Literal["last", "best"]
+"""
+last  the checkpoint after the last epoch of a finished trial
+best  the checkpoint of the epoch of a finished trial where the metric is highest
+"""
+COMPARABLE = ("val/miou", "val/iou")
+"""How the metrics begin of which more is better."""
+_BY_HEAD = {"b1": f"{SCORE}_branch1", "b2": f"{SCORE}_branch2", "ens": f"{SCORE}_ensemble"}
+
+_Run = tuple[TrialPlan, Manifest]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A checkpoint of a finished trial that its manifest still names, and the metrics of the epoch that it closes."""
+
+    plan: TrialPlan
+    manifest: Manifest
+    checkpoint: Checkpoint
+    entry: Entry
+    cell: Mapping[int, float]
+    """The metric under the same rule, by seed, of all finished trials that differ from this one in nothing but the seed."""
+
+    @property
+    def where(self) -> str:
+        """`epoch 4 of 1/8 eps=0.6 seed 1`."""
+        return f"epoch {self.entry.epoch} of {self.plan.label}"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The best checkpoint of a group of trials, and what would come next should its bytes turn out to be damaged."""
+
+    group: Mapping[str, Any]
+    """The settings that the trials of the group agree in; empty where all trials are compared."""
+    metric: str
+    at: At
+    trials: int
+    """Finished trials that were compared."""
+    ranking: tuple[Candidate, ...]
+    """The best first; never empty."""
+    notes: tuple[str, ...] = field(default=())
+    """What stood in the way of a better one."""
+
+    @property
+    def best(self) -> Candidate:
+        return self.ranking[0]
+
+    @property
+    def label(self) -> str:
+        return self.best.plan.label
+
+    @property
+    def value(self) -> float:
+        return self.best.entry.metrics[self.metric]
+
+    def next(self, reason: str) -> Choice | None:
+        """The choice without its best, which cannot be used for `reason`; None where nothing is left."""
+        note = f"{self.best.where} cannot be used ({reason})"
+        return replace(self, ranking=self.ranking[1:], notes=(*self.notes, note)) if len(self.ranking) > 1 else None
+
+
+def best(
+    plans: Sequence[TrialPlan],
+    manifests: Mapping[str, Manifest],
+    *,
+    per: Sequence[str] = (),
+    metric: str = SCORE,
+    at: At = "best",
+) -> list[Choice]:
+    """The finished trials' kept checkpoint with the highest `metric`, for every combination of the settings named by `per`.
+
+    Of equal ones the earliest epoch, then the order of `plans`. Groups without any are left out; `missing` names them.
+
+    Raises:
+        SweepError: an unknown setting or metric; nothing to choose from.
+    """
+    _check_names(per)
+    runs = [(plan, manifests[plan.trial_id]) for plan in plans if plan.trial_id in manifests]
+    finished = [(plan, manifest) for plan, manifest in runs if manifest.status == "finished" and manifest.history]
+    if not finished:
+        raise SweepError("no trial of this sweep is finished yet: there is nothing to choose from")
+    _check_metric(metric, finished)
+    choices = [_choice(group, of_group, metric, at) for group, of_group in _groups(finished, per)]
+    if not any(choices):
+        raise SweepError(f"the store keeps no checkpoint of a finished trial with {metric} at its {at} epoch; run with --at best")
+    return [choice for choice in choices if choice]
+
+
+def missing(plans: Sequence[TrialPlan], choices: Iterable[Choice], *, per: Sequence[str]) -> list[str]:
+    """Labels of the groups of `plans` from which nothing could be chosen, in the order of the file."""
+    chosen = [choice.group for choice in choices]
+    return [label(group) for group in (_group(plan, per) for plan in _firsts(plans, per)) if group not in chosen]
+
+
+def render(choices: Sequence[Choice], missing: Sequence[str] = ()) -> str:
+    """A line a choice, in percent, `of` so many finished trials; below it what these numbers are and are not."""
+    names = list(choices[0].group)
+    head = [*names, "trial", "label", "of", "epoch", "step", f"{choices[0].metric} %", *_BY_HEAD, "seeds", "mean over seeds"]
+    lines = [table([head, *map(_row, choices)]), ""]
+    lines += dict.fromkeys(line for choice in choices for line in rules(choice))
+    lines += [f"{_prefix(choice)}{note}" for choice in choices for note in choice.notes]
+    lines += [f"{name}: no finished trial with a kept checkpoint" for name in missing]
+    return "\n".join(lines)
+
+
+def rules(choice: Choice) -> list[str]:
+    """How the checkpoint was chosen, on what it is measured, and how that flatters it."""
+    config, metric = choice.best.plan.config, choice.metric
+    images = config.split.val if config.split else config.val_images if config.dataset == "digits" else None
+    measured = f"the validation list of {config.dataset}{f' ({images} images)' if images else ''}"
+    rule = {
+        "best": f"of all kept checkpoints that close an epoch of a finished trial, the one with the highest {metric}",
+        "last": f"of the checkpoints after the last epoch of every finished trial, the one with the highest {metric}",
+    }[choice.at]
+    lines = [f"checkpoint: {rule}; chosen on the very images that it is measured on, {measured}, so its number is optimistic"]
+    if choice.at == "last" and choice.trials == 1:
+        lines = [f"checkpoint: after the last epoch of the only finished trial; measured on {measured}, on which nothing was chosen"]
+    if any(len(candidate.cell) > 1 for candidate in choice.ranking):
+        each = "at its own best epoch" if choice.at == "best" else "after its last epoch"
+        lines.append(f"seeds: the best one of several, which is optimistic too; mean over seeds: of every finished one {each}")
+    return lines
+
+
+def spread(values: Iterable[float]) -> str:
+    """Mean and sample standard deviation of shares, in percent: `31.20 +- 0.84`."""
+    shares = [100 * value for value in values]
+    return f"{mean(shares):.2f}" + (f" +- {stdev(shares):.2f}" if len(shares) > 1 else "")
+
+
+def _check_names(per: Sequence[str]) -> None:
+    for name in per:
+        if name not in TrainConfig.model_fields:
+            raise SweepError(f"--per {name}: no such setting{suggestion(name, TrainConfig.model_fields)}")
+
+
+def _check_metric(metric: str, finished: Sequence[_Run]) -> None:
+    known = dict.fromkeys(name for _, manifest in finished for entry in manifest.history for name in entry.metrics)
+    names = [name for name in known if name.startswith(COMPARABLE)]
+    if metric not in names:
+        raise SweepError(f"--metric {metric}: expected one that begins with {' or '.join(COMPARABLE)}{suggestion(metric, names)}")
+
+
+def _groups(runs: Sequence[_Run], per: Sequence[str]) -> list[tuple[dict[str, Any], list[_Run]]]:
+    groups = [_group(plan, per) for plan in _firsts([plan for plan, _ in runs], per)]
+    return [(group, [run for run in runs if _group(run[0], per) == group]) for group in groups]
+
+
+def _firsts(plans: Iterable[TrialPlan], per: Sequence[str]) -> list[TrialPlan]:
+    """The first plan of every group."""
+    firsts: dict[str, TrialPlan] = {}
+    for plan in plans:
+        firsts.setdefault(json.dumps(_group(plan, per)), plan)
+    return list(firsts.values())
+
+
+def _group(plan: TrialPlan, per: Sequence[str]) -> dict[str, Any]:
+    settings = plan.config.model_dump(mode="json")
+    return {name: settings[name] for name in per}
+
+
+def _choice(group: Mapping[str, Any], runs: Sequence[_Run], metric: str, at: At) -> Choice | None:
+    ranking = sorted(_candidates(runs, metric, at), key=lambda c: (-c.entry.metrics[metric], c.entry.epoch))
+    if not ranking:
+        return None
+    return Choice(group, metric, at, len(runs), tuple(ranking), tuple(_dropped(runs, ranking[0], metric, at)))
+
+
+def _candidates(runs: Sequence[_Run], metric: str, at: At) -> Iterable[Candidate]:
+    cells: dict[str, dict[int, float]] = {}
+    for plan, manifest in runs:
+        if eligible := _eligible(manifest, metric, at):
+            cells.setdefault(_but_seed(plan), {})[plan.config.seed] = max(entry.metrics[metric] for entry in eligible)
+    for plan, manifest in runs:
+        kept = {checkpoint.step: checkpoint for checkpoint in manifest.checkpoints}
+        for entry in _eligible(manifest, metric, at):
+            if entry.step in kept:
+                yield Candidate(plan, manifest, kept[entry.step], entry, cells[_but_seed(plan)])
+
+
+def _eligible(manifest: Manifest, metric: str, at: At) -> list[Entry]:
+    """The epochs that the rule looks at."""
+    looked_at = manifest.history[-1:] if at == "last" else manifest.history
+    return [entry for entry in looked_at if metric in entry.metrics]
+
+
+def _but_seed(plan: TrialPlan) -> str:
+    return json.dumps(plan.config.identity() | {"seed": None}, sort_keys=True)
+
+
+def _dropped(runs: Sequence[_Run], taken: Candidate, metric: str, at: At) -> Iterable[str]:
+    """A line where an epoch was better than the best one that the store still holds."""
+    epochs = [(plan, entry) for plan, manifest in runs for entry in _eligible(manifest, metric, at)]
+    plan, entry = max(epochs, key=lambda epoch: epoch[1].metrics[metric])
+    if entry.metrics[metric] > taken.entry.metrics[metric]:
+        better = f"epoch {entry.epoch} of {plan.label} was better ({100 * entry.metrics[metric]:.2f} %)"
+        yield f"{better}, but the store no longer holds its checkpoint: the best kept one is taken"
+
+
+def _row(choice: Choice) -> list[str]:
+    taken = choice.best
+    settings = [shown(value) for value in choice.group.values()]
+    epoch = f"{taken.entry.epoch}/{taken.plan.config.epochs}"
+    place = [taken.plan.trial_id, choice.label, str(choice.trials), epoch, str(taken.checkpoint.step)]
+    values = [taken.entry.metrics.get(name) for name in (choice.metric, *_BY_HEAD.values())]
+    numbers = ["-" if value is None else f"{100 * value:.2f}" for value in values]
+    return [*settings, *place, *numbers, str(len(taken.cell)), spread(taken.cell.values())]
+
+
+def _prefix(choice: Choice) -> str:
+    return f"{label(choice.group)}: " if choice.group else ""

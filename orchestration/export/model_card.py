@@ -1,0 +1,292 @@
+"""The model card of an exported checkpoint: what it is, how it was trained, chosen and measured, how to use it, and what it is not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import yaml
+
+from orchestration.export.best_checkpoint import Choice, rules, spread
+from orchestration.observe.status import HEADS
+from orchestration.plan.trial_plan import bytes_shown
+from orchestration.record.manifest import SCORE
+from rrn_core.config import TrainConfig, labeled_count
+
+WEIGHTS, CONFIG, ONNX, README = "model.safetensors", "config.yaml", "model.onnx", "README.md"
+FILES = (WEIGHTS, CONFIG, ONNX, README)
+"""All that an export may write."""
+
+PAPER = "Semi-Supervised Semantic Segmentation With Region Relevance"
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a card says beyond the choice itself."""
+
+    classes: tuple[str, ...]
+    """In the order of the label values, as far as they are known."""
+    num_classes: int
+    normalisation: tuple[Sequence[float], Sequence[float]]
+    """Mean and deviation of red, green and blue, of pixels in 0..1."""
+    head: str
+    """What `val/miou` and the ONNX file read: `0.5 x logits of branch 1 + 0.5 x logits of branch 2`."""
+    discriminators: bool
+    """Whether the weights file holds them too."""
+    files: Mapping[str, tuple[int, str]]
+    """Bytes and SHA-256 of every file but the card."""
+    onnx: str
+    """How well the ONNX file was found to agree, or why there is none."""
+    command: str | None = None
+    """What trains this very trial."""
+    commit: str | None = None
+    """Of the code that exported it."""
+
+
+def model_card(choice: Choice, facts: Facts) -> str:
+    """A README.md whose front matter the Hugging Face Hub understands; it names no licence, as none was chosen."""
+    front = yaml.safe_dump(_front_matter(choice, facts), sort_keys=False, allow_unicode=True)
+    plan = choice.best.plan
+    parts = [
+        f"# {plan.sweep}: {choice.label}",
+        _what(choice, facts),
+        "## Measured",
+        _measured(choice, facts),
+        "## Data",
+        _data(plan.config, facts),
+        "## Training",
+        _training(choice, facts),
+        "## Use",
+        _use(plan.config, facts),
+        "## Limits",
+        _limits(plan.config),
+        "## Files",
+        _files(facts),
+        "## Settings",
+        f"```yaml\n{_yaml(plan.config.model_dump(mode='json'))}```",
+    ]
+    return f"---\n{front}---\n\n" + "\n\n".join(parts) + "\n"
+
+
+def sweep_file(choice: Choice) -> str:
+    """A sweep file of this one trial: run, it trains it again, and against the same store it finds it finished."""
+    plan = choice.best.plan
+    settings = plan.config.model_dump(mode="json", exclude={"split", "init_sha256"}, exclude_none=True)
+    lines = [
+        f"# Trial {plan.trial_id} of {plan.sweep}, {choice.label}: every setting. `rrn-sweep FILE` trains it.",
+        *(["# Lists and weights are looked for beside this file, then below the data root."] if _has_paths(plan.config) else []),
+    ]
+    return "\n".join(lines) + "\n" + _yaml({"name": plan.sweep, "base": settings})
+
+
+def class_names(metrics: Mapping[str, float]) -> tuple[str, ...]:
+    """Those that have an IoU of some head, in the order of the label values."""
+    heads = [f"val/iou_{head}/" for head in HEADS]
+    return tuple(dict.fromkeys(name.removeprefix(head) for head in heads for name in metrics if name.startswith(head)))
+
+
+def _front_matter(choice: Choice, facts: Facts) -> dict[str, Any]:
+    config = choice.best.plan.config
+    named = config.dataset != "folder"
+    formats = ["safetensors", *(["onnx"] if ONNX in facts.files else [])]
+    return {
+        "library_name": "rrn-sweep",
+        "pipeline_tag": "image-segmentation",
+        "tags": ["semantic-segmentation", "semi-supervised", "deeplabv3plus", config.backbone, _METHODS[config.method][0], *formats],
+        **({"datasets": [config.dataset]} if named else {}),
+        "metrics": ["mean_iou"],
+        "model-index": [{"name": f"{choice.best.plan.sweep} {choice.label}", "results": [_result(choice)]}],
+    }
+
+
+def _result(choice: Choice) -> dict[str, Any]:
+    config, metrics = choice.best.plan.config, choice.best.entry.metrics
+    names = {SCORE: "mIoU", **{f"{SCORE}_{head}": f"mIoU of {_spelt(head)}" for head in HEADS}}
+    return {
+        "task": {"type": "image-segmentation", "name": "Semantic segmentation"},
+        "dataset": {"type": config.dataset, "name": f"{config.dataset}, validation list", "split": "validation"},
+        "metrics": [{"type": "mean_iou", "name": name, "value": round(metrics[key], 6)} for key, name in names.items() if key in metrics],
+    }
+
+
+_METHODS = {
+    "rrn": ("region-relevance-network", f"the Region Relevance Network (after the paper *{PAPER}*, rebuilt from its text)"),
+    "cps": ("cross-pseudo-supervision", f"cross pseudo supervision, a baseline of the paper *{PAPER}*"),
+    "supervised": ("supervised", f"the labelled images alone, a baseline of the paper *{PAPER}*"),
+}
+
+
+def _what(choice: Choice, facts: Facts) -> str:
+    config = choice.best.plan.config
+    judges = " The weights file holds the discriminators of the training too; nothing here needs them." if facts.discriminators else ""
+    return (
+        f"Two DeepLabv3+ branches on a {config.backbone} backbone for semantic segmentation into {facts.num_classes} classes,"
+        f" trained by {_METHODS[config.method][1]}, with partition {config.partition} of the labels of {config.dataset},"
+        f" seed {config.seed}."
+        f" Its scores are {facts.head}.{judges}"
+    )
+
+
+def _measured(choice: Choice, facts: Facts) -> str:
+    taken = choice.best
+    metrics = taken.entry.metrics
+    rows = [[name, *(_percent(metrics.get(f"val/iou_{head}/{name}")) for head in HEADS)] for name in facts.classes]
+    means = ["**mIoU**", *(f"**{_percent(metrics.get(f'{SCORE}_{head}'))}**" for head in HEADS)]
+    notes = [
+        f"This is the checkpoint of epoch {taken.entry.epoch} of {taken.plan.config.epochs} (iteration {taken.checkpoint.step}).",
+        *(f"{_sentence(rule)}" for rule in rules(choice)),
+        *(["Several seeds were trained: " + _cell(choice)] if len(taken.cell) > 1 else []),
+        *map(_sentence, choice.notes),
+        "A class that neither occurs nor is predicted has no IoU (-). Void pixels count nowhere.",
+    ]
+    title = "IoU in percent, sliding windows over whole images, one confusion matrix over all of them:"
+    return "\n\n".join([title, _table([["class", *map(_spelt, HEADS)], *rows, means]), _bullets(notes)])
+
+
+def _cell(choice: Choice) -> str:
+    cell = choice.best.cell
+    seeds = ", ".join(map(str, sorted(cell)))
+    return f"the mean of {choice.metric} over seeds {seeds} is {spread(cell.values())} %. Quote that, and not the best one."
+
+
+def _data(config: TrainConfig, facts: Facts) -> str:
+    lines = [f"{config.dataset}: {_counts(config)}.", f"Labelled images: {_partition(config)}."]
+    if len(facts.classes) == facts.num_classes:
+        lines.append(f"Label values: {', '.join(f'{value} {name}' for value, name in enumerate(facts.classes))}; 255 is void.")
+    return _bullets(lines)
+
+
+def _counts(config: TrainConfig) -> str:
+    if config.split:
+        split = config.split
+        return (
+            f"{split.labeled} labelled, {split.unlabeled} unlabelled and {split.val} validation images;"
+            f" SHA-256 of their names by role, and of the classes: `{split.sha256}`"
+        )
+    if config.dataset == "digits":
+        labeled = labeled_count(config.partition, config.train_images)
+        unlabeled = config.train_images - labeled or config.train_images
+        made = "made from the settings, of scikit-learn's handwritten digits"
+        return f"{labeled} labelled, {unlabeled} unlabelled and {config.val_images} validation scenes, {made}"
+    return "the counts were not recorded"
+
+
+def _partition(config: TrainConfig) -> str:
+    seed = f", partition_seed {config.partition_seed}" if config.partition_by in ("seeded", "balanced") else ""
+    listed = f" ({config.labeled_list})" if config.labeled_list else ""
+    return f"partition {config.partition}, partition_by {config.partition_by}{listed}{seed}"
+
+
+def _training(choice: Choice, facts: Facts) -> str:
+    taken = choice.best
+    machine = taken.manifest.attempts[-1].machine if taken.manifest.attempts else {}
+    lines = [
+        f"Sweep {taken.plan.sweep}, trial {taken.plan.trial_id} ({choice.label}), seed {taken.plan.config.seed};"
+        f" {timedelta(seconds=round(taken.manifest.seconds))} h of training{_attempts(len(taken.manifest.attempts))}.",
+        *([f"Trained with `{facts.command}`."] if facts.command else []),
+        f"`rrn-sweep {CONFIG}` trains this very trial again, given the same data.",
+        *([f"Machine: {', '.join(f'{name} {value}' for name, value in machine.items())}."] if machine else []),
+        *([f"Code that exported it: commit {facts.commit}."] if facts.commit else []),
+    ]
+    return _bullets(lines)
+
+
+def _attempts(count: int) -> str:
+    return f" in {count} attempts, each going on from a checkpoint" if count > 1 else ""
+
+
+def _use(config: TrainConfig, facts: Facts) -> str:
+    code = _SNIPPET.format(weights=WEIGHTS, last=facts.num_classes - 1)
+    parts = [
+        f"With rrn-sweep installed; `predict` cuts windows of {config.crop} pixels, as the numbers above were measured:",
+        f"```python\n{code}```",
+        "Or `rrn-sweep predict . IMAGE --out DIR` and `rrn-sweep evaluate .` in this folder.",
+    ]
+    if ONNX in facts.files:
+        mean, std = facts.normalisation
+        parts += [
+            f"With onnxruntime alone. Input `images`: float32 (N, 3, H, W), RGB, normalised as below; output `scores`: {facts.head},"
+            f" (N, {facts.num_classes}, H, W). Any N, H and W; the numbers above are of windows of {config.crop} x {config.crop},"
+            " whose scores are summed where they overlap:",
+            f"```python\n{_ONNX_SNIPPET.format(onnx=ONNX, mean=list(mean), std=list(std))}```",
+        ]
+    return "\n\n".join([*parts, f"ONNX: {facts.onnx}."])
+
+
+_SNIPPET = """\
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from rrn_core.evaluate import predict
+from rrn_core.weights import load_model
+
+model = load_model(Path("{weights}"))
+image = np.asarray(Image.open("image.png").convert("RGB"))
+labels = predict(model.quartet, image, model.config, torch.device("cpu"))  # (H, W), values 0 to {last}
+"""
+
+_ONNX_SNIPPET = """\
+import numpy as np
+import onnxruntime
+from PIL import Image
+
+session = onnxruntime.InferenceSession("{onnx}")
+pixels = np.asarray(Image.open("image.png").convert("RGB")) / 255
+normalised = (pixels - {mean}) / {std}
+(scores,) = session.run(None, {{"images": normalised.transpose(2, 0, 1)[None].astype(np.float32)}})
+labels = scores[0].argmax(axis=0)  # (H, W)
+"""
+
+
+def _limits(config: TrainConfig) -> str:
+    lines = [
+        "One training with one seed. Another seed gives other weights and another number.",
+        "Epoch and trial were selected on the validation images, so the numbers above are not those of a test set.",
+        f"It knows images like those of {config.dataset}; nothing is known of how it does on others.",
+        *(["CamVid is for research use only."] if config.dataset == "camvid" else []),
+        "No licence is named here, because none was chosen for these weights; the terms of the data set hold in any case.",
+    ]
+    if config.precision == "bfloat16":
+        lines.append("Trained and measured under bfloat16 autocast; the ONNX file computes in float32, and the last digits may differ.")
+    return _bullets(lines)
+
+
+def _files(facts: Facts) -> str:
+    rows = [[f"`{name}`", bytes_shown(size), f"`{sha256}`"] for name, (size, sha256) in facts.files.items()]
+    return _table([["file", "size", "SHA-256"], *rows])
+
+
+def _has_paths(config: TrainConfig) -> bool:
+    return any((config.train_list, config.labeled_list, config.unlabeled_list, config.init_weights))
+
+
+def _yaml(value: Any) -> str:
+    return yaml.safe_dump(value, sort_keys=False, allow_unicode=True)
+
+
+def _table(rows: Iterable[Sequence[str]]) -> str:
+    """As Markdown: the first column left, numbers right."""
+    head, *body = rows
+    lines = [head, [":--", *["--:"] * (len(head) - 1)], *body]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _bullets(lines: Iterable[str]) -> str:
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def _sentence(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:]}."
+
+
+def _spelt(head: str) -> str:
+    return head.replace("branch", "branch ")
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.2f}"

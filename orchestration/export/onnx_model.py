@@ -1,0 +1,241 @@
+"""The scores that `val/miou` measures as an ONNX file, and the proof that onnxruntime computes from it what torch computes."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from orchestration.errors import SweepError
+from rrn_core.config import TrainConfig
+from rrn_core.data.augment import normalise
+from rrn_core.data.dataset import Pixels
+from rrn_core.evaluate import slide_all
+from rrn_core.weights import Model, first_sentence
+
+INPUT, OUTPUT = "images", "scores"
+AXES = {0: "batch", 2: "height", 3: "width"}
+"""Names of the axes that may have any length."""
+OPSET = 20
+
+TOLERANCE = 1e-4
+"""Largest difference of two scores that is taken for rounding, as a share of the largest score, and of 1 where all are smaller."""
+WINDOWS = 3
+"""Per pass of the comparison, so that batches of several sizes occur."""
+
+_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+
+Progress = Callable[[int], None]
+
+
+class OnnxError(SweepError):
+    """There is no model.onnx that could be trusted; everything else can be."""
+
+
+class Scores(nn.Module):
+    """Normalised images (N, 3, H, W) to the scores (N, K, H, W) whose argmax is what `val/miou` measures, in float32."""
+
+    def __init__(self, model: Model) -> None:
+        super().__init__()
+        self.branch1 = model.quartet.branch1
+        self.branch2 = None if model.config.ensemble == "none" else model.quartet.branch2
+        self.probabilities, self.weight = model.config.ensemble == "prob", model.config.ensemble_weight
+        self.eval()
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.branch1(images)
+        if self.branch2 is None:
+            return logits
+        parts = [logits, self.branch2(images)]
+        if self.probabilities:
+            parts = [part.softmax(dim=1) for part in parts]
+        ensemble: Tensor = self.weight * parts[0] + (1 - self.weight) * parts[1]
+        return ensemble
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How near onnxruntime comes to torch on the CPU."""
+
+    images: str
+    """What was looked at: `4 validation images of digits`."""
+    windows: int
+    shapes: tuple[tuple[int, int], ...]
+    """Height and width of the inputs that occurred."""
+    largest: float
+    """Largest absolute score."""
+    difference: float
+    """Largest absolute difference of two scores; NaN where one is not a number."""
+    equal: float
+    """Share of the images' pixels with the same class in both."""
+
+    @property
+    def tolerance(self) -> float:
+        return TOLERANCE * max(1.0, self.largest)
+
+    @property
+    def holds(self) -> bool:
+        return self.difference <= self.tolerance  # False for NaN
+
+    def __str__(self) -> str:
+        sizes = ", ".join(f"{height} x {width}" for height, width in self.shapes)
+        return (
+            f"largest difference of two scores {self.difference:.2g} (allowed {self.tolerance:.2g}, the scores reach {self.largest:.3g}),"
+            f" same class in {100 * self.equal:.4f} % of the pixels; {self.windows} windows of {sizes} from {self.images}"
+        )
+
+
+def require_onnx() -> None:
+    """Raises OnnxError with what to install where a package is missing."""
+    if absent := [name for name in _PACKAGES if find_spec(name) is None]:
+        raise OnnxError(f"{', '.join(absent)} not installed: pip install 'rrn-sweep[export]', or leave ONNX out with --no-onnx")
+
+
+def head_of(config: TrainConfig) -> str:
+    """What the scores are, in words."""
+    if config.ensemble == "none":
+        return "logits of branch 1"
+    what = "logits" if config.ensemble == "logits" else "probabilities"
+    return f"{config.ensemble_weight:g} x {what} of branch 1 + {1 - config.ensemble_weight:g} x {what} of branch 2"
+
+
+def write_onnx(model: Model, file: Path, facts: Mapping[str, str]) -> None:
+    """Write `Scores(model)` with any batch, height and width; `facts` go into the file's metadata.
+
+    Raises:
+        OnnxError: a package is missing, or the exporter refuses.
+    """
+    require_onnx()
+    import onnx
+
+    example = torch.zeros(2, 3, model.config.crop, model.config.crop)
+    try:
+        with _silenced():
+            program = torch.onnx.export(
+                Scores(model),
+                (example,),
+                dynamo=True,
+                verbose=False,
+                opset_version=OPSET,
+                input_names=[INPUT],
+                output_names=[OUTPUT],
+                dynamic_shapes={INPUT: dict.fromkeys(AXES, torch.export.Dim.DYNAMIC)},
+            )
+        assert program is not None
+        graph = _cleaned(program.model_proto, facts)
+        onnx.checker.check_model(graph)
+    except Exception as error:  # the exporter raises many kinds
+        raise OnnxError(f"torch cannot export the networks ({type(error).__name__}: {first_sentence(error)})") from error
+    onnx.save(graph, file)
+
+
+def compare(
+    file: Path, model: Model, images: Sequence[Pixels], told: str, *, threads: int | None = None, progress: Progress = lambda windows: None
+) -> Agreement:
+    """Run the file and torch on the windows of RGB images (H, W, 3), cut and normalised as the evaluation does, and on one narrower window.
+
+    Args:
+        told: what the images are, for the report.
+        threads: of onnxruntime; unset, its own choice.
+        progress: called after each pass with the number of windows so far.
+
+    Raises:
+        OnnxError: onnxruntime is missing or refuses the file, or scores of another shape come out.
+    """
+    both = _Both(_session(file, threads), Scores(model), progress)
+    with torch.inference_mode():
+        crop, classes = model.config.crop, []
+        for scores in slide_all(images, both, crop=crop, batch=WINDOWS):
+            torch_class, onnx_class = scores.argmax(dim=1)
+            classes.append((torch_class == onnx_class).double().mean())
+        both(torch.from_numpy(normalise(images[0])[None, :, :crop, : 3 * crop // 4].copy()))
+    return Agreement(
+        images=told,
+        windows=both.windows,
+        shapes=tuple(both.shapes),
+        largest=torch.stack(both.largest).max().item(),
+        difference=torch.stack(both.differences).max().item(),
+        equal=torch.stack(classes).mean().item(),
+    )
+
+
+class _Both:
+    """Windows (N, 3, H, W) to the scores of torch and of onnxruntime, (N, 2, K, H, W), noting how they differ."""
+
+    def __init__(self, session: Any, scores: Scores, progress: Progress) -> None:
+        self._session, self._scores, self._progress = session, scores, progress
+        self.windows = 0
+        self.shapes: dict[tuple[int, int], None] = {}
+        self.largest: list[Tensor] = []
+        self.differences: list[Tensor] = []
+
+    def __call__(self, windows: Tensor) -> Tensor:
+        ours, theirs = self._scores(windows), self._run(windows)
+        if ours.shape != theirs.shape:
+            raise OnnxError(f"its scores have the shape {tuple(theirs.shape)}, torch's {tuple(ours.shape)}")
+        self.windows += len(windows)
+        self.shapes[windows.shape[2], windows.shape[3]] = None
+        self.largest.append(ours.abs().max())
+        self.differences.append((ours - theirs).abs().max())
+        self._progress(self.windows)
+        return torch.stack([ours, theirs], dim=1)
+
+    def _run(self, windows: Tensor) -> Tensor:
+        try:
+            (scores,) = self._session.run([OUTPUT], {INPUT: windows.numpy()})
+        except Exception as error:  # onnxruntime has its own kinds, which derive from Exception alone
+            raise OnnxError(f"onnxruntime cannot run it ({first_sentence(error)})") from error
+        return torch.from_numpy(np.asarray(scores))
+
+
+def _session(file: Path, threads: int | None) -> Any:
+    require_onnx()
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = threads or 0
+    try:
+        return onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # as above
+        raise OnnxError(f"onnxruntime cannot load it ({first_sentence(error)})") from error
+
+
+def _cleaned(graph: Any, facts: Mapping[str, str]) -> Any:
+    """The model without what the exporter notes of this machine (stack traces with paths), its free axes named, with `facts`."""
+    import onnx
+
+    body = graph.graph
+    for part in (graph, body, *body.node, *body.initializer, *body.input, *body.output):
+        part.doc_string = ""
+        del part.metadata_props[:]
+    del body.value_info[:]  # deduced shapes, in the exporter's names of the axes
+    (images,), (scores,) = body.input, body.output
+    for place, name in AXES.items():
+        for tensor in (images, scores):
+            tensor.type.tensor_type.shape.dim[place].dim_param = name
+    onnx.helper.set_model_props(graph, dict(facts))
+    return graph
+
+
+@contextmanager
+def _silenced() -> Iterator[None]:
+    """The exporter warns of packages that nobody asked for, and of its own use of what is deprecated."""
+    logger = logging.getLogger("torch.onnx")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(before)

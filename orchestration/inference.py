@@ -1,0 +1,280 @@
+"""What can be done with one set of weights: import it, evaluate it, predict with it."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from orchestration.errors import SweepError, mendable
+from orchestration.observe.status import HEADS
+from orchestration.plan.trial_plan import table
+from orchestration.store.directory import open_store
+from rrn_core.config import Runtime
+
+if TYPE_CHECKING:  # torch and the images of a data set load slowly, and `plan` needs neither
+    import torch
+
+    from rrn_core.data.dataset import DataSet, Images, Pixels
+    from rrn_core.weights import Model
+
+WEIGHTS = "model.safetensors"
+Palette = Sequence[tuple[int, int, int]]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """IoU of every class in 0..1 for both branches and the ensemble; None where a class neither occurs nor is predicted."""
+
+    protocol: dict[str, Any]
+    """What was evaluated, and how."""
+    miou: dict[str, float]
+    iou: dict[str, dict[str, float | None]]
+    """By head, then by class."""
+
+    def record(self) -> dict[str, Any]:
+        """As JSON holds it."""
+        return {**self.protocol, "miou": self.miou, "iou": self.iou}
+
+    def __str__(self) -> str:
+        """In percent."""
+        rows = [[name, *(_percent(self.iou[head][name]) for head in HEADS)] for name in self.iou["ensemble"]]
+        means = ["mIoU", *(_percent(self.miou[head]) for head in HEADS)]
+        return f"{table([['class', *HEADS], *rows, means])}\n\n{', '.join(f'{key} {value}' for key, value in self.protocol.items())}"
+
+
+def import_weights(source: Path, out: Path) -> str:
+    """Write a checkpoint of RRN or CPS, or an ImageNet backbone, as safetensors, and return what was found and the SHA-256 of `out`.
+
+    Raises:
+        SweepError: a source that is not one of these, or a name that does not end in .safetensors.
+    """
+    from rrn_core.foreign_weights import read_released
+
+    if out.suffix != ".safetensors":
+        raise SweepError(f"{out}: expected a name that ends in .safetensors")
+    with mendable():
+        imported = read_released(source)
+        body = imported.to_bytes()
+        write(out, body)
+    return f"{imported}\nwritten   {out}, {len(body) / 2**20:.1f} MiB, SHA-256 {hashlib.sha256(body).hexdigest()}"
+
+
+def evaluate_checkpoint(
+    checkpoint: str, runtime: Runtime, *, changes: Mapping[str, Any] | None = None, stride: int | None = None
+) -> Evaluation:
+    """The paper's evaluation (sliding windows, one confusion matrix) on the validation images of the checkpoint's data set, or another.
+
+    Args:
+        checkpoint: a file, a folder or a URI, as `read_weights` takes it.
+        changes: settings to use instead of the checkpoint's own, such as dataset, crop, ensemble, ensemble_weight, precision, eval_batch.
+        stride: of the windows; unset: two thirds of the crop.
+
+    Raises:
+        SweepError: weights or data that cannot be used, or that have different numbers of classes.
+    """
+    from rrn_core.evaluate import evaluate
+    from rrn_core.weights import load_model
+
+    with mendable():
+        model = load_model(read_weights(checkpoint), name=checkpoint, changes=changes)
+        data = _data(model, runtime)
+        device = _set_up(runtime)
+        with _watched(data.val) as images:
+            metrics = evaluate(model.quartet.to(device), images, data.classes, model.config, device, stride=stride)
+    return _evaluation(metrics, data.classes, _protocol(checkpoint, model, len(data.val), stride))
+
+
+def predict_images(
+    checkpoint: str,
+    files: Sequence[Path],
+    out: Path,
+    runtime: Runtime,
+    *,
+    changes: Mapping[str, Any] | None = None,
+    stride: int | None = None,
+) -> list[Path]:
+    """For each image NAME.* write the classes as NAME.png, a palette image, and NAME_overlay.png, their colours half over the image.
+
+    Colours are those of the data set where they are known: from its folder, `runtime.data_root`, or by its name. Otherwise PASCAL VOC's.
+    Files of the same names in `out` are replaced, the images themselves never.
+
+    Raises:
+        SweepError: as `evaluate_checkpoint`; an image that cannot be read; two images whose results would have the same name.
+    """
+    from rrn_core.data.files import read_image
+    from rrn_core.evaluate import predict
+    from rrn_core.weights import load_model
+
+    _refuse_clashes(files, out)
+    if missing := [file for file in files if not file.is_file()]:
+        raise SweepError(f"{missing[0]}: no such image{f', and {len(missing) - 1} more' if missing[1:] else ''}")
+    with mendable():
+        model = load_model(read_weights(checkpoint), name=checkpoint, changes=changes)
+        palette = _palette(model, runtime)
+        device = _set_up(runtime)
+        quartet = model.quartet.to(device)
+        out.mkdir(parents=True, exist_ok=True)
+        written: list[Path] = []
+        for file in _progress(files, "predict"):
+            image = read_image(file)
+            written += _write_pictures(image, predict(quartet, image, model.config, device, stride=stride), palette, out / file.stem)
+    return written
+
+
+def read_weights(checkpoint: str) -> bytes:
+    """The bytes of a weights file; of a folder or `s3://bucket/prefix/SWEEP/TRIAL/checkpoints/STEP-ATTEMPT`, of its model.safetensors.
+
+    Raises:
+        SweepError: it is not there.
+    """
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*:/", checkpoint):
+        parent, _, name = checkpoint.rstrip("/").rpartition("/")
+        with mendable():
+            return open_store(parent, deadline_s=30).read(name if name.endswith(".safetensors") else f"{name}/{WEIGHTS}")[0]
+    path = Path(checkpoint).expanduser()
+    file = path / WEIGHTS if path.is_dir() else path
+    if not file.is_file():
+        raise SweepError(f"{file}: no such file; expected weights, a folder with {WEIGHTS}, or the URI of such a folder")
+    return file.read_bytes()
+
+
+def _data(model: Model, runtime: Runtime) -> DataSet:
+    from rrn_core.data.dataset import open_validation
+
+    data = open_validation(model.config, runtime)
+    if len(data.classes) != model.num_classes:
+        raise ValueError(
+            f"the weights are for {model.num_classes} classes, {model.config.dataset} has {len(data.classes)}; name their data set"
+        )
+    return data
+
+
+def _set_up(runtime: Runtime) -> torch.device:
+    import torch
+
+    from rrn_core.training import device_of
+
+    if runtime.threads:
+        torch.set_num_threads(runtime.threads)
+    return device_of(runtime)
+
+
+class _Counted:
+    """Images that tell when one is read."""
+
+    def __init__(self, images: Images, advance: Any) -> None:
+        self.names = images.names
+        self._images, self._advance = images, advance
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, index: int, /) -> tuple[Pixels, Pixels]:
+        self._advance()
+        return self._images[index]
+
+
+@contextmanager
+def _watched(images: Images) -> Iterator[Images]:
+    """The images, with a progress bar over their reading."""
+    with progress_bar() as bar:
+        task = bar.add_task("evaluate", total=len(images))
+        yield _Counted(images, lambda: bar.advance(task))
+
+
+def _progress(files: Sequence[Path], what: str) -> Iterator[Path]:
+    with progress_bar() as bar:
+        yield from bar.track(files, description=what)
+
+
+def progress_bar() -> Any:
+    """On stderr, and on a terminal alone, so that what is piped stays clean."""
+    from rich.console import Console
+    from rich.progress import MofNCompleteColumn, Progress
+
+    console = Console(stderr=True)
+    return Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=console, transient=True, disable=not console.is_terminal)
+
+
+def _protocol(checkpoint: str, model: Model, images: int, stride: int | None) -> dict[str, Any]:
+    from rrn_core.evaluate import default_stride
+
+    config = model.config
+    return {
+        "checkpoint": checkpoint,
+        "dataset": config.dataset,
+        "images": images,
+        "backbone": config.backbone,
+        "crop": config.crop,
+        "stride": stride or default_stride(config.crop),
+        "ensemble": config.ensemble,
+        "ensemble_weight": config.ensemble_weight,
+        "precision": config.precision,
+    }
+
+
+def _evaluation(metrics: Mapping[str, float], classes: Sequence[str], protocol: dict[str, Any]) -> Evaluation:
+    miou = {head: metrics[f"val/miou_{head}"] for head in HEADS} | {"reported": metrics["val/miou"]}
+    iou = {head: {name: metrics.get(f"val/iou_{head}/{name}") for name in classes} for head in HEADS}
+    return Evaluation(protocol, miou, iou)
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.2f}"
+
+
+def _refuse_clashes(files: Sequence[Path], out: Path) -> None:
+    taken: dict[Path, Path] = {file.resolve(): file for file in files}
+    for file in files:
+        for result in _results(out.resolve() / file.stem):
+            if other := taken.get(result):
+                raise SweepError(
+                    f"{file}: its result {result.name} would take the place of {other} or its result; use another folder or name"
+                )
+        taken |= dict.fromkeys(_results(out.resolve() / file.stem), file)
+
+
+def _results(stem: Path) -> tuple[Path, Path]:
+    return stem.with_name(f"{stem.name}.png"), stem.with_name(f"{stem.name}_overlay.png")
+
+
+def _palette(model: Model, runtime: Runtime) -> Palette:
+    from rrn_core.data.camvid import CamVid
+    from rrn_core.data.cityscapes import PALETTE
+    from rrn_core.data.dataset import open_layout
+    from rrn_core.data.files import voc_palette
+
+    dataset: str = model.config.dataset
+    known: dict[str, Palette] = {"camvid": CamVid.palette, "cityscapes": PALETTE}
+    palette = known.get(dataset, voc_palette(model.num_classes))
+    if dataset == "folder" and runtime.data_root:
+        palette = open_layout(model.config, runtime).palette
+    if len(palette) != model.num_classes:
+        raise ValueError(f"the weights are for {model.num_classes} classes, {dataset} has {len(palette)}; name their data set")
+    return palette
+
+
+def _write_pictures(image: Pixels, labels: Pixels, palette: Palette, stem: Path) -> tuple[Path, Path]:
+    import numpy as np
+    from PIL import Image
+
+    colours = np.array(palette, np.uint8)
+    flat, overlay = _results(stem)
+    picture = Image.fromarray(labels)
+    picture.putpalette(colours.tobytes())
+    picture.save(flat)
+    Image.fromarray(((image.astype(np.uint16) + colours[labels] + 1) // 2).astype(np.uint8)).save(overlay)
+    return flat, overlay
+
+
+def write(file: Path, body: bytes) -> None:
+    """The whole file or nothing; its folder is made. Raises OSError."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    staged = file.with_name(f".{file.name}.tmp")
+    staged.write_bytes(body)
+    staged.replace(file)

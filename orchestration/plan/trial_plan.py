@@ -1,0 +1,174 @@
+"""SweepSpec -> TrialPlans: identities and their rendering, with no clock, network, torch or Ray."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from orchestration.errors import SpecError
+from orchestration.plan.spec import Settings, SweepSpec
+from orchestration.plan.sweep_file import build_config
+from rrn_core.config import TrainConfig, iterations_per_epoch, labeled_count, listed_train_images
+
+Resolve = Callable[[TrainConfig], TrainConfig]
+"""Fills in what the files that a configuration names contain (contents.py)."""
+
+ID_LENGTH = 12
+"""Hex digits of a trial's identity that are shown and used as its key; 48 bits."""
+
+
+@dataclass(frozen=True)
+class TrialPlan:
+    """One trial as a value: what `plan` prints is what the cluster receives."""
+
+    sweep: str
+    config: TrainConfig
+    varied: tuple[str, ...]
+    """Names of the settings that differ within the sweep, in the order of the file."""
+    proposal: int | None = None
+    """Number of the proposal that an adaptive search made, from 0."""
+
+    @property
+    def trial_id(self) -> str:
+        return self.config.digest()[:ID_LENGTH]
+
+    @property
+    def label(self) -> str:
+        """What a person calls the trial: `1/8 eps=0.6`."""
+        return label({name: getattr(self.config, name) for name in self.varied})
+
+    @property
+    def iterations(self) -> int:
+        """Iterations of the whole run; 0 where only the data, which were not at hand, could tell."""
+        try:
+            return self.config.epochs * iterations_per_epoch(self.config)
+        except ValueError:
+            return 0
+
+
+def expand(spec: SweepSpec, resolve: Resolve = lambda config: config) -> list[TrialPlan]:
+    """All trials of `grid` (product) and `points`, each with every seed; none for an adaptive search.
+
+    Raises:
+        SpecError: a combination that cannot be built, or two equal trials.
+    """
+    if spec.search:
+        return []
+    seeds = [{"seed": seed} for seed in spec.seeds or []] or [{}]
+    named = [(f"points[{i}]", point) for i, point in enumerate(spec.points)]
+    if spec.grid or not spec.points:
+        named = [("grid", dict(zip(spec.grid, values, strict=True))) for values in itertools.product(*spec.grid.values())] + named
+    varied = _varied(spec)
+    faults: dict[str, list[str]] = {}
+    plans: dict[str, tuple[str, TrialPlan]] = {}
+    for (where, values), seed in itertools.product(named, seeds):
+        settings = {**values, **seed}
+        try:
+            plan = make_plan(spec, settings, varied=varied, resolve=resolve)
+        except SpecError as error:
+            for fault in error.faults:
+                faults.setdefault(fault, []).append(f"{where} ({label(settings)})")
+            continue
+        if plan.trial_id in plans:
+            faults.setdefault(f"is the same trial as {plans[plan.trial_id][0]}; remove one", []).append(f"{where} ({label(settings)})")
+        plans.setdefault(plan.trial_id, (f"{where} ({label(settings)})", plan))
+    if faults:
+        raise SpecError([f"{places[0]}{_more(len(places) - 1)}: {fault}" for fault, places in faults.items()])
+    return [plan for _, plan in plans.values()]
+
+
+def representatives(spec: SweepSpec, resolve: Resolve = lambda config: config) -> list[TrialPlan]:
+    """Of an adaptive search, the trials with each choice and the first value of every range: what it will propose looks like them.
+
+    Raises:
+        SpecError: not one of them fits together.
+        SweepError: as `make_plan`.
+    """
+    first = {name: dimension.first for name, dimension in spec.space.items()}
+    choices = [{**first, name: choice} for name, dimension in spec.space.items() for choice in dimension.choices or ()]
+    plans: dict[str, TrialPlan] = {}
+    faults: list[str] = []
+    for settings in (first, *choices):
+        try:
+            plan = make_plan(spec, settings, varied=tuple(spec.space), resolve=resolve)
+            plans.setdefault(plan.trial_id, plan)
+        except SpecError as error:  # the search passes such values over too
+            faults += error.faults
+    if not plans:
+        raise SpecError(list(dict.fromkeys(faults)))
+    return list(plans.values())
+
+
+def make_plan(
+    spec: SweepSpec, settings: Settings, *, varied: tuple[str, ...], proposal: int | None = None, resolve: Resolve = lambda config: config
+) -> TrialPlan:
+    """One trial from the values that vary; raises SpecError where they do not fit together, SweepError where `resolve` does."""
+    config = build_config({**spec.settings, **settings})
+    images = listed_train_images(config)
+    if images is not None:
+        try:
+            labeled_count(config.partition, images)
+        except ValueError as error:
+            raise SpecError([str(error)]) from None
+    return TrialPlan(spec.name, resolve(config), varied, proposal)
+
+
+def label(settings: Mapping[str, object]) -> str:
+    """`1/8 eps=0.6 seed 1`; a partition comes first and without its name, a seed last."""
+    names = sorted(settings, key=lambda name: {"partition": 0, "seed": 2}.get(name, 1))
+    spelt = {"partition": "{}", "seed": "seed {}"}
+    return " ".join(spelt.get(name, f"{name}={{}}").format(shown(settings[name])) for name in names) or "base"
+
+
+def shown(value: object) -> str:
+    """A setting as a person writes it."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def render(plans: Sequence[TrialPlan], states: Mapping[str, str] | None = None, costs: Mapping[str, tuple[str, str]] | None = None) -> str:
+    """The trials as a plain table: identity, varied settings, epochs, iterations; time and memory, and their state, where known."""
+    if not plans:
+        return "no trials"
+    head = [
+        "trial",
+        *_columns(plans[0]),
+        "epochs",
+        "iterations",
+        *(["time", "memory"] if costs else []),
+        *(["state"] if states is not None else []),
+    ]
+    return table([head, *(_rendered(plan, states, costs) for plan in plans)])
+
+
+def _columns(plan: TrialPlan) -> list[str]:
+    return [name for name in plan.varied if name != "epochs"]  # which has a column of its own
+
+
+def _rendered(plan: TrialPlan, states: Mapping[str, str] | None, costs: Mapping[str, tuple[str, str]] | None) -> list[str]:
+    settings = [shown(getattr(plan.config, name)) for name in _columns(plan)]
+    cost = costs.get(plan.trial_id, ("-", "-")) if costs else ()
+    state = [states.get(plan.trial_id, "new")] if states is not None else []
+    return [plan.trial_id, *settings, str(plan.config.epochs), str(plan.iterations or "?"), *cost, *state]
+
+
+def table(rows: Iterable[Sequence[str]]) -> str:
+    """Left-aligned columns, two spaces apart."""
+    lines = list(rows)
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines)
+
+
+def bytes_shown(count: float) -> str:
+    """`0.5 kB`, `683 MB`, `11.8 GB`."""
+    scale, unit = next(((scale, unit) for scale, unit in ((1e9, "GB"), (1e6, "MB")) if count >= scale), (1e3, "kB"))
+    return f"{count / scale:.{int(count < 10 * scale or scale == 1e9)}f} {unit}"
+
+
+def _more(others: int) -> str:
+    return f" and {others} more" if others else ""
+
+
+def _varied(spec: SweepSpec) -> tuple[str, ...]:
+    names = [*spec.grid, *(name for point in spec.points for name in point), *(["seed"] if len(spec.seeds or []) > 1 else [])]
+    return tuple(dict.fromkeys(names))

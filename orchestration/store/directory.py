@@ -1,0 +1,279 @@
+"""Bytes under keys, durable and with compare-and-swap: a directory or an S3 bucket behind one Protocol."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import os
+import re
+import shutil
+import time
+import uuid
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+from urllib.parse import unquote, urlsplit
+
+from orchestration.errors import Conflict, NotFound, StoreError
+from orchestration.store.base import Unfinished, checked, checked_prefix
+from orchestration.store.s3 import S3Store, s3_store
+
+__all__ = ["DirectoryStore", "S3Store", "Store", "open_store"]
+
+_STAGED = ".new-"
+"""How the names of files begin that are not complete yet."""
+_STRAY_AFTER_S = 3600.0
+
+
+class Store(Protocol):
+    """Whole objects under keys such as `trials/3f2a/manifest.json`.
+
+    An etag is a token of the content: equal bytes may have equal etags, so what writers must tell apart must differ in its bytes.
+    Every method raises StoreError with one clear line when the store refuses, ValueError for a malformed key. All methods may be
+    called from many threads, processes and machines at once, and the store may be pickled; it never holds a credential.
+    """
+
+    @property
+    def uri(self) -> str:
+        """Where the store is, in a form that `open_store` accepts."""
+        ...
+
+    def read(self, key: str) -> tuple[bytes, str]:
+        """The body and its etag; raises NotFound, or Corrupt when the server's checksum differs."""
+        ...
+
+    def write(self, key: str, body: bytes) -> None:
+        """Create or replace, unconditionally; on return the body is durable, and readers only ever see the old or the new one."""
+        ...
+
+    def replace(self, key: str, body: bytes, *, expected: str | None) -> str:
+        """Compare-and-swap: write if the etag is still `expected` (None: if the key doesn't exist), and return the new etag.
+
+        Raises Conflict, and writes nothing, when another writer came first. Rival bodies must differ (each carries its attempt's
+        number): after a lost reply a writer knows its own success only by its bytes.
+        """
+        ...
+
+    def delete(self, keys: Iterable[str]) -> None:
+        """Remove the keys; missing ones are fine."""
+        ...
+
+    def keys(self, prefix: str) -> Iterator[str]:
+        """All keys that start with the string `prefix`, sorted; end it with `/` to mean a folder."""
+        ...
+
+    def sizes(self, prefix: str) -> dict[str, int]:
+        """What `keys` gives, with the bytes of each."""
+        ...
+
+    def unfinished(self, prefix: str) -> Iterator[Unfinished]:
+        """Writes to keys that start with `prefix` which go on, or whose writer died; no other method shows them."""
+        ...
+
+    def abandon(self, writes: Iterable[Unfinished]) -> None:
+        """Remove what they left; one that still goes on fails, and missing ones are fine."""
+        ...
+
+
+def open_store(uri: str, *, deadline_s: float = 600.0) -> Store:
+    """The store at `s3://bucket/prefix`, at `file:///path`, or at a path (made absolute); nothing is contacted or created yet.
+
+    An operation on S3 outlasts an outage of `deadline_s` seconds; a directory never waits. Raises StoreError for any other `uri`.
+    """
+    scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]*):/", uri)
+    if not uri.strip() or (scheme and scheme[1] not in ("s3", "file")):
+        raise StoreError(f"store: expected s3://bucket/prefix, file:///path or a path, got {uri!r}")
+    if not scheme:
+        return DirectoryStore(Path(uri).expanduser().absolute())
+    return s3_store(uri, deadline_s) if scheme[1] == "s3" else _file_store(uri)
+
+
+def _file_store(uri: str) -> DirectoryStore:
+    parts = urlsplit(uri)
+    if parts.netloc not in ("", "localhost") or parts.path in ("", "/"):
+        raise StoreError(f"store: expected file:///absolute/path, got {uri!r}")
+    return DirectoryStore(Path(unquote(parts.path)))
+
+
+@dataclass(frozen=True)
+class DirectoryStore:
+    """A store in a folder that all its users see, local or on a network file system with working `flock`."""
+
+    root: Path
+
+    @property
+    def uri(self) -> str:
+        return self.root.as_uri()
+
+    def read(self, key: str) -> tuple[bytes, str]:
+        path = self._path(key)
+        with _explained(path):
+            try:
+                body = path.read_bytes()
+            except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+                raise NotFound(key) from None
+        return body, _sha256(body)
+
+    def write(self, key: str, body: bytes) -> None:
+        path = self._path(key)
+        with _explained(path, body), _staged(path, body) as staged, self._locked():
+            _publish(staged, path)
+
+    def replace(self, key: str, body: bytes, *, expected: str | None) -> str:
+        path = self._path(key)
+        with _explained(path, body), _staged(path, body) as staged, self._locked():
+            if self._etag(key) != expected:
+                raise Conflict(key)
+            _publish(staged, path)
+        return _sha256(body)
+
+    def delete(self, keys: Iterable[str]) -> None:
+        for path in map(self._path, keys):
+            with _explained(path):
+                if path.is_file():
+                    with self._locked():
+                        path.unlink(missing_ok=True)
+                    _remove_if_empty(path.parent)
+
+    def keys(self, prefix: str) -> Iterator[str]:
+        return iter(self.sizes(prefix))
+
+    def sizes(self, prefix: str) -> dict[str, int]:
+        return {key: status.st_size for key, status in self._below(prefix) if not _hidden(key)}
+
+    def unfinished(self, prefix: str) -> Iterator[Unfinished]:
+        for place, status in self._below(prefix):
+            if _hidden(place) and _name(place).startswith(_STAGED):
+                yield Unfinished(place, "", time.time() - status.st_mtime, status.st_size)
+
+    def abandon(self, writes: Iterable[Unfinished]) -> None:
+        for write in writes:
+            assert _name(write.place).startswith(_STAGED), write.place
+            path = self.root / write.place
+            with _explained(path):
+                path.unlink(missing_ok=True)
+                _remove_if_empty(path.parent)
+
+    def _below(self, prefix: str) -> list[tuple[str, os.stat_result]]:
+        """All files whose place below the root starts with `prefix`, hidden ones too, sorted."""
+        folder = self.root / checked_prefix(prefix).rpartition("/")[0]
+        found = []
+        with _explained(folder):
+            for path in _files_below(folder):
+                place = path.relative_to(self.root).as_posix()
+                with suppress(FileNotFoundError):  # gone since it was listed
+                    if place.startswith(prefix):
+                        found.append((place, path.stat()))
+        return sorted(found, key=lambda entry: entry[0])
+
+    def _path(self, key: str) -> Path:
+        return self.root / checked(key)
+
+    def _etag(self, key: str) -> str | None:
+        try:
+            return self.read(key)[1]
+        except NotFound:
+            return None
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Hold the one lock of the store, only while a name changes; the kernel frees it when its holder dies."""
+        _make(self.root)
+        with (self.root / ".lock").open("ab") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+
+@contextmanager
+def _staged(path: Path, body: bytes) -> Iterator[Path]:
+    """The body, durable under a hidden name beside `path`; gone at the end unless it was published."""
+    _make(path.parent)
+    _sweep_strays(path.parent)
+    staged = path.parent / f"{_STAGED}{uuid.uuid4().hex}"
+    try:
+        with staged.open("xb") as file:
+            file.write(body)
+            file.flush()
+            os.fsync(file.fileno())
+        yield staged
+    finally:
+        staged.unlink(missing_ok=True)
+
+
+def _publish(staged: Path, path: Path) -> None:
+    staged.replace(path)
+    _sync(path.parent)
+
+
+def _make(folder: Path) -> None:
+    """mkdir -p that survives a power cut: a new name lasts once its parent folder is synced."""
+    if not folder.is_dir():
+        _make(folder.parent)
+        folder.mkdir(exist_ok=True)
+        _sync(folder.parent)
+
+
+def _sync(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _sweep_strays(folder: Path) -> None:
+    """Remove what killed writers left; a living one touches its file far more often than hourly."""
+    for stray in folder.glob(f"{_STAGED}*"):
+        try:
+            if stray.stat().st_mtime < time.time() - _STRAY_AFTER_S:
+                stray.unlink()
+        except FileNotFoundError:  # its writer, or another sweeper, was faster
+            continue
+
+
+def _files_below(folder: Path) -> Iterator[Path]:
+    for parent, _, names in os.walk(folder, onerror=_raise_unless_gone):
+        yield from (Path(parent, name) for name in names)
+
+
+def _name(place: str) -> str:
+    return place.rpartition("/")[2]
+
+
+def _hidden(place: str) -> bool:
+    return _name(place).startswith(".")
+
+
+def _remove_if_empty(folder: Path) -> None:
+    with suppress(OSError):  # something else lies in it
+        folder.rmdir()
+
+
+def _raise_unless_gone(error: OSError) -> None:
+    # os.walk ignores errors by default: a folder that cannot be read would look empty, and its checkpoints lost
+    if not isinstance(error, (FileNotFoundError, NotADirectoryError)):
+        raise error
+
+
+@contextmanager
+def _explained(path: Path, body: bytes = b"") -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise StoreError(f"{path}: disk full: no room for {len(body)} bytes{_free(path)}; make room, then run again") from error
+        raise StoreError(f"{path}: {error}") from error
+
+
+def _free(path: Path) -> str:
+    try:
+        return f" ({shutil.disk_usage(path.parent).free} free)"
+    except OSError:
+        return ""
+
+
+def _sha256(body: bytes) -> str:
+    return hashlib.sha256(body).hexdigest()

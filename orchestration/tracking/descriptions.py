@@ -1,0 +1,240 @@
+"""Descriptions in Markdown: of a trial from its manifest alone, of a sweep from what is known of its trials."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import mean, stdev
+from typing import Any
+
+from orchestration.plan.trial_plan import ID_LENGTH, label
+from orchestration.record.manifest import SCORE, Entry, Manifest
+from orchestration.tracking.dataset_inputs import counts, split_hash
+
+_HEADS = ("branch1", "branch2", "ensemble")
+_MOST_CELLS, _MOST_SPLITS = 20, 10  # lines of a list; MLflow bounds the length of a description
+_STATES = {"FINISHED": "finished", "FAILED": "failed", "RUNNING": "running", "KILLED": "stopped before their end"}
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the manifests of a sweep do not tell of it."""
+
+    about: str = ""
+    """What it is for."""
+    command: str = ""
+    """Makes the whole sweep again."""
+    total: int = 0
+    """Trials that there will be, where a search has not proposed all of them yet."""
+
+
+@dataclass(frozen=True)
+class Gist:
+    """What the description of a sweep needs of a trial."""
+
+    label: str
+    cell: str
+    """Its label without the seed."""
+    seed: int | None
+    status: str
+    """As MLflow shows it."""
+    epochs: int
+    last: float | None
+    """`val/miou` of the newest epoch and the highest one, in 0..1; None before the first epoch."""
+    best: float | None
+    best_epoch: int | None
+    method: str
+    data: str
+    varied: tuple[str, ...]
+    reason: str
+    drawn: int
+    """The newest epoch that has pictures; 0 without any."""
+
+
+def gist(manifest: Manifest, status: str) -> Gist:
+    """The gist of a trial that MLflow shows with `status`."""
+    last, best, config = manifest.last, manifest.best, manifest.config
+    return Gist(
+        label=manifest.label,
+        cell=cell_of(manifest),
+        seed=config.get("seed"),
+        status=status,
+        epochs=manifest.epochs,
+        last=last.metrics[SCORE] if last else None,
+        best=best.metrics[SCORE] if best else None,
+        best_epoch=best.epoch if best else None,
+        method=str(config.get("method")),
+        data=_data(config),
+        varied=manifest.varied,
+        reason=_reason(manifest),
+        drawn=max((pictures.epoch for pictures in manifest.pictures), default=0),
+    )
+
+
+def cell_of(manifest: Manifest) -> str:
+    """What trials that differ in nothing but the seed are called."""
+    return label({name: manifest.config.get(name) for name in manifest.varied if name != "seed"})
+
+
+def trial_note(manifest: Manifest, *, store: str) -> str:
+    """What a trial is, on which data, how far it came, and how to run it again."""
+    config = manifest.config
+    again = f"rrn-sweep config.yaml{'' if config.get('dataset') == 'digits' else ' --data-root DATA'}"
+    facts = {
+        "Method": f"{text(config.get('method'))}, {text(config.get('backbone'))}, {config.get('epochs')} epochs, seed {config.get('seed')}",
+        "Data": _data(config),
+        "State": _state(manifest),
+        "Result": _result(manifest),
+        "Checkpoints": ", ".join(_checkpoints(manifest, store)),
+        "Again": f"download `config.yaml` from the artifacts, then {code(again)}",
+    }
+    lines = [f"- **{name}:** {said}" for name, said in facts.items() if said]
+    return "\n".join([f"Trial {code(manifest.trial_id)} of the sweep {text(manifest.sweep)}: **{text(manifest.label)}**", "", *lines])
+
+
+def sweep_note(name: str, gists: Sequence[Gist], facts: Facts, *, links: Mapping[str, str], total: int) -> str:
+    """What a sweep compares, on which data, what came of it so far, and how to run it again.
+
+    Args:
+        gists: of the trials that have started, in the order of the file.
+        links: addresses by what they lead to.
+        total: trials that the file asks for.
+    """
+    paragraphs = [
+        " · ".join(f"[{text(said)}]({url})" for said, url in links.items()),
+        f"Sweep **{text(name)}**{_compares(gists)}",
+        text(facts.about),
+        f"**State:** {_states(gists, max(total, facts.total, len(gists)))}",
+        *_failures(gists),
+        *_results(gists),
+        "**Data:**\n\n" + "\n".join(_listed(dict.fromkeys(gist.data for gist in gists), _MOST_SPLITS)) if gists else "",
+        f"**Again:**\n\n    {' '.join(facts.command.split())}" if facts.command else "",
+    ]
+    return "\n\n".join(paragraph for paragraph in paragraphs if paragraph)
+
+
+def text(value: object) -> str:
+    """`value` as Markdown that shows it literally, in one line."""
+    line = " ".join(str(value).split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return re.sub(r"[\\`*_\[\]#|~]", lambda found: f"&#{ord(found[0])};", line)
+
+
+def code(value: object) -> str:
+    """`value` as Markdown's code, in one line."""
+    return "`" + " ".join(str(value).replace("`", "'").split()) + "`"
+
+
+def percent(values: Iterable[float | None]) -> str:
+    """`41.20 ± 0.31`: mean and sample standard deviation, in percent, of shares in 0..1."""
+    known = [100 * value for value in values if value is not None]
+    return f"{mean(known):.2f}" + (f" ± {stdev(known):.2f}" if len(known) > 1 else "") if known else "-"
+
+
+def _data(config: Mapping[str, Any]) -> str:
+    found = counts(config)
+    chosen = f"{text(config.get('dataset'))}, partition {text(config.get('partition'))} ({code(config.get('partition_by'))})"
+    return f"{chosen}{f': {found}' if found else ''}; split {code(split_hash(config)[:ID_LENGTH])}"
+
+
+def _state(manifest: Manifest) -> str:
+    done = f"{manifest.epochs} of {manifest.config.get('epochs', '?')} epochs"
+    outcomes = [attempt.outcome or "open" for attempt in manifest.attempts]
+    attempts = f"; {len(outcomes)} attempt{'s' if len(outcomes) > 1 else ''}: {', '.join(outcomes)}" if outcomes else ""
+    reason = f"; {text(_reason(manifest))}" if manifest.reason else ""
+    return f"{'unfinished' if manifest.status == 'running' else manifest.status}, {done}{attempts}{reason}"
+
+
+def _reason(manifest: Manifest) -> str:
+    return f"[{manifest.failure}] {manifest.reason}" if manifest.failure else manifest.reason or ""
+
+
+def _result(manifest: Manifest) -> str:
+    last, best = manifest.last, manifest.best
+    if last is None or best is None:
+        return ""
+    rule = "after the last epoch" if manifest.status == "finished" else "after the newest epoch"
+    heads = ", ".join(head for head in _HEADS if f"{SCORE}_{head}" in last.metrics)
+    return (
+        f"mIoU in percent on the validation list ({heads or 'reported'}): {rule}, {last.epoch}: {_scores(last)};"
+        f" at the best epoch, {best.epoch}: {_scores(best)} (highest {SCORE}, chosen on the very images that it is measured on)"
+    )
+
+
+def _scores(entry: Entry) -> str:
+    heads = [entry.metrics[f"{SCORE}_{head}"] for head in _HEADS if f"{SCORE}_{head}" in entry.metrics]
+    return " / ".join(f"{100 * value:.2f}" for value in heads or [entry.metrics[SCORE]])
+
+
+def _checkpoints(manifest: Manifest, store: str) -> Iterator[str]:
+    last, best = max(manifest.checkpoints, key=lambda c: c.step, default=None), manifest.best_checkpoint
+    for rule, checkpoint in (("last", last), ("best", best)):
+        if checkpoint:
+            folder = min(ref.key for ref in checkpoint.objects.values()).rpartition("/")[0]
+            place = f"{store.rstrip('/')}/{folder}"
+            yield f"{rule} {code(place)}"
+
+
+def _compares(gists: Sequence[Gist]) -> str:
+    if not gists:
+        return ""
+    names = [code(name) for name in gists[-1].varied if name != "seed"]
+    methods = ", ".join(sorted({text(gist.method) for gist in gists}))
+    seeds = ", ".join(map(str, sorted({gist.seed for gist in gists if gist.seed is not None})))
+    return f" compares {', '.join(names) or 'seeds'}; method {methods}; seeds {seeds}"
+
+
+def _states(gists: Sequence[Gist], total: int) -> str:
+    found = Counter(_STATES.get(gist.status, gist.status) for gist in gists)
+    found["not started"] = total - len(gists)
+    others = [f"{count} {state}" for state, count in found.items() if count and state != "finished"]
+    return ", ".join([f"{found['finished']} of {total} trials finished", *others])
+
+
+def _failures(gists: Sequence[Gist]) -> list[str]:
+    failed = [f"{text(gist.label)}: {text(gist.reason[:200])}" for gist in gists if gist.status == "FAILED"]
+    return ["**Failed:**\n\n" + "\n".join(_listed(failed, 3))] if failed else []
+
+
+def _results(gists: Sequence[Gist]) -> list[str]:
+    """A line for each cell that has finished trials."""
+    cells: dict[str, list[Gist]] = {}
+    for found in gists:
+        if found.status == "FINISHED":
+            cells.setdefault(found.cell, []).append(found)
+    if not cells:
+        return []
+    head = [
+        f"**Result:** {SCORE} in percent on the validation list, finished trials, mean ± sample standard deviation over seeds; last: after"
+        " the last epoch; best: at each trial's epoch with the highest value, chosen on the very images that it is measured on",
+        "",
+        "| trials | seeds | last | best |\n|---|---|---|---|",
+    ]
+    rows = [_row(cell, found) for cell, found in list(cells.items())[:_MOST_CELLS]]
+    more = [f"\n{len(cells) - len(rows)} more in the charts"] if len(cells) > len(rows) else []
+    return ["\n".join([*head, *rows, *more]), _top(cells)]
+
+
+def _row(cell: str, found: Sequence[Gist]) -> str:
+    return f"| {text(cell)} | {len(found)} | {percent(gist.last for gist in found)} | {percent(gist.best for gist in found)} |"
+
+
+def _top(cells: Mapping[str, Sequence[Gist]]) -> str:
+    last, best = ({cell: mean(_known(found, rule)) for cell, found in cells.items() if _known(found, rule)} for rule in ("last", "best"))
+    said = [
+        f"{rule}: {text(top)} with {100 * means[top]:.2f}"
+        for rule, means in (("last", last), ("best", best))
+        if means and (top := max(means, key=lambda cell: means[cell]))
+    ]
+    return f"**Highest mean** by rule {'; '.join(said)}" if said else ""
+
+
+def _known(found: Sequence[Gist], rule: str) -> list[float]:
+    values = [gist.last if rule == "last" else gist.best for gist in found]
+    return [value for value in values if value is not None]
+
+
+def _listed(lines: Iterable[str], most: int) -> list[str]:
+    every = list(lines)
+    return [f"- {line}" for line in every[:most]] + ([f"- and {len(every) - most} more"] if len(every) > most else [])

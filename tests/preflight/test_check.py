@@ -1,0 +1,449 @@
+"""check.py, estimate.py and inspection.py: planted faults are found in real files, stores and servers, and sound ones pass."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import uuid
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from mlflow import MlflowClient
+from PIL import Image
+from places import SHARED
+from servers import MlflowServer, S3Server, free_port
+
+from orchestration.plan.spec import Resources, Retention, SweepSpec
+from orchestration.plan.sweep_file import check as parse
+from orchestration.plan.trial_plan import TrialPlan, expand, representatives
+from orchestration.preflight import check as checks
+from orchestration.preflight.estimate import COSTLESS, estimate, probed
+from orchestration.record.manifest import Entry, read_manifests
+from orchestration.record.trial_record import TrialRecord
+from orchestration.store.directory import DirectoryStore, open_store
+from rrn_core.config import Runtime, TrainConfig
+from rrn_core.data.camvid import CLASSES
+from rrn_core.data.inspection import Finding, inspect_data
+from rrn_core.data.lists import read_list
+
+SPLITS = SHARED / "data" / "splits" / "cityscapes"
+CAMVID = TrainConfig(dataset="camvid", partition="1/2", crop=64, backbone="tiny", region_kernel=4)
+TRAIN = [f"t{i}" for i in range(8)]
+VAL = [f"v{i}" for i in range(3)]
+EVERY_CLASS = np.arange(60 * 80, dtype=np.uint8).reshape(60, 80) % len(CLASSES)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """Eight training and three validation images, with nothing wrong."""
+    root = tmp_path / "camvid"
+    for split, names in (("train", TRAIN), ("val", VAL)):
+        (root / split).mkdir(parents=True)
+        (root / f"{split}annot").mkdir()
+        for name in names:
+            Image.fromarray(np.full((60, 80, 3), 90, np.uint8)).save(root / split / f"{name}.png")
+            Image.fromarray(EVERY_CLASS).save(root / f"{split}annot" / f"{name}.png")
+    return root
+
+
+def label(root: Path, name: str, pixels: np.ndarray) -> None:
+    folder = "trainannot" if name.startswith("t") else "valannot"
+    Image.fromarray(pixels).save(root / folder / f"{name}.png")
+
+
+def inspected(root: Path, config: TrainConfig = CAMVID, **given: Any) -> list[Finding]:
+    return inspect_data(config, Runtime(data_root=root), **given)
+
+
+def wrong(findings: list[Finding], level: str = "fault") -> list[str]:
+    return [f"{finding.what}: {finding.detail}" for finding in findings if finding.level == level]
+
+
+def only(findings: list[Finding], level: str = "fault") -> str:
+    (text,) = wrong(findings, level)
+    return text
+
+
+def spec_of(**document: Any) -> SweepSpec:
+    return parse({"name": "demo", "preset": "digits"} | document)
+
+
+# data
+
+
+def test_sound_data_have_no_fault_and_no_warning(root):
+    findings = inspected(root)
+    assert {finding.level for finding in findings} == {"ok"}
+    assert findings[0].detail == "4 labelled, 4 unlabelled, 3 validation images"
+    assert "8 of 8 images are smaller than the crop of 64" in findings[-1].detail
+
+
+def test_the_embedded_data_are_sound():
+    config = TrainConfig(dataset="digits", crop=64, region_kernel=4, train_images=64, val_images=16)
+    assert {finding.level for finding in inspect_data(config, Runtime())} == {"ok"}
+
+
+def test_a_missing_image_is_a_fault(root):
+    (root / "train.txt").write_text("\n".join([*TRAIN, "t98", "t99"]))
+    text = only(inspected(root))
+    assert "2 of 10 training images are missing: t98, t99; " in text
+    assert text.endswith("t98.png or t98.jpg is missing, train lists it")
+
+
+def test_a_missing_label_of_a_labelled_image_is_a_fault_and_of_an_unlabelled_one_is_not(root):
+    (root / "trainannot" / "t1.png").unlink()
+    assert wrong(inspected(root)) == []
+    (root / "trainannot" / "t2.png").unlink()
+    assert "t2: to be labelled, but without a label file" in only(inspected(root))
+
+
+def test_labels_of_unlabelled_images_may_be_removed_but_not_broken(root):
+    advice = "; mend the masks, or simply remove them: unlabelled images need none"
+    (root / "trainannot" / "t1.png").write_bytes(b"no image")
+    text = only(inspected(root))
+    assert text.startswith("camvid 1/2 unlabelled: 1 of 4 no label image: t1; ")
+    assert text.endswith(f"not a readable image{advice}")
+    label(root, "t1", EVERY_CLASS[:50])
+    label(root, "t3", EVERY_CLASS + 100)
+    sizes, values = wrong(inspected(root))
+    assert "1 of 4 labels differ in size from their images: t1; " in sizes
+    assert "1 of 4 labels hold values that mean nothing: t3; " in values
+    assert sizes.endswith(advice)
+    assert values.endswith(advice)
+    for name in ("t1", "t3"):
+        (root / "trainannot" / f"{name}.png").unlink()
+    findings = inspected(root)
+    assert wrong(findings) == []
+    assert any("2 with labels, which only diagnostics read" in finding.detail for finding in findings)
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+def test_a_truncated_image_is_a_fault(root, suffix):
+    (root / "train" / "t1.png").unlink()
+    file = root / "train" / f"t1.{suffix}"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)).save(file)
+    assert wrong(inspected(root)) == []
+    file.write_bytes(file.read_bytes()[:-1000])
+    assert only(inspected(root)).endswith(f"t1.{suffix}: not a readable image, or not a whole one")
+
+
+def test_an_image_that_trains_and_validates_is_a_fault(root):
+    for folder in ("", "annot"):
+        (root / f"val{folder}" / "t0.png").write_bytes((root / f"train{folder}" / "t0.png").read_bytes())
+    assert "t0 is both a training and a validation image" in only(inspected(root))
+
+
+def test_every_label_of_another_size_is_counted(root):
+    for name in ("t0", "t2", "v0"):
+        label(root, name, EVERY_CLASS[:50])
+    labeled, val = wrong(inspected(root))
+    assert labeled.startswith("camvid 1/2 labelled: 2 of 4 labels differ in size from their images: t0, t2; ")
+    assert labeled.endswith("t0.png: 80 x 50, but its image is 80 x 60")
+    assert val.startswith("camvid validation: 1 of 3 ")
+
+
+def test_values_that_mean_nothing_are_told_with_their_files(root):
+    for name in ("t0", "t4", "t6"):
+        label(root, name, np.full((60, 80), 31, np.uint8))
+    text = only(findings := inspected(root))
+    assert "void" not in " ".join(wrong(findings, "warn"))
+    assert "3 of 4 labels hold values that mean nothing: t0, t4, t6; " in text
+    assert "t0.png: labels must be 0..11 or 255, got 31; if these are Cityscapes' labelIds" in text
+
+
+def test_colours_are_not_taken_for_labels(root):
+    label(root, "t0", np.zeros((60, 80, 3), np.uint8))
+    text = only(inspected(root))
+    assert "1 of 4 no label image: t0; " in text
+    assert text.endswith("got mode RGB")
+
+
+def test_palette_files_among_grey_ones_are_warned_about_and_palette_files_alone_are_not(root):
+    def as_palette(name: str) -> None:
+        image = Image.fromarray(EVERY_CLASS)
+        image.putpalette([level for level in range(256) for _ in range(3)])
+        image.save(root / "trainannot" / f"{name}.png")
+
+    as_palette("t2")
+    assert wrong(findings := inspected(root)) == []
+    assert "1 palette label files among 3 grey ones: t2; " in only(findings, "warn")
+    for name in TRAIN:
+        as_palette(name)
+    findings = inspected(root)
+    assert {finding.level for finding in findings} == {"ok"}
+    assert any("with labels (4 palette)" in finding.detail for finding in findings)
+
+
+def test_unreadable_images_are_counted_also_among_the_unlabelled(root):
+    for name in ("t1", "t3"):
+        (root / "train" / f"{name}.png").write_bytes(b"no image")
+    assert only(inspected(root)).startswith("camvid 1/2 unlabelled: 2 of 4 not readable: t1, t3; ")
+
+
+def test_void_labels_are_warned_about(root):
+    for name in ("t0", "t2", "t4"):
+        label(root, name, np.full((60, 80), 255, np.uint8))
+    share, wholly = wrong(inspected(root), "warn")
+    assert share.startswith("camvid 1/2 labelled: 75.0 % of the label pixels are void")
+    assert wholly.startswith("camvid 1/2 labelled: 3 of 4 labels are wholly void: t0, t2, t4")
+
+
+def test_classes_that_nobody_labelled_are_named(root):
+    for name in TRAIN[::2]:
+        label(root, name, EVERY_CLASS % 9)
+    assert only(inspected(root), "warn") == "camvid 1/2 labelled: 2 of 11 classes do not occur: pedestrian, bicyclist"
+
+
+def test_a_photograph_that_its_header_turns_is_measured_as_training_decodes_it(root):
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    (root / "train" / "t0.png").unlink()
+    Image.fromarray(np.zeros((80, 60, 3), np.uint8)).save(root / "train" / "t0.jpg", exif=turned)
+    assert wrong(inspected(root)) == []
+
+
+def test_files_that_two_configurations_share_are_read_once_and_progress_reaches_the_end(root):
+    looks, told = {}, []
+    inspected(root, looks=looks, progress=lambda done, total: told.append((done, total)))
+    assert told[-1] == (11, 11)
+    before = dict(looks)
+    inspected(root, CAMVID.model_copy(update={"partition": "1/4"}), looks=looks)
+    assert all(looks[key] is look for key, look in before.items())
+
+
+@pytest.mark.skipif(not SPLITS.is_dir(), reason="the published lists are not in ../shared/data/splits")
+def test_the_published_partition_of_cityscapes_is_told_from_another(tmp_path):
+    names = read_list(SPLITS / "train.txt")
+    for folder in ("images", "segmentation"):
+        (tmp_path / folder).mkdir()
+        for split in ("train", "val"):
+            (tmp_path / folder / split).mkdir()
+    for split, name in (*(("train", name) for name in names), ("val", "v_0_0")):
+        (tmp_path / "images" / split / f"{name}.png").touch()
+        (tmp_path / "segmentation" / split / f"{name}_gtFine.png").touch()
+    config = TrainConfig(dataset="cityscapes", partition="1/8")
+    assert "CPS's train.txt" in only(inspected(tmp_path, config), "warn")
+    (tmp_path / "train.txt").write_bytes((SPLITS / "train.txt").read_bytes())
+    findings = inspected(tmp_path, config)
+    assert wrong(findings, "warn") == []
+    assert Finding("ok", "cityscapes 1/8", "equals the published CPS list") in findings
+
+
+def test_each_choice_of_images_is_inspected_and_equal_lines_are_told_once(root):
+    configs = [CAMVID.model_copy(update=change) for change in ({}, {"eps": 0.2}, {"partition": "1/4"})]
+    findings = checks.check_data(configs, Runtime(data_root=root))
+    assert [finding.what for finding in findings if "images" in finding.detail and finding.what in ("camvid 1/2", "camvid 1/4")] == [
+        "camvid 1/2",
+        "camvid 1/4",
+    ]
+    assert len(findings) == len(set(findings))
+
+
+@pytest.mark.parametrize("here", [None, Path("nowhere")])
+def test_data_that_are_not_there_are_a_fault_with_what_to_pass(here):
+    assert "--data-root" in only(checks.check_data([CAMVID], Runtime(data_root=here)))
+
+
+def test_a_folder_that_only_the_cluster_has_is_no_fault():
+    findings = checks.check_data([CAMVID], Runtime(data_root=Path("nowhere")), local=False)
+    assert [finding.level for finding in findings] == ["warn"]
+
+
+# store
+
+
+def test_a_sound_folder_passes_and_is_left_empty(tmp_path):
+    store = open_store(str(tmp_path / "store"))
+    assert checks.check_store(store, "demo").level == "ok"
+    assert list(store.keys("")) == []
+
+
+def test_a_sound_bucket_passes_and_is_left_empty(s3_environment: S3Server):
+    store = open_store(f"s3://rrn-test/{uuid.uuid4().hex}", deadline_s=30)
+    assert checks.check_store(store, "demo").level == "ok"
+    assert list(store.keys("")) == []
+
+
+def test_a_folder_that_cannot_be_is_a_fault(tmp_path):
+    (tmp_path / "store").write_text("a file")
+    finding = checks.check_store(open_store(str(tmp_path / "store")), "demo")
+    assert finding.level == "fault"
+    assert str(tmp_path / "store") in finding.detail
+
+
+def test_a_bucket_that_refuses_is_a_fault_with_what_to_do(s3_environment: S3Server, monkeypatch):
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "other")
+    assert "check AWS_ACCESS_KEY_ID" in only([checks.check_store(open_store("s3://rrn-test/x", deadline_s=5), "demo")])
+
+
+class Careless(DirectoryStore):
+    """A store that ignores the condition of a conditional put, as some S3 servers do."""
+
+    def replace(self, key: str, body: bytes, *, expected: str | None) -> str:
+        self.write(key, body)
+        return self.read(key)[1]
+
+
+def test_a_store_without_conditional_puts_is_a_fault(tmp_path):
+    finding = checks.check_store(Careless(tmp_path / "store"), "demo")
+    assert (finding.level, "conditional put" in finding.detail) == ("fault", True)
+
+
+# room
+
+
+def test_more_checkpoints_than_the_disk_holds_are_a_fault(tmp_path):
+    store, paper = open_store(str(tmp_path / "not" / "yet")), TrainConfig(dataset="voc")
+    sound = checks.check_disk([paper], Runtime(), trials=0, retention=Retention(), store=store)
+    assert [finding.level for finding in sound] == ["ok"]
+    full = checks.check_disk([paper], Runtime(), trials=10**9, retention=Retention(), store=store)
+    assert "1000000000 trials x 3 checkpoints x 716 MB need up to " in only(full)
+
+
+# tracking
+
+
+def test_a_database_that_is_not_there_yet_is_not_made_by_looking(tmp_path):
+    path = tmp_path / "runs" / "mlflow.db"
+    assert checks.check_tracking(f"sqlite:///{path}", "demo").detail == f"{path}: will be made"
+    assert not path.parent.exists()
+
+
+def test_a_database_that_opens_passes_and_any_other_file_does_not(mlflow_database, tmp_path):
+    assert checks.check_tracking(f"sqlite:///{mlflow_database}", "demo").level == "ok"
+    (tmp_path / "mlflow.db").write_text("no database " * 100)
+    assert "not a database" in only([checks.check_tracking(f"sqlite:///{tmp_path / 'mlflow.db'}", "demo")])
+    (tmp_path / "file").write_text("no folder")
+    assert checks.check_tracking(f"sqlite:///{tmp_path / 'file' / 'mlflow.db'}", "demo").level == "fault"
+
+
+def test_a_server_that_answers_passes(mlflow_server: MlflowServer):
+    assert checks.check_tracking(mlflow_server.uri, "demo").level == "ok"
+    assert MlflowClient(mlflow_server.uri).get_experiment_by_name("demo")
+
+
+def test_a_server_that_is_away_is_a_fault_and_no_password_is_shown():
+    finding = checks.check_tracking(f"http://user:secret@127.0.0.1:{free_port()}", "demo")
+    assert "is it up" in only([finding])
+    assert "secret" not in finding.detail
+
+
+def test_an_address_of_another_kind_is_a_fault():
+    assert "must be sqlite:////absolute/path.db or http(s)://host" in only([checks.check_tracking("postgresql://host/db", "demo")])
+
+
+# device
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_a_gpu_that_is_asked_for_and_absent_is_a_fault_here_and_none_on_a_cluster():
+    assert "resources.gpu is 0.5" in only(checks.check_device([CAMVID], Resources(gpu=0.5), Runtime(device="cuda")))
+    assert wrong(checks.check_device([CAMVID], Resources(gpu=0.5), Runtime(device="cuda"), local=False)) == []
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_trial_fits_a_whole_gpu_and_not_a_sliver_of_it():
+    (config,) = {plan.config for plan in expand(spec_of())}
+    runtime = Runtime(device="cuda")
+    assert [f.level for f in checks.check_device([config], Resources(gpu=1), runtime)] == ["ok"]
+    assert "raise resources.gpu" in only(checks.check_device([config], Resources(gpu=0.001), runtime))
+
+
+# weights
+
+
+def test_weights_that_are_missing_or_do_not_fit_are_a_fault(tmp_path):
+    store, runtime = open_store(str(tmp_path / "store")), Runtime(lists_root=tmp_path)
+    (plan,) = expand(spec_of(base={"init_weights": "start.safetensors"}))
+    assert "no such file" in only(checks.check_weights([plan.config], runtime, store))
+    (tmp_path / "start.safetensors").write_bytes(b"no weights")
+    assert "not a readable safetensors file" in only(checks.check_weights([plan.config], runtime, store))
+
+
+def test_weights_that_fit_pass(tmp_path):
+    from rrn_core.networks.deeplab import build_quartet
+    from rrn_core.weights import Facts, pack
+
+    (plan,) = expand(spec_of(base={"init_weights": "start.safetensors"}))
+    branches = {name: value for name, value in build_quartet(plan.config, 11).state_dict().items() if name.startswith("branch")}
+    (tmp_path / "start.safetensors").write_bytes(pack(branches, Facts(kind="branches", backbone="tiny", num_classes=11)))
+    findings = checks.check_weights([plan.config], Runtime(lists_root=tmp_path), open_store(str(tmp_path / "store")))
+    assert [finding.level for finding in findings] == ["ok"]
+
+
+# the whole
+
+
+def test_a_sound_sweep_has_no_fault_and_a_broken_one_tells_all_of_them(tmp_path, root):
+    spec = spec_of(grid={"partition": ["1/8", "1/4"]}, base={"train_images": 64})
+    where = {"tracking": f"sqlite:///{tmp_path / 'm.db'}", "runtime": Runtime(device="cpu")}
+    sound = checks.check(spec, expand(spec), store=open_store(str(tmp_path / "store")), **where)
+    assert not checks.faulty(sound), checks.render(sound)
+    (tmp_path / "file").write_text("")
+    broken = checks.check(
+        parse({"name": "demo", "base": {"dataset": "camvid"}}),
+        expand(parse({"name": "demo", "base": {"dataset": "camvid"}})),
+        store=open_store(str(tmp_path / "file")),
+        tracking="ftp://x",
+        runtime=Runtime(device="cpu"),
+    )
+    assert checks.faulty(broken)
+    marks = [line.split()[:2] for line in checks.render(broken).splitlines()]
+    assert [what for mark, what in marks if mark == "FAULT"] == ["camvid", "store", "tracking"]
+
+
+def test_a_search_is_checked_with_each_of_its_choices():
+    spec = spec_of(search={"trials": 40}, space={"partition": {"choices": ["1/8", "1/4"]}, "eps": {"low": 0.1, "high": 0.9}})
+    assert [(plan.config.partition, plan.config.eps) for plan in representatives(spec)] == [("1/8", 0.1), ("1/4", 0.1)]
+
+
+def test_planning_with_estimates_needs_no_torch():
+    code = "import orchestration.preflight.estimate, orchestration.preflight.check, sys\n"
+    code += "print([n for n in ('torch', 'ray', 'mlflow') if n in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+
+
+# estimates
+
+
+def trained(tmp_path: Path, plan: TrialPlan, *, epochs: list[tuple[float, float]]) -> dict[str, Any]:
+    """The manifests of a store in which the plan had epochs of so many seconds of training and evaluation."""
+    store = open_store(str(tmp_path / "store"))
+    record = TrialRecord.open(store, plan, retention=Retention())
+    per_epoch = plan.iterations // plan.config.epochs
+    for epoch, (train_s, eval_s) in enumerate(epochs, start=1):
+        metrics = {"val/miou": 0.1, "perf/train_s": train_s, "perf/eval_s": eval_s, "perf/peak_memory_mb": 100.0 * epoch}
+        entry = Entry(epoch=epoch, step=epoch * per_epoch, time_ms=epoch, metrics=metrics)
+        record.commit(step=entry.step, epoch=epoch, files={}, entries=[entry], seconds=1)
+    return read_manifests(store, "demo")
+
+
+def test_a_trial_of_equal_cost_tells_what_another_takes(tmp_path):
+    short, long, other = expand(spec_of(points=[{"epochs": 2}, {"epochs": 4, "eps": 0.3, "val_images": 128}, {"batch_size": 8}]))
+    manifests = trained(tmp_path, short, epochs=[(30.0, 6.0), (30.0, 6.0)])
+    told = estimate([short, long, other], manifests)
+    assert told[short.trial_id].seconds == pytest.approx(72)
+    assert told[long.trial_id].seconds == pytest.approx(4 * (30 + 2 * 6))
+    assert told[long.trial_id].peak_memory_mb == 200
+    assert told[other.trial_id] is None
+
+
+def test_an_epoch_that_was_interrupted_does_not_spoil_the_estimate(tmp_path):
+    (plan,) = expand(spec_of(base={"epochs": 3}))
+    manifests = trained(tmp_path, plan, epochs=[(30.0, 6.0), (1.0, 6.0), (30.0, 6.0)])
+    assert estimate([plan], manifests)[plan.trial_id].seconds == pytest.approx(108)
+
+
+def test_every_setting_that_is_called_costless_exists():
+    assert set(TrainConfig.model_fields) >= COSTLESS
+
+
+def test_one_probe_serves_all_trials_of_equal_cost():
+    plans, told = expand(spec_of(base={"epochs": 1}, grid={"eps": [0.3, 0.6], "method": ["supervised", "cps"]})), []
+    found = probed(plans, Runtime(device="cpu", threads=1), progress=lambda done, total: told.append((done, total)))
+    assert told == [(1, 2), (2, 2)]
+    assert set(found) == {plan.trial_id for plan in plans}
+    assert all(value.seconds > 0 for value in found.values())

@@ -1,0 +1,435 @@
+"""garbage.py: what goes, what stays, and that nothing which anybody names or may still name is ever missing."""
+
+from __future__ import annotations
+
+import tempfile
+
+import pytest
+from half_writes import folder_of, start_half_a_write
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from servers import fresh_s3
+
+from orchestration.errors import Fenced, StoreError
+from orchestration.plan.spec import FinishedRetention, Retention
+from orchestration.plan.sweep_file import check
+from orchestration.plan.trial_plan import expand
+from orchestration.record import garbage
+from orchestration.record.garbage import Collected, Item, collect, render
+from orchestration.record.manifest import Entry, manifest_key, read_checkpoint, read_manifests, tracked, write_tracked
+from orchestration.record.trial_record import TrialRecord, settle
+from orchestration.store.directory import DirectoryStore, S3Store, Store, open_store
+
+PLANS = expand(check({"name": "demo", "preset": "digits", "grid": {"partition": ["1/8", "1/4"], "seed": [0, 1]}}))
+IDS = [plan.trial_id for plan in PLANS]
+KEEP = Retention(last=9, best=False)
+
+
+def opened(store: Store, trial: int = 0, *, driver: int = 1) -> TrialRecord:
+    return TrialRecord.open(store, PLANS[trial], retention=KEEP, driver=driver)
+
+
+def commit(record: TrialRecord, epoch: int, miou: float = 0.5, *, drawn: bool = False) -> None:
+    entry = Entry(epoch=epoch, step=10 * epoch, time_ms=1000 + epoch, metrics={"val/miou": miou})
+    files = {"model.safetensors": b"w%d" % epoch, "state.pt": b"s"}
+    pictures = {epoch: {"predictions.png": b"p%d" % epoch}} if drawn else {}
+    record.commit(step=10 * epoch, epoch=epoch, files=files, entries=[entry], seconds=1.0, pictures=pictures)
+
+
+def finished(store: Store, trial: int, mious: list[float]) -> TrialRecord:
+    record = opened(store, trial)
+    for epoch, miou in enumerate(mious, start=1):
+        commit(record, epoch, miou)
+    record.finish()
+    return record
+
+
+def collected(store: Store, rule: FinishedRetention | None = None, *, driver: int = 2, dry_run: bool = False, ids=IDS) -> Collected:
+    return collect(store, "demo", ids, driver=driver, retention=Retention(finished=rule), dry_run=dry_run)
+
+
+def epochs(store: Store) -> list[list[int]]:
+    """Of each trial the epochs whose checkpoints its manifest names; these and the pictures that it names are all readable."""
+    manifests = read_manifests(store, "demo")
+    for manifest in manifests.values():
+        for drawn in manifest.pictures:
+            assert store.read(drawn.objects["predictions.png"].key)[0] == b"p%d" % drawn.epoch
+        for checkpoint in manifest.checkpoints:
+            assert read_checkpoint(store, checkpoint)["model.safetensors"] == b"w%d" % checkpoint.epoch
+    return [[c.epoch for c in manifests[trial_id].checkpoints] for trial_id in IDS if trial_id in manifests]
+
+
+def unnamed(store: Store) -> list[str]:
+    """Objects of trials that no manifest names."""
+    named = {ref.key for manifest in read_manifests(store, "demo").values() for ref in manifest.objects}
+    return [key for key in store.keys("demo/") if ("/checkpoints/" in key or "/pictures/" in key) and key not in named]
+
+
+def everything(store: Store) -> dict[str, bytes]:
+    return {key: store.read(key)[0] for key in store.keys("")}
+
+
+def orphan(trial_id: str, name: str = "00000099-1/model.safetensors") -> str:
+    return f"demo/{trial_id}/checkpoints/{name}"
+
+
+RULES = [
+    (None, [[1, 2, 3], [1, 2], [1, 2, 3], [1]]),
+    ({"last": 1, "best_per_sweep": 0}, [[3], [2], [3], [1]]),
+    ({"last": 2, "best_per_sweep": 0}, [[2, 3], [1, 2], [2, 3], [1]]),
+    ({"last": 0, "best_per_sweep": 0}, [[], [], [], []]),
+    ({"last": 0, "best_per_sweep": 1}, [[], [1], [], []]),
+    ({"last": 0, "best_per_sweep": 3}, [[2], [1], [1], []]),  # the third is a tie, which the earliest step wins
+    ({"last": 0, "best_per_sweep": 0, "best_per_partition": 1}, [[], [1], [1], []]),
+    ({"last": 0, "best_per_sweep": 0, "best_per_trial": 1}, [[2], [1], [1], [1]]),
+    ({"last": 1, "best_per_sweep": 1, "best_per_partition": 1}, [[3], [1, 2], [1, 3], [1]]),
+    ({}, [[3], [1, 2], [3], [1]]),
+]
+
+
+@pytest.mark.parametrize(("rule", "left"), RULES)
+def test_of_finished_trials_the_rule_keeps_the_newest_and_the_best(store, rule, left):
+    for trial, mious in enumerate([[0.1, 0.7, 0.2], [0.9, 0.3], [0.7, 0.2, 0.7], [0.6]]):
+        finished(store, trial, mious)
+    history = {trial_id: manifest.history for trial_id, manifest in read_manifests(store, "demo").items()}
+    found = collected(store, rule and FinishedRetention(**rule) if rule is not None else None)
+    assert epochs(store) == left
+    assert unnamed(store) == []
+    assert len(found.items) == 2 * (9 - sum(map(len, left)))
+    assert {item.kind for item in found.items} <= {"retired"}
+    assert {trial_id: manifest.history for trial_id, manifest in read_manifests(store, "demo").items()} == history
+
+
+def test_pictures_stay_when_the_checkpoint_of_their_epoch_goes(store):
+    record = opened(store)
+    for epoch in (1, 2, 3):
+        commit(record, epoch, drawn=epoch != 2)
+    record.finish()
+    found = collected(store, FinishedRetention(last=1, best_per_sweep=0))
+    assert epochs(store) == [[3]]
+    assert {item.kind for item in found.items} == {"retired"}
+    (manifest,) = read_manifests(store, "demo").values()
+    assert [drawn.epoch for drawn in manifest.pictures] == [1, 3]
+
+
+def test_mlflow_is_told_again_of_trials_that_lost_checkpoints(store):
+    for trial, mious in enumerate([[0.5, 0.4], [0.3], [0.2, 0.1]]):
+        finished(store, trial, mious)
+    write_tracked(store, "demo", "sqlite:///m.db", [*IDS[:3], "another"])
+    collected(store, FinishedRetention(last=1, best_per_trial=1, best_per_sweep=0), dry_run=True)
+    collected(store)
+    assert tracked(store, "demo", "sqlite:///m.db") == {*IDS[:3], "another"}
+    collected(store, FinishedRetention(last=1, best_per_sweep=0))
+    assert epochs(store) == [[2], [1], [2]]
+    assert tracked(store, "demo", "sqlite:///m.db") == {IDS[1], "another"}
+
+
+def test_a_checkpoint_without_a_score_is_never_the_best(store):
+    record = opened(store)
+    record.commit(step=5, epoch=0, files={"model.safetensors": b"w0"}, entries=[], seconds=1.0)
+    commit(record, 1)
+    record.finish()
+    collected(store, FinishedRetention(last=0, best_per_trial=5))
+    assert epochs(store) == [[1]]
+
+
+@pytest.mark.parametrize("end", [TrialRecord.stop, lambda record: record.fail(failure="code", reason="x"), lambda record: None])
+def test_a_trial_that_is_not_finished_keeps_all_that_it_names(store, end):
+    record = opened(store)
+    for epoch in (1, 2, 3):
+        commit(record, epoch)
+    end(record)
+    assert collected(store, FinishedRetention(last=0, best_per_sweep=0)).items == ()
+    assert epochs(store) == [[1, 2, 3]]
+    heir = opened(store, driver=3)
+    assert next(heir.usable_checkpoints())[0].epoch == 3
+
+
+def test_uploads_that_no_manifest_names_go_also_where_the_manifest_is_gone(store):
+    finished(store, 0, [0.5])
+    commit(opened(store, 1), 1)
+    finished(store, 2, [0.5])
+    gone = [key for key in store.keys(f"demo/{IDS[2]}/") if "/checkpoints/" in key]
+    store.delete([manifest_key("demo", IDS[2])])
+    orphans = [orphan(IDS[0]), orphan(IDS[1]), *gone, orphan("unheard-of"), f"demo/{IDS[0]}/pictures/0009-1/predictions.png"]
+    for key in orphans:
+        store.write(key, b"12345")
+    found = collected(store)
+    assert sorted(item.place for item in found.items) == sorted(orphans)
+    assert {(item.kind, item.size) for item in found.items} == {("orphaned", 5)}
+    assert epochs(store) == [[1], [1]]
+    assert unnamed(store) == []
+
+
+def test_nothing_else_is_touched(store):
+    finished(store, 0, [0.5])
+    kept = [
+        "demo/lease.json",
+        "demo/tracking.json",
+        f"demo/{IDS[0]}/notes.txt",
+        "demo2/t/checkpoints/1-1/x",
+        "weights/abc.safetensors",
+        "x",
+    ]
+    for key in kept:
+        store.write(key, b"1")
+    before = everything(store)
+    assert collected(store, FinishedRetention(last=1)).items == ()
+    assert everything(store) == before
+
+
+def test_a_zombie_is_shut_out_before_its_uploads_go(store):
+    zombie = opened(store)
+    commit(zombie, 1)
+    upload = orphan(IDS[0], "00000020-1/model.safetensors")
+    store.write(upload, b"w2")  # the first line of its commit; the manifest would come next
+    found = collected(store)
+    assert (found.settled, found.open, [item.place for item in found.items]) == ((IDS[0],), (), [upload])
+    with pytest.raises(Fenced):
+        commit(zombie, 2)
+    assert epochs(store) == [[1]]
+    collected(store)
+    assert unnamed(store) == []
+
+
+@pytest.mark.parametrize("step", ["_settle", "_unfinished", "_unnamed", "_delete"])
+def test_an_attempt_that_begins_meanwhile_loses_nothing(store, monkeypatch, step):
+    before = opened(store)
+    commit(before, 1)
+    before.stop()
+    store.write(orphan(IDS[0]), b"1")
+    late = []
+    real = getattr(garbage, step)
+
+    def do_then_begin(*args, **options):
+        done = real(*args, **options)
+        late.append(opened(store))
+        store.write(orphan(IDS[0], "00000020-2/model.safetensors"), b"w2")
+        return done
+
+    monkeypatch.setattr(garbage, step, do_then_begin)
+    found = collected(store)
+    assert found.open == ((IDS[0],) if step in ("_settle", "_unfinished") else ())
+    assert f"demo/{IDS[0]}/checkpoints/00000020-2/model.safetensors" in store.keys("demo/")
+    commit(late[0], 2)
+    assert epochs(store) == [[1, 2]]
+
+
+def test_a_driver_that_was_replaced_collects_nothing(store):
+    commit(opened(store, driver=7), 1)
+    store.write(orphan(IDS[0]), b"1")
+    with pytest.raises(Fenced, match="driver 7 has taken the sweep over from driver 2"):
+        collected(store)
+    assert unnamed(store) == [orphan(IDS[0])]
+
+
+def test_trials_of_other_versions_of_the_file_keep_what_they_name(store):
+    for trial in (0, 1):
+        finished(store, trial, [0.5, 0.4, 0.3])
+    found = collected(store, FinishedRetention(last=1, best_per_sweep=0), ids=IDS[:1])
+    assert epochs(store) == [[3], [1, 2, 3]]
+    assert (found.others, found.others_bytes) == (1, 3 * len(b"w1s"))
+
+
+def test_a_dry_run_tells_the_same_and_changes_no_byte(store):
+    for trial in (0, 1):
+        finished(store, trial, [0.5, 0.4, 0.3])
+    store.write(orphan(IDS[0]), b"1")
+    before = everything(store)
+    told = collected(store, FinishedRetention(), driver=0, dry_run=True)
+    assert everything(store) == before
+    done = collected(store, FinishedRetention())
+    assert told == done
+    assert {item.kind for item in done.items} == {"retired", "orphaned"}
+
+
+def test_a_dry_run_keeps_whole_what_an_open_attempt_may_still_name(store):
+    commit(opened(store, driver=7), 1)
+    store.write(orphan(IDS[0]), b"1")
+    before = everything(store)
+    found = collected(store, driver=0, dry_run=True)
+    assert (found.items, found.settled, found.open) == ((), (), (IDS[0],))
+    assert everything(store) == before
+
+
+def test_the_second_time_there_is_nothing_to_do(store):
+    finished(store, 0, [0.5, 0.4, 0.3])
+    commit(opened(store, 1), 1)
+    store.write(orphan(IDS[1]), b"1")
+    assert len(collected(store, FinishedRetention()).items) == 3
+    before = everything(store)
+    again = collected(store, FinishedRetention())
+    assert (again.items, again.settled) == ((), ())
+    assert everything(store) == before
+
+
+def test_a_manifest_that_cannot_be_read_stops_everything(store):
+    finished(store, 0, [0.5])
+    for trial in (0, 1):
+        store.write(orphan(IDS[trial]), b"1")
+    store.write(manifest_key("demo", IDS[1]), b"{}")
+    before = everything(store)
+    with pytest.raises(StoreError, match="not a manifest"):
+        collected(store, FinishedRetention(last=0))
+    assert everything(store) == before
+
+
+@pytest.mark.parametrize(("source", "target"), [(f"demo/{IDS[0]}", "demo/a-copy"), (f"other/{IDS[0]}", f"demo/{IDS[0]}")])
+def test_a_folder_that_was_copied_by_hand_is_refused(store, source, target):
+    finished(store, 0, [0.5])
+    if source.startswith("other"):  # a manifest that says: I am of the sweep "other"
+        body = store.read(manifest_key("demo", IDS[0]))[0].replace(b'"sweep": "demo"', b'"sweep": "other"')
+        store.write(f"{target}/manifest.json", body)
+    else:
+        for key in list(store.keys(f"{source}/")):
+            store.write(key.replace(source, target), store.read(key)[0])
+    before = everything(store)
+    with pytest.raises(StoreError, match=f"{target}/manifest.json: not the manifest of that trial of that sweep; move"):
+        collected(store, FinishedRetention(last=0))
+    assert everything(store) == before
+
+
+def places(store: Store) -> list[str]:
+    return sorted(folder_of(write) for write in store.unfinished(""))
+
+
+def test_half_written_checkpoints_go_and_what_is_young_elsewhere_stays(store):
+    finished(store, 0, [0.5])
+    for key in (orphan(IDS[0]), orphan("unheard-of"), "demo/lease.json", f"demo/{IDS[0]}/manifest.json", "demo2/t/checkpoints/1-1/x"):
+        start_half_a_write(store, key)
+    told = collected(store, dry_run=True)
+    assert len(places(store)) == 5
+    done = collected(store)
+    assert told == done
+    assert {item.kind for item in done.items} == {"unfinished"}
+    assert {item.trial_id for item in done.items} == {IDS[0], "unheard-of"}
+    assert places(store) == sorted(["demo", f"demo/{IDS[0]}", "demo2/t/checkpoints/1-1"])
+    assert epochs(store) == [[1]]
+
+
+def test_an_old_half_written_file_goes_wherever_in_the_sweep_it_lies(tmp_path):
+    store = open_store(str(tmp_path))
+    finished(store, 0, [0.5])
+    for key in ("demo/lease.json", f"demo/{IDS[0]}/manifest.json", "demo2/lease.json"):
+        start_half_a_write(store, key, age_s=3700)
+    assert sorted(item.trial_id for item in collected(store).items) == ["", IDS[0]]
+    assert places(store) == ["demo2"]
+
+
+def test_in_a_dry_run_the_half_written_checkpoint_of_an_open_attempt_stays(store):
+    opened(store)
+    start_half_a_write(store, orphan(IDS[0]))
+    assert collected(store, dry_run=True).items == ()
+    assert len(collected(store).items) == 1
+
+
+def test_a_bucket_that_hides_unfinished_uploads_is_collected_all_the_same(tmp_path, monkeypatch, caplog):
+    store = open_store(str(tmp_path))
+    store.write(orphan(IDS[0]), b"1")
+
+    def refuse(self, prefix):
+        raise StoreError("AccessDenied: no")
+
+    monkeypatch.setattr(DirectoryStore, "unfinished", refuse)
+    assert len(collected(store).items) == 1
+    assert "demo: unfinished uploads cannot be listed: AccessDenied: no" in caplog.text
+
+
+def test_what_is_shown_has_a_line_a_kind_and_a_total():
+    items = [Item("retired", orphan("t1", "1-1/a"), 2_000_000), Item("retired", orphan("t2", "1-1/a"), 1_500_000_000)]
+    items += [Item("orphaned", orphan("t1"), 500), Item("unfinished", "demo/.new-1", None)]
+    found = Collected(items=tuple(items), settled=("t1",), open=("t2", "t3"), others=1, others_bytes=42_000_000)
+    assert render(found, dry_run=True).splitlines() == [
+        "would be removed                       number  size",
+        "checkpoints beyond retention.finished  2       1.5 GB",
+        "objects that no trial names            1       0.5 kB",
+        "unfinished uploads                     1       unknown",
+        "total                                  4       1.5 GB and more",
+        "closed, as their process ended without a word: 1 trial",
+        "kept whole, as their attempt is not closed: 2 trials",
+        "kept, of other versions of the file: 1 trial, 42 MB",
+    ]
+    lines = render(found, dry_run=False, per_trial=True).splitlines()
+    assert lines[0].split() == ["removed", "trial", "number", "size"]
+    assert [line.split()[-4] for line in lines[1:4]] == ["t1", "t2", "t1"]
+
+
+def test_nothing_is_one_line():
+    assert render(Collected((), (), (), 0, 0), dry_run=False) == "nothing to remove"
+
+
+class Actor:
+    """One of the writers of a random history; each step may meet a fence, which it must bear."""
+
+    def __init__(self, store: Store) -> None:
+        self.store, self.records, self.driver = store, dict[int, list[TrialRecord]](), 1
+
+    def do(self, action: str, trial: int, number: int) -> None:
+        records = self.records.setdefault(trial, [])
+        if action == "open" or not records:
+            records.append(opened(self.store, trial, driver=self.driver))
+            return
+        record = records[number % len(records)]  # the newest, or a zombie
+        if record.manifest.status == "finished":
+            return
+        try:
+            self._act(action, record, trial, number)
+        except Fenced:
+            records.remove(record)
+
+    def _act(self, action: str, record: TrialRecord, trial: int, number: int) -> None:
+        if action == "commit":
+            commit(record, record.manifest.epochs + 1, miou=number / 10, drawn=number % 2 == 0)
+        elif action == "commit half":
+            folder = f"{10 * record.manifest.epochs + 10:08d}-{record.manifest.attempt}"
+            self.store.write(orphan(IDS[trial], f"{folder}/model.safetensors"), b"w%d" % (record.manifest.epochs + 1))
+            self.store.write(f"demo/{IDS[trial]}/pictures/{record.manifest.epochs + 1:04d}-{record.manifest.attempt}/confusion.json", b"{}")
+        elif action == "stage half":
+            start_half_a_write(self.store, orphan(IDS[trial], f"{number:08d}-1/state.pt"))
+        elif action == "settle":
+            settle(self.store, "demo", IDS[trial], driver=self.driver, failure="lost", reason="")
+        elif action == "end":
+            [record.finish, record.stop, lambda: record.fail(failure="code", reason="")][number % 3]()
+
+
+ACTIONS = ("open", "commit", "commit", "commit", "commit half", "stage half", "settle", "end", "gc")
+HISTORIES = st.lists(st.tuples(st.sampled_from(ACTIONS), st.integers(0, 2), st.integers(0, 9)), max_size=40)
+COUNTS = st.integers(0, 2)
+FINISHED = st.none() | st.builds(FinishedRetention, last=COUNTS, best_per_trial=COUNTS, best_per_partition=COUNTS, best_per_sweep=COUNTS)
+
+
+def live_through(store: Store, history: list[tuple[str, int, int]], rule: FinishedRetention | None) -> None:
+    actor = Actor(store)
+    for action, trial, number in [*history, ("gc", 0, 0)]:
+        if action != "gc":
+            actor.do(action, trial, number)
+            continue
+        actor.driver += 1
+        before = {trial_id: manifest.checkpoints for trial_id, manifest in read_manifests(store, "demo").items()}
+        collected(store, rule, driver=actor.driver)
+        epochs(store)  # reads and verifies all that is named
+        assert unnamed(store) == []
+        assert list(store.unfinished("demo/")) == []
+        for trial_id, manifest in read_manifests(store, "demo").items():
+            if rule is None or manifest.status != "finished":
+                assert manifest.checkpoints == before[trial_id]
+        assert collected(store, rule, driver=actor.driver).items == ()
+    for trial in actor.records:  # nothing that zombies do now changes that all that is named is there
+        for record in list(actor.records[trial]):
+            actor.do("commit", trial, actor.records[trial].index(record))
+    epochs(store)
+
+
+@settings(max_examples=100, deadline=None)
+@given(history=HISTORIES, rule=FINISHED)
+def test_after_any_history_all_that_is_named_is_there_and_nothing_else(history, rule):
+    with tempfile.TemporaryDirectory() as folder:
+        live_through(open_store(folder), history, rule)
+
+
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(history=HISTORIES, rule=FINISHED)
+def test_after_any_history_so_it_is_in_s3(s3_environment, history, rule):
+    store = fresh_s3()
+    assert isinstance(store, S3Store)
+    live_through(store, history, rule)

@@ -1,0 +1,339 @@
+"""notifications.py with a real HTTP server and real commands: what they are told, and that nothing they do reaches the sweep."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from servers import free_port, wait_until
+
+from orchestration.observe.events import Event
+from orchestration.plan.spec import Notify
+from orchestration.plan.sweep_file import check
+from orchestration.plan.trial_plan import expand
+from orchestration.record.manifest import Entry, Manifest
+from orchestration.run import notification_text, notifications
+from orchestration.run.notifications import Notifier
+from orchestration.sweep import Sweep, open_sweep
+
+SECRET = "T000/B000/XXXXXXXX"
+FILE = {"name": "demo", "preset": "digits", "grid": {"partition": ["1/8"], "eps": [0.3, 0.6]}}
+PLANS = expand(check(FILE))
+FAILED = Event("failed", PLANS[0], reason="[code] KeyError: 'eps' & <more>")
+
+
+class Webhook:
+    """A server that notes what it is sent, and answers as told: a status for each request, or `hang` or `drip`."""
+
+    def __init__(self, *answers: int | str) -> None:
+        self.bodies: list[dict] = []
+        self._answers, self._ended = list(answers), threading.Event()
+        hook = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                hook.bodies.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+                hook.answer(self)
+
+            do_GET = do_POST  # noqa: N815
+
+            def log_message(self, *words: object) -> None: ...
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self._server.server_port}/services/{SECRET}"
+        threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+
+    def answer(self, request: BaseHTTPRequestHandler) -> None:
+        kind = self._answers.pop(0) if len(self._answers) > 1 else self._answers[0]
+        if kind == "hang":
+            self._ended.wait(60)
+        elif kind == "drip":
+            with suppress(OSError):
+                for byte in b"HTTP/1.1 200 OK\r\nX-Slow: " + b"x" * 1000:
+                    request.wfile.write(bytes([byte]))
+                    if self._ended.wait(0.1):
+                        return
+        else:
+            request.send_response(kind)
+            request.send_header("Location", self.url)
+            request.send_header("Content-Length", "0")
+            request.end_headers()
+
+    def close(self) -> None:
+        self._ended.set()
+        self._server.shutdown()
+        self._server.server_close()
+
+
+@contextmanager
+def webhook(*answers: int | str) -> Iterator[Webhook]:
+    hook = Webhook(*answers)
+    try:
+        yield hook
+    finally:
+        hook.close()
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(notifications, "TRY_WITHIN_S", 1.0)
+    monkeypatch.setattr(notifications, "PAUSE_S", 0.05)
+    monkeypatch.setattr(notifications, "COMMAND_WITHIN_S", 2.0)
+
+
+def notifier(*, url: str = "", command: str | None = None, **rule) -> Notifier:
+    named = {"webhook_env": "HOOK"} if url else {}
+    environment = {"PATH": os.environ["PATH"], "HOOK": url}
+    return Notifier(Notify(command=command, **named, **rule), "demo", total=2, environment=environment)
+
+
+def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.message for record in caplog.records if record.levelname == "WARNING"]
+
+
+@pytest.fixture
+def finished(tmp_path: Path) -> Sweep:
+    """A sweep of two trials, of which the second has the better epoch."""
+    (tmp_path / "demo.yaml").write_text(json.dumps(FILE))
+    sweep = open_sweep(tmp_path / "demo.yaml", [], data_root=None, environment={"RRN_STORE": str(tmp_path / "store")})
+    manifests = {plan.trial_id: manifest(plan, mious) for plan, mious in zip(sweep.plans, ([0.1, 0.3], [0.4, 0.2]), strict=True)}
+    return Sweep(**{**vars(sweep), "manifests": manifests})
+
+
+def manifest(plan, mious=(), **changes) -> Manifest:
+    history = tuple(Entry(epoch=n, step=n, time_ms=n, metrics={"val/miou": miou}) for n, miou in enumerate(mious, start=1))
+    known = {"sweep": "demo", "trial_id": plan.trial_id, "label": plan.label, "varied": plan.varied, "config": {}, "iterations": 1}
+    return Manifest(**known, created_ms=0, updated_ms=0, **{"status": "finished", "history": history, **changes})
+
+
+class TestTexts:
+    def test_the_end_tells_how_many_finished_and_the_best_with_its_rule(self, finished):
+        told = notification_text.ended(finished)
+        assert told.text.splitlines() == [
+            "Sweep demo finished; 2 of 2 finished",
+            f"best val/miou 0.400: 1/8 eps=0.6 after epoch 1 of {PLANS[1].config.epochs}, both chosen on the validation list",
+        ]
+        assert (told.event, told.finished, told.total, told.reason) == ("end", 2, 2, "finished")
+
+    def test_the_end_names_what_failed_and_why_it_stopped(self, finished):
+        failed = manifest(PLANS[0], status="failed", failure="memory", reason="no room")
+        sweep = Sweep(**{**vars(finished), "manifests": {PLANS[0].trial_id: failed}})
+        assert notification_text.ended(sweep).text.splitlines() == [
+            "Sweep demo ended, 1 failed; 0 of 2 finished",
+            f"FAILED {PLANS[0].trial_id} 1/8 eps=0.3: [memory] no room",
+        ]
+        assert notification_text.ended(sweep, stopped="stopped by SIGTERM").reason == "stopped: stopped by SIGTERM"
+
+    def test_a_hundred_failures_are_counted_and_a_long_text_is_cut(self, finished):
+        many = expand(check(FILE | {"grid": {"eps": [n / 200 for n in range(1, 101)]}}))
+        manifests = {plan.trial_id: manifest(plan, status="failed", failure="code", reason="x" * 999) for plan in many}
+        sweep = Sweep(**{**vars(finished), "plans": many, "manifests": manifests})
+        assert len(notification_text.ended(sweep).text) == notification_text.LONGEST_TEXT
+        short = {trial_id: known.model_copy(update={"reason": "x"}) for trial_id, known in manifests.items()}
+        assert notification_text.ended(Sweep(**{**vars(sweep), "manifests": short})).text.splitlines()[-1] == "and 95 more failed"
+
+    def test_a_message_is_slacks_and_turns_nothing_into_markup(self):
+        told = notification_text.failed(PLANS[0], "no <b> & :tada: at https://user:pw@host/", finished=0, total=2)
+        message = notification_text.message(told)
+        assert "no &lt;b&gt; &amp; :tada:" in message["text"]
+        (block,) = message["blocks"]
+        assert block["text"] == {"type": "plain_text", "text": told.text, "emoji": False}
+        assert "pw" not in json.dumps(message)
+
+    def test_what_no_environment_can_hold_is_left_out(self):
+        told = notification_text.variables(notification_text.failed(PLANS[0], "a\0b\udcff", finished=0, total=2))
+        assert told["RRN_REASON"] == "ab?"
+
+
+class TestWebhook:
+    def test_it_is_told_of_failures_the_breaker_and_the_end(self, finished, caplog):
+        with webhook(200) as hook:
+            told = notifier(url=hook.url)
+            told(Event("finished", PLANS[1]))
+            told(FAILED)
+            told.breaker("circuit breaker: the first 3 trials failed alike")
+            told.ended(finished, stopped="circuit breaker")
+            assert told.close(timeout_s=10) == 0
+            texts = [body["text"] for body in hook.bodies]
+        assert texts[0].startswith(f"Sweep demo: trial 1/8 eps=0.3 ({PLANS[0].trial_id}) failed for good: [code] KeyError")
+        assert texts[0].endswith("1 of 2 finished")
+        assert texts[1].startswith("Sweep demo: circuit breaker: the first 3 trials failed alike")
+        assert texts[2].startswith("Sweep demo stopped: circuit breaker; 2 of 2 finished")
+        assert len(texts) == 3
+        assert warnings(caplog) == []
+
+    def test_only_what_was_asked_for_is_told(self, finished):
+        with webhook(200) as hook:
+            told = notifier(url=hook.url, on=["breaker"])
+            told(FAILED)
+            told.ended(finished)
+            told.breaker("why")
+            assert told.close(timeout_s=10) == 0
+            assert len(hook.bodies) == 1
+
+    def test_one_that_is_out_of_order_for_a_moment_is_tried_again(self, caplog):
+        with webhook(500, 429, 200) as hook:
+            told = notifier(url=hook.url)
+            told(FAILED)
+            assert told.close(timeout_s=10) == 0
+            assert len(hook.bodies) == 3
+        assert warnings(caplog) == []
+
+    @pytest.mark.parametrize(
+        ("answer", "requests", "why"),
+        [
+            (500, 3, "refused with 500, 3 of 3 tries"),
+            (404, 1, "refused with 404, 1 of 3 tries"),
+            (307, 1, "refused with 307, 1 of 3 tries"),
+            (302, 1, "refused with 302, 1 of 3 tries"),
+            ("hang", 3, "not reached: "),
+            ("drip", 3, "not reached: no answer within 1 s"),
+        ],
+    )
+    def test_one_that_fails_is_one_warning_without_its_address(self, answer, requests, why, caplog):
+        with webhook(answer) as hook:
+            told = notifier(url=hook.url)
+            told(FAILED)
+            assert told.close(timeout_s=20) == 0
+            assert len(hook.bodies) == requests
+        (line,) = warnings(caplog)
+        assert line.startswith(f"notify: webhook: {why}")
+        assert SECRET not in caplog.text
+        assert "127.0.0.1" not in caplog.text
+
+    def test_one_that_stays_away_is_told_of_once(self, caplog):
+        told = notifier(url=f"http://127.0.0.1:{free_port()}/{SECRET}")
+        for _ in range(3):
+            told(FAILED)
+        assert told.close(timeout_s=20) == 0
+        assert len(warnings(caplog)) == 1
+        assert SECRET not in caplog.text
+
+    @pytest.mark.parametrize(
+        "address", [f"file:///{SECRET}", SECRET, f"http://host:{SECRET}/", f"http://a b/{SECRET}", f"http://[{SECRET}"]
+    )
+    def test_an_address_that_is_none_is_one_warning_without_it(self, address, caplog):
+        told = notifier(url=address)
+        told(FAILED)
+        assert told.close(timeout_s=20) == 0
+        assert len(warnings(caplog)) == 1
+        assert SECRET not in caplog.text
+
+    def test_an_unset_variable_is_told_at_once(self, caplog):
+        told = Notifier(Notify(webhook_env="SLACK_WEBHOOK"), "demo", total=1, environment={})
+        told(FAILED)
+        assert told.close(timeout_s=1) == 0
+        assert warnings(caplog) == ["notify: SLACK_WEBHOOK is not set: no webhook will be told"]
+
+
+class TestNeverInTheWay:
+    def test_a_sweep_does_not_wait_for_one_that_hangs_and_its_end_only_so_long(self, finished, caplog):
+        with webhook("hang") as hook:
+            told = notifier(url=hook.url)
+            started = time.monotonic()
+            for _ in range(50):
+                told(FAILED)
+            told.ended(finished)
+            assert time.monotonic() - started < 0.5
+            assert told.close(timeout_s=1.5) == 51
+            assert time.monotonic() - started < 4
+        assert warnings(caplog)[-1] == "notify: 51 notices were not told within 1.5 s"
+        wait_until(lambda: not any(thread.name == "notify" for thread in threading.enumerate()), deadline_s=10, what="its thread")
+
+    def test_what_waits_is_bounded(self, monkeypatch, caplog):
+        monkeypatch.setattr(notifications, "WAITING", 3)
+        with webhook("hang") as hook:
+            told = notifier(url=hook.url)
+            for _ in range(100):
+                told(FAILED)
+            assert told.close(timeout_s=0.1) <= 4
+        assert "notify: queue: 3 notices are waiting, the newest are dropped; the sweep goes on" in warnings(caplog)
+
+    def test_a_bug_in_a_text_reaches_nobody(self):
+        with webhook(200) as hook:
+            told = notifier(url=hook.url)
+            told.ended(SimpleNamespace())
+            told(FAILED)
+            assert told.close(timeout_s=10) == 0
+            assert len(hook.bodies) == 1
+
+    def test_without_a_rule_nobody_is_told_and_nothing_is_started(self, finished):
+        before = threading.active_count()
+        told = Notifier(None, "demo", total=2, environment={})
+        told(FAILED)
+        told.breaker("why")
+        told.ended(finished)
+        assert told.close(timeout_s=0) == 0
+        assert threading.active_count() == before
+
+
+class TestCommand:
+    def test_it_finds_the_facts_in_its_environment_and_the_text_on_its_input(self, tmp_path, caplog):
+        told = notifier(command=f"env > {tmp_path}/env; cat > {tmp_path}/text; echo to nobody")
+        told(FAILED)
+        assert told.close(timeout_s=10) == 0
+        facts = dict(line.split("=", 1) for line in (tmp_path / "env").read_text().splitlines() if line.startswith("RRN_"))
+        text = (tmp_path / "text").read_text()
+        assert facts == {
+            "RRN_EVENT": "failed",
+            "RRN_SWEEP": "demo",
+            "RRN_TRIAL": PLANS[0].trial_id,
+            "RRN_LABEL": "1/8 eps=0.3",
+            "RRN_REASON": "[code] KeyError: 'eps' & <more>",
+            "RRN_FINISHED": "0",
+            "RRN_TOTAL": "2",
+            "RRN_TEXT": text.splitlines()[0],  # its second line has no name before it
+        }
+        assert warnings(caplog) == []
+
+    def test_a_text_that_nobody_reads_and_output_without_end_make_nobody_wait(self, tmp_path, caplog):
+        told = notifier(command="head -c 3000000 /dev/zero; head -c 3000000 /dev/zero >&2")
+        told(FAILED)
+        assert told.close(timeout_s=10) == 0
+        assert warnings(caplog) == []
+
+    def test_one_that_fails_is_one_warning_with_its_last_word(self, caplog):
+        with webhook(200) as hook:
+            told = notifier(url=hook.url, command='echo first >&2; echo "cannot post to $HOOK" >&2; exit 3')
+            told(FAILED)
+            told(FAILED)
+            assert told.close(timeout_s=10) == 0
+            assert len(hook.bodies) == 2  # the webhook is told all the same
+        assert warnings(caplog) == ["notify: command: ended with 3: cannot post to ADDRESS; the sweep goes on"]
+
+    def test_one_that_ignores_sigterm_and_forks_is_killed_with_its_children(self, tmp_path, caplog):
+        told = notifier(command=f"trap '' TERM HUP; (sleep 300; true) & echo $! > {tmp_path}/child; echo $$ > {tmp_path}/pid; wait")
+        told(FAILED)
+        assert told.close(timeout_s=10) == 0
+        assert warnings(caplog) == ["notify: command: ran for more than 2 s, and was killed; the sweep goes on"]
+        for name in ("child", "pid"):
+            wait_until(lambda name=name: not lives(int((tmp_path / name).read_text())), deadline_s=5, what=f"the end of {name}")
+
+    def test_one_that_still_runs_when_time_is_up_is_killed(self, tmp_path):
+        told = notifier(command=f"echo $$ > {tmp_path}/pid; trap '' TERM; sleep 300; touch {tmp_path}/done")
+        told(FAILED)
+        told(FAILED)
+        wait_until(lambda: (tmp_path / "pid").exists() and bool((tmp_path / "pid").read_text()), deadline_s=5, what="its start")
+        started = time.monotonic()
+        assert told.close(timeout_s=0.2) == 2
+        assert time.monotonic() - started < 3
+        pid = int((tmp_path / "pid").read_text())
+        wait_until(lambda: not lives(pid), deadline_s=5, what="its end")
+        wait_until(lambda: not any(thread.name == "notify" for thread in threading.enumerate()), deadline_s=5, what="its thread")
+        assert int((tmp_path / "pid").read_text()) == pid  # the second was not started
+
+
+def lives(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False

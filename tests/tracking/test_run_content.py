@@ -1,0 +1,156 @@
+"""What the MLflow run of a trial has to show, from its manifest alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+from tracked_sweep import STORE, attempt, checkpoint, judged, manifest
+
+from orchestration.tracking.dataset_inputs import DataSet
+from orchestration.tracking.run_content import run_view
+from rrn_core.config import Split, TrainConfig
+
+
+class TestRunView:
+    def test_tags_name_the_last_and_the_first_best_checkpoint(self) -> None:
+        scored = manifest(3, checkpoints=(checkpoint(1, 0.4), checkpoint(2, 0.4), checkpoint(3)))
+        tags = run_view(scored, store=f"{STORE}/", live=True).tags
+        assert tags["checkpoint_best"] == f"{STORE}/sweep/abc/checkpoints/00000001-1"
+        assert tags["checkpoint_last"] == f"{STORE}/sweep/abc/checkpoints/00000003-1"
+
+    def test_tags_are_what_people_filter_by(self) -> None:
+        tags = run_view(manifest(1, proposal=7), store=STORE, live=True).tags
+        assert {
+            name: tags[name] for name in ("sweep", "trial_id", "partition", "seed", "method", "dataset", "attempt", "proposal", "rrn.kind")
+        } == {
+            "sweep": "sweep",
+            "trial_id": "abc",
+            "partition": "1/8",
+            "seed": "3",
+            "method": "rrn",
+            "dataset": "digits",
+            "attempt": "1",
+            "proposal": "7",
+            "rrn.kind": "trial",
+        }
+
+    def test_long_values_are_cut_to_what_mlflow_takes(self) -> None:
+        view = run_view(manifest(1, status="failed", reason="x" * 10_000, config={"scales": "y" * 10_000}), store=STORE, live=True)
+        assert (len(view.tags["reason"]), len(view.params["scales"])) == (5000, 6000)
+
+    @pytest.mark.parametrize(
+        ("stored", "live", "shown"),
+        [("running", True, "RUNNING"), ("running", False, "KILLED"), ("finished", False, "FINISHED"), ("failed", True, "FAILED")],
+    )
+    def test_status(self, stored: str, live: bool, shown: str) -> None:
+        view = run_view(manifest(1, status=stored), store=STORE, live=live)
+        assert (view.status, view.end_ms is None) == (shown, shown == "RUNNING")
+
+
+class TestLiveness:
+    @pytest.mark.parametrize(("outcome", "shown"), [(None, "RUNNING"), ("stopped", "KILLED"), ("lost", "KILLED")])
+    def test_a_trial_between_two_attempts_does_not_run(self, outcome: str | None, shown: str) -> None:
+        assert run_view(manifest(1, attempts=(attempt(1, outcome),)), store=STORE, live=True).status == shown
+
+    def test_an_open_attempt_has_no_effort_yet(self) -> None:
+        view = run_view(manifest(1, attempts=(attempt(1, "lost"), attempt(2, None))), store=STORE, live=False)
+        assert [point.step for point in view.series["rrn.logged_attempt"]] == [1]
+        assert view.tags["attempts"] == "2: lost, open"
+
+
+class TestFewAndWellNamed:
+    @pytest.mark.parametrize(
+        ("method", "read"), [("supervised", set()), ("cps", {"lambda1"}), ("rrn", {"eps", "lambda1", "lambda2", "lambda3"})]
+    )
+    def test_of_a_method_only_what_it_reads_is_a_parameter(self, method: str, read: set[str]) -> None:
+        params = params_of(TrainConfig(method=method))
+        assert set(params) == {"seed", "method", "dataset", "partition", "backbone", "epochs"} | read
+
+    def test_what_somebody_chose_is_a_parameter_and_what_files_hold_is_none(self) -> None:
+        split = Split(labeled=1, unlabeled=1, val=1, sha256="ab" * 32)
+        params = params_of(TrainConfig(method="supervised", dataset="camvid", split=split, init_sha256="cd" * 32, crop=64, hflip=0.25))
+        assert {name: params.get(name) for name in ("crop", "hflip", "split", "init_sha256", "momentum")} == {
+            "crop": "64",
+            "hflip": "0.25",
+            "split": None,
+            "init_sha256": None,
+            "momentum": None,
+        }
+
+    def test_what_varies_comes_first_even_where_the_method_does_not_read_it(self) -> None:
+        assert list(params_of(TrainConfig(method="supervised"), varied=("eps", "partition")))[:2] == ["eps", "partition"]
+
+    def test_a_series_for_each_class_and_head_is_left_to_a_table(self) -> None:
+        (point,) = run_view(manifest(1, history=(judged(1, 0.5),)), store=STORE, live=True).series["rrn.logged_epoch"]
+        assert set(point.metrics) == {
+            "train/loss",
+            "val/miou",
+            "val/miou_branch1",
+            "val/miou_branch2",
+            "val/miou_ensemble",
+            "system/cpu_utilization_percentage",
+            "perf/train_s",
+            "best/miou",
+            "best/miou_epoch",
+        }
+
+    def test_the_best_so_far_is_the_first_epoch_that_reached_it(self) -> None:
+        scores = (0.3, 0.5, 0.4, 0.5, 0.6)
+        history = tuple(judged(epoch, score) for epoch, score in enumerate(scores, start=1))
+        points = run_view(manifest(5, history=history), store=STORE, live=True).series["rrn.logged_epoch"]
+        best = [(point.metrics["best/miou"], point.metrics["best/miou_epoch"]) for point in points]
+        assert best == [(0.3, 1), (0.5, 2), (0.5, 2), (0.5, 2), (0.6, 5)]
+
+    def test_tags_group_by_each_varied_setting_and_by_all_but_the_seed(self) -> None:
+        config = TrainConfig(partition="1/8", eps=0.25, drlc=False, seed=3).model_dump(mode="json")
+        tags = run_view(manifest(1, config=config, varied=("eps", "partition", "drlc", "seed")), store=STORE, live=True).tags
+        assert {name: tags[name] for name in ("eps", "drlc", "partition", "seed", "cell")} == {
+            "eps": "0.25",
+            "drlc": "false",
+            "partition": "1/8",
+            "seed": "3",
+            "cell": "1/8 eps=0.25 drlc=false",
+        }
+
+
+class TestData:
+    def test_the_embedded_scenes_are_known_by_the_settings_that_make_them(self) -> None:
+        training, validation = data_of(TrainConfig(partition="1/8"))
+        assert (training.name, training.context, validation.name, validation.context) == (
+            "digits 1/8",
+            "training",
+            "digits validation",
+            "validation",
+        )
+        assert json.loads(training.profile) == {
+            "partition": "1/8",
+            "partition_by": "every_kth",
+            "partition_seed": 0,
+            "labelled": 64,
+            "unlabelled": 448,
+        }
+        assert json.loads(validation.profile) == {"images": 64}
+        assert json.loads(training.source) == {"dataset": "digits", "image_size": 64, "train_images": 512, "val_images": 64}
+        same = data_of(TrainConfig(partition="1/8", seed=9, eps=0.1))
+        other = data_of(TrainConfig(partition="1/8", image_size=128))
+        assert training.digest == same[0].digest != other[0].digest
+        assert len(training.digest) == 36
+
+    def test_listed_images_are_known_by_the_hash_of_their_split(self) -> None:
+        split = Split(labeled=46, unlabeled=321, val=101, sha256="ab" * 32)
+        training, validation = data_of(TrainConfig(dataset="camvid", split=split, train_list="lists/train.txt"))
+        assert training.digest == validation.digest == "ab" * 18
+        assert json.loads(training.source) == {"dataset": "camvid", "train_list": "lists/train.txt"}
+        assert json.loads(validation.profile) == {"images": 101}
+
+
+def params_of(config: TrainConfig, **changes: Any) -> Mapping[str, str]:
+    settings = {"varied": ("seed",), **changes}
+    return run_view(manifest(1, config=config.model_dump(mode="json"), **settings), store=STORE, live=True).params
+
+
+def data_of(config: TrainConfig) -> tuple[DataSet, ...]:
+    return run_view(manifest(1, config=config.model_dump(mode="json")), store=STORE, live=True).data
