@@ -21,13 +21,13 @@ from torch import Tensor
 
 from orchestration.plan.sweep_file import build_config
 from orchestration.record.manifest import read_manifest
-from orchestration.store.directory import open_store
+from orchestration.store.open import open_store
 from rrn_core import Runtime, TrainConfig
 from rrn_core.data.batch import IMAGENET_MEAN, IMAGENET_STD, Batch
 from rrn_core.data.batches import Batches
 from rrn_core.data.dataset import DataSet, open_dataset
 from rrn_core.losses import VOID, hard_labels, scale_image
-from rrn_core.networks.deeplab import Quartet, build_quartet
+from rrn_core.networks.quartet import Quartet, build_quartet
 from rrn_core.picture_grid import Row, coloured, errors, heat, photograph, sheet, swatch
 from rrn_core.step import Mixed, discriminator_pairs, mixed_pass
 

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestration.errors import SweepError, mendable
+from orchestration.formatting import table
 from orchestration.observe.status import HEADS
-from orchestration.plan.trial_plan import table
-from orchestration.store.directory import open_store
+from orchestration.store.open import open_store
 from rrn_core.config import Runtime
 
 if TYPE_CHECKING:  # torch and the images of a data set load slowly, and `plan` needs neither

@@ -14,8 +14,10 @@ from orchestration.plan.spec import SweepSpec
 from orchestration.plan.sweep_file import load
 from orchestration.plan.trial_plan import TrialPlan, expand, representatives
 from orchestration.record.inputs import Contents, unresolved
-from orchestration.record.manifest import Manifest, adopted, proposed, read_manifests, restored_plan, tracked, write_tracked
-from orchestration.store.directory import Store, open_store
+from orchestration.record.manifest import Manifest, adopted, proposed, read_manifests, restored_plan
+from orchestration.record.tracking_note import tracked, write_tracked
+from orchestration.store.base import Store
+from orchestration.store.open import open_store
 from rrn_core.config import Runtime
 
 STORE_WAITS_S = 30.0

@@ -19,7 +19,7 @@ from rrn_core.config import TrainConfig
 from rrn_core.data.augment import normalise, pad
 from rrn_core.data.dataset import Images, Pixels
 from rrn_core.losses import hard_labels
-from rrn_core.networks.deeplab import Quartet
+from rrn_core.networks.quartet import Quartet
 
 Forward = Callable[[Tensor], Tensor]
 """Windows (N, 3, crop, crop), normalised, to scores (N, ..., crop, crop)."""

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rrn_core.maps import at_least_float32, resize
+
 VOID = 255
 
 
@@ -17,7 +19,7 @@ def supervised_loss(logits: Tensor, labels: Tensor) -> Tensor:
 
     `logits` (B, K, H, W), `labels` (B, H, W) int64 with 255 = void.
     """
-    total = F.cross_entropy(_at_least_float32(logits), labels, ignore_index=VOID, reduction="sum")
+    total = F.cross_entropy(at_least_float32(logits), labels, ignore_index=VOID, reduction="sum")
     return total / (labels != VOID).sum().clamp(min=1)
 
 
@@ -27,7 +29,7 @@ def ohem_loss(logits: Tensor, labels: Tensor, *, threshold: float, min_kept: int
     The cut is `threshold`, or the `min_kept`-th smallest of these probabilities where that is larger; with no more than `min_kept` labelled
     pixels in the batch all of them count (CPS on Cityscapes). 0 with zero gradient where every label is void. Shapes as `supervised_loss`.
     """
-    ce = F.cross_entropy(_at_least_float32(logits), labels, ignore_index=VOID, reduction="none")
+    ce = F.cross_entropy(at_least_float32(logits), labels, ignore_index=VOID, reduction="none")
     # 1 at void pixels: they rank last, so k needs no count of the others, for which a GPU would have to be waited for.
     probability = torch.exp(-ce.detach())
     smallest = probability.flatten().topk(min(min_kept, labels.numel()), largest=False, sorted=False).values
@@ -38,12 +40,12 @@ def ohem_loss(logits: Tensor, labels: Tensor, *, threshold: float, min_kept: int
 
 def cps_loss(z1: Tensor, z2: Tensor, label1: Tensor, label2: Tensor) -> Tensor:
     """L_cps (5): each branch learns from the other's labels, over all pixels. Logits (B, K, H, W), labels (B, H, W)."""
-    return F.cross_entropy(_at_least_float32(z1), label2) + F.cross_entropy(_at_least_float32(z2), label1)
+    return F.cross_entropy(at_least_float32(z1), label2) + F.cross_entropy(at_least_float32(z2), label1)
 
 
 def pixel_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """Cross entropy of every pixel, (B, H, W); `logits` (B, K, H, W), `labels` (B, H, W) without void."""
-    return F.cross_entropy(_at_least_float32(logits), labels, reduction="none")
+    return F.cross_entropy(at_least_float32(logits), labels, reduction="none")
 
 
 def local_selection_loss(ce: Tensor, selected: Tensor) -> Tensor:
@@ -75,13 +77,13 @@ def feature_matching_loss(labeled: Tensor, unlabeled: Tensor, *, reduction: Lite
 
     `sum` is the L1 norm of the paper, `mean` divides it by C (release).
     """
-    gap = (_at_least_float32(labeled).mean(dim=0) - _at_least_float32(unlabeled).mean(dim=0)).abs()
+    gap = (at_least_float32(labeled).mean(dim=0) - at_least_float32(unlabeled).mean(dim=0)).abs()
     return gap.mean() if reduction == "mean" else gap.sum()
 
 
 def discriminator_loss(fake: Tensor, real: Tensor) -> Tensor:
     """L_D: half the binary cross entropy of predictions towards 0 plus that of true labels towards 1; score logits of any shape."""
-    fake, real = _at_least_float32(fake), _at_least_float32(real)
+    fake, real = at_least_float32(fake), at_least_float32(real)
     predicted = F.binary_cross_entropy_with_logits(fake, torch.zeros_like(fake))
     labeled = F.binary_cross_entropy_with_logits(real, torch.ones_like(real))
     return (predicted + labeled) / 2
@@ -117,9 +119,9 @@ def region_mask(
     elif upsample == "nearest":
         mask = gate(F.interpolate(maps, size=size, mode="nearest"))
     elif upsample == "threshold_first":
-        mask = _bilinear(gate(maps).to(rc.dtype), size) >= 1 / 2
+        mask = resize(gate(maps).to(rc.dtype), size) >= 1 / 2
     else:
-        mask = gate(_bilinear(maps, size))
+        mask = gate(resize(maps, size))
     return mask[:, 0]
 
 
@@ -164,17 +166,9 @@ def hard_labels(logits: Tensor) -> Tensor:
 
 def class_probabilities(logits: Tensor) -> Tensor:
     """Softmax over the classes (B, K, H, W), in float32 or wider."""
-    return _at_least_float32(logits).softmax(dim=1)
+    return at_least_float32(logits).softmax(dim=1)
 
 
 def _footprint(selected: Tensor, size: tuple[int, int], cell: int) -> Tensor:
     filled = selected.repeat_interleave(cell, dim=2).repeat_interleave(cell, dim=3)[..., : size[0], : size[1]]
     return F.pad(filled, (0, size[1] - filled.shape[3], 0, size[0] - filled.shape[2]))
-
-
-def _bilinear(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    return F.interpolate(maps, size=size, mode="bilinear", align_corners=True)
-
-
-def _at_least_float32(tensor: Tensor) -> Tensor:
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

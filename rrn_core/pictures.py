@@ -16,7 +16,7 @@ from rrn_core.data.dataset import Images, Pixels
 from rrn_core.data.files import VOID, Colour
 from rrn_core.evaluate import HEADS, Forward, evaluating, heads, reported_head, slide_all
 from rrn_core.losses import class_probabilities, discriminator_input, hard_labels, region_mask, scale_image
-from rrn_core.networks.deeplab import Quartet
+from rrn_core.networks.quartet import Quartet
 from rrn_core.picture_grid import RIGHT, UNKNOWN, WRONG, Key, Row, coloured, errors, heat, heat_swatches, photograph, sheet, swatch
 from rrn_core.step import discriminators, region_side, selections
 

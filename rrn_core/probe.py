@@ -17,7 +17,7 @@ from rrn_core.config import Runtime, TrainConfig
 from rrn_core.data.batch import Batch
 from rrn_core.data.dataset import Pixels, open_validation
 from rrn_core.evaluate import default_stride, evaluate, window_starts
-from rrn_core.networks.deeplab import Quartet, build_quartet
+from rrn_core.networks.quartet import Quartet, build_quartet
 from rrn_core.step import Optimisers, train_step
 from rrn_core.training import peak_memory_mb, set_up_torch
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.optim import Adam, Optimizer
 
 from rrn_core.config import TrainConfig
-from rrn_core.networks.deeplab import Quartet
+from rrn_core.networks.quartet import Quartet
 from rrn_core.step import Optimisers
 from rrn_core.weights import WEIGHTS, check_archive, first_sentence, pack, shown, training_facts, unpack
 

@@ -32,7 +32,9 @@ from rrn_core.losses import (
     select,
     supervised_loss,
 )
-from rrn_core.networks.deeplab import Branch, Discriminator, Quartet
+from rrn_core.networks.deeplab import Branch
+from rrn_core.networks.discriminators import Discriminator
+from rrn_core.networks.quartet import Quartet
 
 Terms = dict[str, Tensor]
 

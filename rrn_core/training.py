@@ -16,7 +16,7 @@ from rrn_core.data.batches import Batches, loader
 from rrn_core.data.dataset import DataSet, open_dataset
 from rrn_core.data.lists import find_file, roots
 from rrn_core.evaluate import HEADS, confusions, metrics_of, reported_head
-from rrn_core.networks.deeplab import build_quartet
+from rrn_core.networks.quartet import build_quartet
 from rrn_core.state import TrainState, read_files, seed_everything
 from rrn_core.step import Group, Optimisers, group_of, learning_rate, train_step
 from rrn_core.weights import initialise

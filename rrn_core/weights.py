@@ -19,7 +19,9 @@ from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
 
 from rrn_core.config import TrainConfig
-from rrn_core.networks.deeplab import Branch, Quartet, branch_spec, quartet_of
+from rrn_core.networks.deeplab import Branch
+from rrn_core.networks.quartet import Quartet, quartet_of
+from rrn_core.networks.resnet import branch_spec
 from rrn_core.presets import PRESETS
 
 WEIGHTS = "model.safetensors"

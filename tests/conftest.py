@@ -11,7 +11,8 @@ import pytest
 from servers import ForgetfulProxy, MlflowServer, S3Server, fresh_s3, mlflow_template, program
 from small_sweep import SMALL
 
-from orchestration.store.directory import Store, open_store
+from orchestration.store.base import Store
+from orchestration.store.open import open_store
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

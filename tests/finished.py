@@ -9,7 +9,7 @@ from orchestration.plan.spec import Retention
 from orchestration.plan.trial_plan import TrialPlan
 from orchestration.record.manifest import SCORE, Entry
 from orchestration.record.trial_record import TrialRecord
-from orchestration.store.directory import Store
+from orchestration.store.base import Store
 
 
 def train(

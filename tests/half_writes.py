@@ -7,8 +7,7 @@ import time
 import uuid
 from pathlib import Path
 
-from orchestration.store.base import Unfinished
-from orchestration.store.directory import Store
+from orchestration.store.base import Store, Unfinished
 from orchestration.store.s3 import S3Store
 
 

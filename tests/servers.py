@@ -12,7 +12,8 @@ from pathlib import Path
 
 from infra.local.parts import Part, free_ports, program, wait_until
 from infra.local.services import mlflow_part, s3_part
-from orchestration.store.directory import Store, open_store
+from orchestration.store.base import Store
+from orchestration.store.open import open_store
 
 __all__ = ["ForgetfulProxy", "MlflowServer", "S3Server", "free_port", "fresh_s3", "mlflow_template", "program", "wait_until"]
 

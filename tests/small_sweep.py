@@ -10,7 +10,7 @@ from processes import Sweep, run_sweep
 from servers import wait_until
 
 from orchestration.record.manifest import read_manifests
-from orchestration.store.directory import open_store
+from orchestration.store.open import open_store
 
 SMALL = """
 name: small

@@ -26,11 +26,13 @@ from torch import Tensor, nn
 
 from orchestration.errors import StoreError
 from orchestration.record.lease import current_token
-from orchestration.record.manifest import Manifest, dump_manifest, manifest_key, read_manifest, tracked
-from orchestration.store.directory import open_store
+from orchestration.record.manifest import Manifest, dump_manifest, manifest_key, read_manifest
+from orchestration.record.tracking_note import tracked
+from orchestration.store.open import open_store
 from rrn_core import PRESETS, CheckpointError, TrainConfig
 from rrn_core.foreign_weights import read_released
-from rrn_core.networks.deeplab import Branch, Quartet
+from rrn_core.networks.deeplab import Branch
+from rrn_core.networks.quartet import Quartet
 from rrn_core.state import REST, WEIGHTS, TrainState
 from rrn_core.step import Optimisers
 from rrn_core.weights import load_model, pack, training_facts, unpack

@@ -17,13 +17,13 @@ from safetensors.torch import load_file
 
 from orchestration.errors import SweepError
 from orchestration.inference import evaluate_checkpoint, import_weights, predict_images, read_weights
-from orchestration.store.directory import open_store
+from orchestration.store.open import open_store
 from rrn_core import PRESETS, Runtime, TrainConfig, train
 from rrn_core.data.camvid import CamVid
 from rrn_core.data.dataset import open_dataset
 from rrn_core.data.files import voc_palette
 from rrn_core.evaluate import predict
-from rrn_core.networks.deeplab import build_quartet
+from rrn_core.networks.quartet import build_quartet
 from rrn_core.weights import load_model
 
 ONE_THREAD = Runtime(device="cpu", threads=1)

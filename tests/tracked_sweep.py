@@ -13,7 +13,7 @@ from typing import Any
 from PIL import Image
 
 from orchestration.errors import NotFound
-from orchestration.plan.trial_plan import label
+from orchestration.formatting import label
 from orchestration.record.manifest import Attempt, Checkpoint, Entry, Manifest, ObjectRef, Pictures, sha256_of
 from orchestration.tracking.descriptions import Facts
 from orchestration.tracking.tracker import Tracker

@@ -24,10 +24,11 @@ from orchestration.cli.arguments import parser
 from orchestration.compare import formats
 from orchestration.compare.published import published_table
 from orchestration.errors import SweepError, mendable
+from orchestration.formatting import bytes_shown
 from orchestration.observe import status
+from orchestration.plan.plan_table import render
 from orchestration.plan.spec import SweepSpec
 from orchestration.plan.sweep_file import settings_of
-from orchestration.plan.trial_plan import bytes_shown, render
 from orchestration.plan.validation_text import suggestion
 from orchestration.preflight import check
 from orchestration.preflight.estimate import Estimate, estimate, probed, shown_costs, total
@@ -37,7 +38,7 @@ from orchestration.record.lease import BEAT_WITHIN_S, Lease
 from orchestration.run.git_checkout import git_state
 from orchestration.run.runner import MLFLOW_SETTINGS, RAY_SETTINGS, Runner, facts, overview, settle_dead
 from orchestration.run.signals import Sigterm, Terminated
-from orchestration.store.directory import open_store
+from orchestration.store.open import open_store
 from orchestration.sweep import Sweep, open_sweep
 from orchestration.tracking.glance import shows_all
 from rrn_core.config import Runtime
@@ -207,18 +208,18 @@ def _compare(arguments: argparse.Namespace) -> int:
 
 
 def _watch(arguments: argparse.Namespace) -> int:
-    from orchestration.observe import watch
+    from orchestration.observe.watch import watch
 
     if arguments.every <= 0:
         raise SweepError(f"--every: must be > 0, got {arguments.every:g}")
-    watch.watch(_look(arguments), _console(), every_s=arguments.every, once=arguments.once)
+    watch(_look(arguments), _console(), every_s=arguments.every, once=arguments.once)
     return OK
 
 
 def _logs(arguments: argparse.Namespace) -> int:
-    from orchestration.observe import watch
+    from orchestration.observe.logs import logs
 
-    watch.logs(_look(arguments), arguments.trial, print, follow=arguments.follow)
+    logs(_look(arguments), arguments.trial, print, follow=arguments.follow)
     return OK
 
 

@@ -14,8 +14,8 @@ from orchestration.compare.results import SEED, common_epoch, once
 from orchestration.compare.results import At as At
 from orchestration.compare.results import Result as Result
 from orchestration.errors import SweepError
+from orchestration.formatting import label
 from orchestration.plan.sweep_file import build_config
-from orchestration.plan.trial_plan import label
 from orchestration.plan.validation_text import quoted, suggestion
 from orchestration.record.manifest import SCORE
 from rrn_core.config import TrainConfig

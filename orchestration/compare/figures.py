@@ -30,8 +30,8 @@ from orchestration.compare.plot_points import (
 )
 from orchestration.compare.results import Result
 from orchestration.compare.theme import COLOURS, LOW_TO_HIGH, NEUTRAL, Style, blank, style, text
+from orchestration.formatting import shown
 from orchestration.plan.spec import PublishedRow
-from orchestration.plan.trial_plan import shown
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure

@@ -11,7 +11,7 @@ from orchestration.compare.comparison import Comparison
 from orchestration.compare.metrics import metric_name
 from orchestration.compare.plot_points import Spot, averaged, free, key, measured, named, spots, values_of
 from orchestration.compare.theme import TILES, blank, text
-from orchestration.plan.trial_plan import shown
+from orchestration.formatting import shown
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure

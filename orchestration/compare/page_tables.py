@@ -13,7 +13,7 @@ from orchestration.compare.plot_points import measured, seeds, validation_list
 from orchestration.compare.published import Reproduction
 from orchestration.compare.results import Result
 from orchestration.compare.text_tables import better_shown, interval_shown, p_shown, signed
-from orchestration.plan.trial_plan import shown
+from orchestration.formatting import shown
 from orchestration.record.manifest import SCORE, Entry
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from orchestration.compare.comparison import Cell, Comparison, seeds_named
 from orchestration.compare.metrics import axis_title
 from orchestration.compare.results import Result
-from orchestration.plan.trial_plan import label
+from orchestration.formatting import label
 from rrn_core.config import PUBLISHED_TRAIN_IMAGES
 
 _LOG_FROM = 10

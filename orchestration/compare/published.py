@@ -10,8 +10,9 @@ from typing import Literal
 from orchestration.compare.comparison import seeds_named
 from orchestration.compare.metrics import measured_on
 from orchestration.compare.text_tables import NONE, PLUS_MINUS, latex, markdown
+from orchestration.formatting import label, table
 from orchestration.plan.spec import Published, PublishedRow
-from orchestration.plan.trial_plan import TrialPlan, label, table
+from orchestration.plan.trial_plan import TrialPlan
 from orchestration.record.manifest import Manifest
 
 Form = Literal["text", "md", "latex"]

@@ -7,8 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from orchestration.formatting import label
 from orchestration.observe.status import state
-from orchestration.plan.trial_plan import TrialPlan, label
+from orchestration.plan.trial_plan import TrialPlan
 from orchestration.record.manifest import SCORE, Entry, Manifest
 from rrn_core.config import TrainConfig
 

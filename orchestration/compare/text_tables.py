@@ -9,7 +9,7 @@ from statistics import mean, stdev
 from orchestration.compare.comparison import Cell, Comparison, Group
 from orchestration.compare.metrics import higher_is_better, number, scale
 from orchestration.compare.paired import Difference
-from orchestration.plan.trial_plan import table
+from orchestration.formatting import table
 
 NONE = "-"
 """Stands where there is nothing to show."""

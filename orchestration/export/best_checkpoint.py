@@ -9,7 +9,8 @@ from statistics import mean, stdev
 from typing import Any, Literal
 
 from orchestration.errors import SweepError
-from orchestration.plan.trial_plan import TrialPlan, label, shown, table
+from orchestration.formatting import label, shown, table
+from orchestration.plan.trial_plan import TrialPlan
 from orchestration.plan.validation_text import suggestion
 from orchestration.record.manifest import SCORE, Checkpoint, Entry, Manifest
 from rrn_core.config import TrainConfig

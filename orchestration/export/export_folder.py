@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING
 from orchestration.errors import Corrupt, NotFound, SweepError, mendable
 from orchestration.export.best_checkpoint import Choice
 from orchestration.export.model_card import CONFIG, FILES, ONNX, README, WEIGHTS, Facts, class_names, model_card, sweep_file
+from orchestration.formatting import bytes_shown
 from orchestration.inference import progress_bar
-from orchestration.plan.trial_plan import bytes_shown
 from orchestration.record.manifest import read_checkpoint, sha256_of
-from orchestration.store.directory import Store
+from orchestration.store.base import Store
 from rrn_core.config import Runtime
 
 if TYPE_CHECKING:  # torch loads slowly

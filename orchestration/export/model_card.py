@@ -10,8 +10,8 @@ from typing import Any
 import yaml
 
 from orchestration.export.best_checkpoint import Choice, rules, spread
+from orchestration.formatting import bytes_shown
 from orchestration.observe.status import HEADS
-from orchestration.plan.trial_plan import bytes_shown
 from orchestration.record.manifest import SCORE
 from rrn_core.config import TrainConfig, labeled_count
 

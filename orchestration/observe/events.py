@@ -1,46 +1,13 @@
-"""What a running sweep exchanges with those around it: plans in, events out, and the wish to stop. Knows no Ray."""
+"""What happens to a trial, as the live view, the notifications and the tracker hear of it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal
 
-from orchestration.failures import fingerprint, where
 from orchestration.observe.progress import Update
 from orchestration.plan.trial_plan import TrialPlan
-from orchestration.record.manifest import Manifest
-
-SAME_FAILURES = 3
-"""So many trials that fail with the same error, before any has finished, stop the sweep."""
-
-
-class Source(Protocol):
-    """Where plans come from: a fixed list or an adaptive search."""
-
-    @property
-    def remaining(self) -> int: ...
-
-    def next(self) -> TrialPlan | None: ...
-
-    def tell(self, manifest: Manifest) -> None: ...
-
-
-class FixedSource:
-    """A list of plans, one after the other."""
-
-    def __init__(self, plans: Sequence[TrialPlan]) -> None:
-        self._plans = list(plans)
-
-    @property
-    def remaining(self) -> int:
-        return len(self._plans)
-
-    def next(self) -> TrialPlan | None:
-        return self._plans.pop(0) if self._plans else None
-
-    def tell(self, manifest: Manifest) -> None:
-        """A fixed list learns nothing."""
 
 
 @dataclass(frozen=True)
@@ -54,49 +21,3 @@ class Event:
 
 
 Listener = Callable[[Event], None]
-
-
-class Stop:
-    """Asks the trials of a running sweep to commit a checkpoint and end; the first reason counts."""
-
-    def __init__(self, say: Callable[[str], None]) -> None:
-        self._say, self._told = say, False
-        self.reason: str | None = None
-        self.tripped = False
-        """Whether the circuit breaker asked."""
-
-    def request(self, reason: str, *, tripped: bool = False) -> None:
-        """May be called from a signal handler: it writes nothing itself."""
-        if self.reason is None:
-            self.reason, self.tripped = reason, tripped
-
-    def requested(self) -> bool:
-        """Whether to stop; the first to hear of it tells the user."""
-        if self.reason and not self._told:
-            self._told = True
-            self._say(f"{self.reason}: the trials commit a last checkpoint and end")
-        return self.reason is not None
-
-
-class Breaker:
-    """Circuit breaker: requests a stop when the first trials all fail with the same error, which the others would meet too."""
-
-    def __init__(self, stop: Stop) -> None:
-        self._stop = stop
-        self._failed: dict[str, set[str]] = {}
-        self._proven = False
-
-    def tell(self, manifest: Manifest) -> None:
-        """Hear how a trial ended."""
-        self._proven = self._proven or manifest.status == "finished"
-        if self._proven or manifest.status != "failed" or manifest.failure not in ("code", "data"):
-            return
-        trace = manifest.traceback or ""
-        alike = self._failed.setdefault(fingerprint(trace), set())
-        alike.add(manifest.trial_id)
-        if len(alike) >= SAME_FAILURES:
-            self._stop.request(
-                f"circuit breaker: the first {len(alike)} trials failed with the same {manifest.failure} error at {where(trace)}: "
-                f"{manifest.reason}; mend it, then give the same command again",
-                tripped=True,
-            )

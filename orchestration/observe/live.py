@@ -13,9 +13,9 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from orchestration.formatting import duration
 from orchestration.observe.events import Event
 from orchestration.observe.progress import Update
-from orchestration.observe.status import duration
 from orchestration.plan.trial_plan import TrialPlan
 
 LOG_EVERY_S = 10.0

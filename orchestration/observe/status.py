@@ -6,7 +6,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from orchestration.plan.trial_plan import TrialPlan, shown, table
+from orchestration.formatting import clock, duration, shown, table
+from orchestration.plan.trial_plan import TrialPlan
 from orchestration.record.manifest import Attempt, Entry, Manifest
 
 HEADS = ("branch1", "branch2", "ensemble")
@@ -96,12 +97,6 @@ def _effort_s(attempts: Sequence[Attempt]) -> dict[str, float]:
     }
 
 
-def clock(seconds: float) -> str:
-    """`0:02:03`."""
-    minutes, second = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02d}:{second:02d}"
-
-
 def _row(plan: TrialPlan, manifest: Manifest | None) -> list[str]:
     cells = [plan.trial_id, *(shown(getattr(plan.config, name)) for name in plan.varied)]
     if manifest is None:
@@ -144,10 +139,3 @@ def _as_json(plan: TrialPlan, manifest: Manifest | None) -> dict[str, Any]:
             "checkpoints": [checkpoint.model_dump() for checkpoint in manifest.checkpoints],
         }
     return known
-
-
-def duration(seconds: float) -> str:
-    """`1:02:03`, `2:03`."""
-    minutes, second = divmod(round(seconds), 60)
-    hours, minute = divmod(minutes, 60)
-    return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"

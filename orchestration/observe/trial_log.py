@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from datetime import datetime
 
-from orchestration.observe.status import HEADS, clock
+from orchestration.formatting import clock
+from orchestration.observe.status import HEADS
 from orchestration.record.manifest import SCORE, Attempt, Checkpoint, Entry, Manifest, ObjectRef
 
 _TERMS = "train/loss_"

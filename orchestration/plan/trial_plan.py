@@ -1,12 +1,13 @@
-"""SweepSpec -> TrialPlans: identities and their rendering, with no clock, network, torch or Ray."""
+"""SweepSpec -> TrialPlans: every trial with its identity, with no clock, network, torch or Ray."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from orchestration.errors import SpecError
+from orchestration.formatting import label
 from orchestration.plan.spec import Settings, SweepSpec
 from orchestration.plan.sweep_file import build_config
 from rrn_core.config import TrainConfig, iterations_per_epoch, labeled_count, listed_train_images
@@ -112,57 +113,6 @@ def make_plan(
         except ValueError as error:
             raise SpecError([str(error)]) from None
     return TrialPlan(spec.name, resolve(config), varied, proposal)
-
-
-def label(settings: Mapping[str, object]) -> str:
-    """`1/8 eps=0.6 seed 1`; a partition comes first and without its name, a seed last."""
-    names = sorted(settings, key=lambda name: {"partition": 0, "seed": 2}.get(name, 1))
-    spelt = {"partition": "{}", "seed": "seed {}"}
-    return " ".join(spelt.get(name, f"{name}={{}}").format(shown(settings[name])) for name in names) or "base"
-
-
-def shown(value: object) -> str:
-    """A setting as a person writes it."""
-    return f"{value:.4g}" if isinstance(value, float) else str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def render(plans: Sequence[TrialPlan], states: Mapping[str, str] | None = None, costs: Mapping[str, tuple[str, str]] | None = None) -> str:
-    """The trials as a plain table: identity, varied settings, epochs, iterations; time and memory, and their state, where known."""
-    if not plans:
-        return "no trials"
-    head = [
-        "trial",
-        *_columns(plans[0]),
-        "epochs",
-        "iterations",
-        *(["time", "memory"] if costs else []),
-        *(["state"] if states is not None else []),
-    ]
-    return table([head, *(_rendered(plan, states, costs) for plan in plans)])
-
-
-def _columns(plan: TrialPlan) -> list[str]:
-    return [name for name in plan.varied if name != "epochs"]  # which has a column of its own
-
-
-def _rendered(plan: TrialPlan, states: Mapping[str, str] | None, costs: Mapping[str, tuple[str, str]] | None) -> list[str]:
-    settings = [shown(getattr(plan.config, name)) for name in _columns(plan)]
-    cost = costs.get(plan.trial_id, ("-", "-")) if costs else ()
-    state = [states.get(plan.trial_id, "new")] if states is not None else []
-    return [plan.trial_id, *settings, str(plan.config.epochs), str(plan.iterations or "?"), *cost, *state]
-
-
-def table(rows: Iterable[Sequence[str]]) -> str:
-    """Left-aligned columns, two spaces apart."""
-    lines = list(rows)
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines)
-
-
-def bytes_shown(count: float) -> str:
-    """`0.5 kB`, `683 MB`, `11.8 GB`."""
-    scale, unit = next(((scale, unit) for scale, unit in ((1e9, "GB"), (1e6, "MB")) if count >= scale), (1e3, "kB"))
-    return f"{count / scale:.{int(count < 10 * scale or scale == 1e9)}f} {unit}"
 
 
 def _more(others: int) -> str:

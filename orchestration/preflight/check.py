@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestration.errors import Conflict, NotFound, StoreError, SweepError, TrackingError, without_password
+from orchestration.formatting import bytes_shown, table
 from orchestration.plan.spec import Resources, Retention, SweepSpec
-from orchestration.plan.trial_plan import TrialPlan, bytes_shown, table
+from orchestration.plan.trial_plan import TrialPlan
 from orchestration.preflight.estimate import cost_group
 from orchestration.record.inputs import Contents
-from orchestration.store.directory import DirectoryStore, Store
+from orchestration.store.base import Store
+from orchestration.store.directory import DirectoryStore
 from rrn_core.config import Runtime, TrainConfig
 
 if TYPE_CHECKING:
@@ -163,7 +165,7 @@ def _data(config: TrainConfig, runtime: Runtime, looks: Looks, local: bool, prog
 def _weights(config: TrainConfig, runtime: Runtime, contents: Contents) -> Finding:
     import torch
 
-    from rrn_core.networks.deeplab import build_quartet
+    from rrn_core.networks.quartet import build_quartet
     from rrn_core.probe import task_of
     from rrn_core.weights import initialise
 

@@ -9,7 +9,7 @@ from itertools import pairwise
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from orchestration.observe.status import duration
+from orchestration.formatting import duration
 from orchestration.plan.spec import Resources
 from orchestration.plan.trial_plan import TrialPlan
 from orchestration.record.manifest import Manifest

@@ -11,21 +11,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 from orchestration.errors import Conflict, StoreError, StoreUnavailable
+from orchestration.formatting import bytes_shown, table
 from orchestration.plan.spec import FinishedRetention, Retention
-from orchestration.plan.trial_plan import bytes_shown, table
-from orchestration.record.manifest import (
-    FOLDERS,
-    Checkpoint,
-    Manifest,
-    dump_manifest,
-    forget_tracked,
-    manifest_key,
-    parse_manifest,
-    read_manifests,
-)
+from orchestration.record.manifest import FOLDERS, Checkpoint, Manifest, dump_manifest, manifest_key, parse_manifest, read_manifests
+from orchestration.record.tracking_note import forget_tracked
 from orchestration.record.trial_record import settle
-from orchestration.store.base import Unfinished
-from orchestration.store.directory import Store
+from orchestration.store.base import Store, Unfinished
 
 log = logging.getLogger(__name__)
 

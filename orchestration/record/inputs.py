@@ -6,7 +6,7 @@ import hashlib
 from typing import Any
 
 from orchestration.errors import NotFound, mendable
-from orchestration.store.directory import Store
+from orchestration.store.base import Store
 from rrn_core.config import Runtime, Split, TrainConfig
 
 STORED = "store:"

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt, Validati
 
 from orchestration.errors import Conflict, LeaseHeld, LeaseLost, NotFound, StoreError
 from orchestration.record.process import Process, here
-from orchestration.store.directory import Store
+from orchestration.store.base import Store
 
 log = logging.getLogger(__name__)
 

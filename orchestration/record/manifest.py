@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any, Literal
@@ -26,12 +26,14 @@ from orchestration.failures import Failure
 from orchestration.plan.spec import Retention, SweepSpec
 from orchestration.plan.sweep_file import build_config
 from orchestration.plan.trial_plan import ID_LENGTH, Resolve, TrialPlan
-from orchestration.store.directory import Store
+from orchestration.store.base import Store
 from rrn_core.config import TrainConfig
 
 Status = Literal["running", "finished", "failed"]
+
 SCORE = "val/miou"
 """The metric by which the best checkpoint is chosen."""
+
 FOLDERS = CHECKPOINTS, PICTURES = "checkpoints", "pictures"
 """Of a trial: below them lie its objects, each in a folder that carries the attempt's number, so that no two attempts share a key."""
 
@@ -243,45 +245,6 @@ def adopted(plan: TrialPlan, manifests: Iterable[Manifest]) -> TrialPlan:
     """A plan whose files were not at hand, as the newest trial that was made of it; the plan itself where there is none."""
     made = [manifest for manifest in manifests if agree(plan.config, manifest)]
     return replace(plan, config=restored_plan(max(made, key=lambda m: m.updated_ms)).config) if made else plan
-
-
-class _Told(_Record):
-    uri: str
-    trials: frozenset[str]
-
-
-def tracked(store: Store, sweep: str, uri: str) -> set[str]:
-    """Trials whose whole truth the tracking server at `uri` was told when a sweep last ended in order. Raises StoreError."""
-    told = _told(store, sweep)
-    return set(told.trials) if told and told.uri == uri else set()
-
-
-def forget_tracked(store: Store, sweep: str, trial_ids: Collection[str]) -> None:
-    """Take trials out of what `tracked` answers, whatever server it is for, so that it is told of them again. Raises StoreError."""
-    told = _told(store, sweep)
-    if told and not told.trials.isdisjoint(trial_ids):
-        write_tracked(store, sweep, told.uri, sorted(told.trials - set(trial_ids)))
-
-
-def write_tracked(store: Store, sweep: str, uri: str, trial_ids: Sequence[str]) -> None:
-    """Remember what `tracked` answers. `uri` must hold no credential."""
-    store.write(_tracking_key(sweep), json.dumps({"uri": uri, "trials": sorted(trial_ids)}).encode())
-
-
-def _told(store: Store, sweep: str) -> _Told | None:
-    key = _tracking_key(sweep)
-    try:
-        return _Told.model_validate_json(store.read(key)[0])
-    except NotFound:
-        return None
-    except ValidationError as error:
-        raise StoreError(
-            f"{key}: not a note of ours ({error.error_count()} faults); delete it, and MLflow is told everything again"
-        ) from error
-
-
-def _tracking_key(sweep: str) -> str:
-    return f"{sweep}/tracking.json"
 
 
 def read_checkpoint(store: Store, checkpoint: Checkpoint) -> dict[str, bytes]:

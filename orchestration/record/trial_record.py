@@ -33,7 +33,7 @@ from orchestration.record.manifest import (
     retained,
     sha256_of,
 )
-from orchestration.store.directory import Store
+from orchestration.store.base import Store
 
 log = logging.getLogger(__name__)
 

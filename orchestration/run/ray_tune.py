@@ -22,7 +22,7 @@ from ray.tune.search import Searcher
 
 from orchestration.errors import ClusterError, SweepError
 from orchestration.failures import Failure, classify_death
-from orchestration.observe.events import Breaker, Event, Listener, Source, Stop
+from orchestration.observe.events import Event, Listener
 from orchestration.observe.progress import Update
 from orchestration.plan.spec import Resources, Retries
 from orchestration.plan.trial_plan import TrialPlan
@@ -31,8 +31,10 @@ from orchestration.record.manifest import Manifest, read_manifest
 from orchestration.record.trial_record import settle
 from orchestration.run.ray_actor import Training
 from orchestration.run.ray_nodes import slots
+from orchestration.run.stopping import Breaker, Stop
 from orchestration.run.trial import Job
-from orchestration.store.directory import open_store
+from orchestration.run.trial_source import Source
+from orchestration.store.open import open_store
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import psutil
 
-from orchestration.plan.trial_plan import bytes_shown
+from orchestration.formatting import bytes_shown
 from rrn_core.config import Runtime
 
 EVERY_S = 2.0

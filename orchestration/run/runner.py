@@ -64,8 +64,8 @@ class Runner:
         sigterm: Sigterm,
         say: Callable[[str], None],
     ) -> None:
-        from orchestration.observe.events import Stop
         from orchestration.run.notifications import Notifier
+        from orchestration.run.stopping import Stop
         from orchestration.tracking.run_files import stored
         from orchestration.tracking.tracker import Tracker
 
@@ -197,7 +197,7 @@ class Runner:
 
             skip = {plan.trial_id for plan in self._sweep.unfinished} - {plan.trial_id for plan in self._chosen}
             return AdaptiveSource(self._sweep.spec, self._sweep.manifests, self._sweep.contents.resolve, skip=skip)
-        from orchestration.observe.events import FixedSource
+        from orchestration.run.trial_source import FixedSource
 
         return FixedSource(self._chosen)
 

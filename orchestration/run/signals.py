@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from orchestration.errors import ClusterError
-from orchestration.observe.events import Stop
+from orchestration.run.stopping import Stop
 
 HURRY_AFTER_S = 45.0
 """Trials that are told to end have 30 s; Ray, should it hang, so much before it is left to itself."""

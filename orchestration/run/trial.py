@@ -22,7 +22,8 @@ from orchestration.record.trial_record import TrialRecord, settle, spent
 from orchestration.record.upload_queue import Outbox, Parcel
 from orchestration.run.epoch_pictures import drawn
 from orchestration.run.resource_usage import Usage, machine
-from orchestration.store.directory import Store, open_store
+from orchestration.store.base import Store
+from orchestration.store.open import open_store
 from rrn_core import CheckpointError
 from rrn_core.config import Runtime
 from rrn_core.training import Report, train

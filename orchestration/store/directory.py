@@ -1,4 +1,4 @@
-"""Bytes under keys, durable and with compare-and-swap: a directory or an S3 bucket behind one Protocol."""
+"""A store in a folder."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import errno
 import fcntl
 import hashlib
 import os
-import re
 import shutil
 import time
 import uuid
@@ -14,88 +13,14 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
-from urllib.parse import unquote, urlsplit
 
 from orchestration.errors import Conflict, NotFound, StoreError
 from orchestration.store.base import Unfinished, checked, checked_prefix
-from orchestration.store.s3 import S3Store, s3_store
-
-__all__ = ["DirectoryStore", "S3Store", "Store", "open_store"]
 
 _STAGED = ".new-"
 """How the names of files begin that are not complete yet."""
+
 _STRAY_AFTER_S = 3600.0
-
-
-class Store(Protocol):
-    """Whole objects under keys such as `trials/3f2a/manifest.json`.
-
-    An etag is a token of the content: equal bytes may have equal etags, so what writers must tell apart must differ in its bytes.
-    Every method raises StoreError with one clear line when the store refuses, ValueError for a malformed key. All methods may be
-    called from many threads, processes and machines at once, and the store may be pickled; it never holds a credential.
-    """
-
-    @property
-    def uri(self) -> str:
-        """Where the store is, in a form that `open_store` accepts."""
-        ...
-
-    def read(self, key: str) -> tuple[bytes, str]:
-        """The body and its etag; raises NotFound, or Corrupt when the server's checksum differs."""
-        ...
-
-    def write(self, key: str, body: bytes) -> None:
-        """Create or replace, unconditionally; on return the body is durable, and readers only ever see the old or the new one."""
-        ...
-
-    def replace(self, key: str, body: bytes, *, expected: str | None) -> str:
-        """Compare-and-swap: write if the etag is still `expected` (None: if the key doesn't exist), and return the new etag.
-
-        Raises Conflict, and writes nothing, when another writer came first. Rival bodies must differ (each carries its attempt's
-        number): after a lost reply a writer knows its own success only by its bytes.
-        """
-        ...
-
-    def delete(self, keys: Iterable[str]) -> None:
-        """Remove the keys; missing ones are fine."""
-        ...
-
-    def keys(self, prefix: str) -> Iterator[str]:
-        """All keys that start with the string `prefix`, sorted; end it with `/` to mean a folder."""
-        ...
-
-    def sizes(self, prefix: str) -> dict[str, int]:
-        """What `keys` gives, with the bytes of each."""
-        ...
-
-    def unfinished(self, prefix: str) -> Iterator[Unfinished]:
-        """Writes to keys that start with `prefix` which go on, or whose writer died; no other method shows them."""
-        ...
-
-    def abandon(self, writes: Iterable[Unfinished]) -> None:
-        """Remove what they left; one that still goes on fails, and missing ones are fine."""
-        ...
-
-
-def open_store(uri: str, *, deadline_s: float = 600.0) -> Store:
-    """The store at `s3://bucket/prefix`, at `file:///path`, or at a path (made absolute); nothing is contacted or created yet.
-
-    An operation on S3 outlasts an outage of `deadline_s` seconds; a directory never waits. Raises StoreError for any other `uri`.
-    """
-    scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]*):/", uri)
-    if not uri.strip() or (scheme and scheme[1] not in ("s3", "file")):
-        raise StoreError(f"store: expected s3://bucket/prefix, file:///path or a path, got {uri!r}")
-    if not scheme:
-        return DirectoryStore(Path(uri).expanduser().absolute())
-    return s3_store(uri, deadline_s) if scheme[1] == "s3" else _file_store(uri)
-
-
-def _file_store(uri: str) -> DirectoryStore:
-    parts = urlsplit(uri)
-    if parts.netloc not in ("", "localhost") or parts.path in ("", "/"):
-        raise StoreError(f"store: expected file:///absolute/path, got {uri!r}")
-    return DirectoryStore(Path(unquote(parts.path)))
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import itertools
 import logging
 import os
-import random
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -18,12 +16,15 @@ from typing import Any, TypeVar
 
 from orchestration.errors import Conflict, Corrupt, NotFound, StoreError, StoreUnavailable
 from orchestration.store.base import Unfinished, checked, checked_prefix, is_key
+from orchestration.store.retry import pauses
 
 _log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
 _Client = Any
 """A boto3 S3 client."""
+
 _List = Callable[[_Client, dict[str, str]], dict[str, Any]]
 """Asks a client for one page of a listing."""
 
@@ -148,7 +149,7 @@ class S3Store:
     def _patiently(self, key: str, call: Callable[[_Client, bool], T]) -> T:
         """Call until it works, fails for good, or `deadline_s` has passed; its second argument: did an earlier try perhaps get through?"""
         started, unsure = time.monotonic(), False
-        for pause_s in _pauses():
+        for pause_s in pauses():
             try:
                 result = self._once(key, call, unsure)
             except _Again as fault:
@@ -163,7 +164,7 @@ class S3Store:
                 if unsure:
                     _log.info("%s: answers again after %.0f s", self.uri, time.monotonic() - started)
                 return result
-        raise AssertionError("_pauses never ends")
+        raise AssertionError("pauses never ends")
 
     def _unavailable(self, fault: _Again) -> StoreUnavailable:
         return StoreUnavailable(f"{self.uri}: no answer for {self.deadline_s:g} s: {fault}; is it up, and AWS_ENDPOINT_URL right?")
@@ -231,7 +232,9 @@ _PASSING = ("SlowDown", "RequestTimeout", "Throttling", "ThrottlingException", "
 """Error codes that come with a 4xx status but say: send it again."""
 
 _KEYS_HINT = "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (or AWS_PROFILE), and that AWS_ENDPOINT_URL is the server that knows them"
+
 _REGION_HINT = "set AWS_REGION to the bucket's region"
+
 _HINTS = {
     "AccessDenied": "these credentials may not do this; they need GetObject, PutObject, DeleteObject and ListBucket here",
     "InvalidAccessKeyId": _KEYS_HINT,
@@ -285,12 +288,6 @@ def _body(body: bytes) -> dict[str, Any]:
     """The checksum is made here and not by boto3: so it's a plain header, which every server checks, and made once for all tries."""
     digest = hashlib.sha256(body).digest()
     return {"Body": body, "ChecksumAlgorithm": "SHA256", "ChecksumSHA256": base64.b64encode(digest).decode()}
-
-
-def _pauses() -> Iterator[float]:
-    """Seconds between tries: 0.1, 0.2, 0.4 .. 5, each cut by up to half so that writers don't return in step."""
-    jitter = random.Random()  # its own: the global generator belongs to the training
-    return (min(5.0, 0.1 * 2 ** min(n, 6)) * jitter.uniform(0.5, 1.0) for n in itertools.count())
 
 
 def _code(error: Any) -> str:

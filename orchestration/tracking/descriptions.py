@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from statistics import mean, stdev
 from typing import Any
 
-from orchestration.plan.trial_plan import ID_LENGTH, label
+from orchestration.formatting import label
+from orchestration.plan.trial_plan import ID_LENGTH
 from orchestration.record.manifest import SCORE, Entry, Manifest
 from orchestration.tracking.dataset_inputs import counts, split_hash
 

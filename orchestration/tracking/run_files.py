@@ -14,7 +14,7 @@ from typing import Any
 
 from orchestration.errors import Corrupt
 from orchestration.record.manifest import SCORE, Attempt, Entry, Manifest, ObjectRef, Pictures, sha256_of
-from orchestration.store.directory import Store
+from orchestration.store.base import Store
 
 IMAGES = "images"
 """MLflow's folder for pictures of several steps."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from orchestration.errors import SweepError, TrackingError, without_password
 from orchestration.record.manifest import Manifest, read_manifests
-from orchestration.store.directory import Store
+from orchestration.store.base import Store
 from orchestration.tracking.artifacts import Unstored
 from orchestration.tracking.descriptions import Facts, Gist, gist
 from orchestration.tracking.experiment import Away, Gone, one_line, translated

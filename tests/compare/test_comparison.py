@@ -13,7 +13,8 @@ from orchestration.errors import SweepError
 from orchestration.plan.sweep_file import check
 from orchestration.plan.trial_plan import TrialPlan, expand
 from orchestration.record.manifest import read_manifests
-from orchestration.store.directory import Store, open_store
+from orchestration.store.base import Store
+from orchestration.store.open import open_store
 
 
 @pytest.fixture

@@ -13,7 +13,8 @@ from orchestration.plan.spec import Published, SweepSpec
 from orchestration.plan.sweep_file import check, load
 from orchestration.plan.trial_plan import expand
 from orchestration.record.manifest import read_manifests
-from orchestration.store.directory import Store, open_store
+from orchestration.store.base import Store
+from orchestration.store.open import open_store
 
 FOLDER = ROOT / "sweeps"
 SWEEPS = [path for path in sorted(FOLDER.glob("*.yaml")) if "\npublished:" in path.read_text()]

@@ -18,7 +18,7 @@ from orchestration.compare.text_tables import as_latex, as_markdown, as_text
 from orchestration.plan.sweep_file import check
 from orchestration.plan.trial_plan import expand
 from orchestration.record.manifest import read_manifests
-from orchestration.store.directory import open_store
+from orchestration.store.open import open_store
 
 
 @pytest.fixture

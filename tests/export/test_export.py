@@ -29,11 +29,12 @@ from orchestration.plan.sweep_file import check, load
 from orchestration.plan.trial_plan import TrialPlan, expand
 from orchestration.record.manifest import Entry, read_manifests
 from orchestration.record.trial_record import TrialRecord
-from orchestration.store.directory import DirectoryStore, open_store
+from orchestration.store.directory import DirectoryStore
+from orchestration.store.open import open_store
 from rrn_core import PRESETS, Runtime, TrainConfig, train
 from rrn_core.data.dataset import Pixels, open_dataset
 from rrn_core.evaluate import predict, slide
-from rrn_core.networks.deeplab import build_quartet
+from rrn_core.networks.quartet import build_quartet
 from rrn_core.weights import Model, load_model, pack, training_facts
 
 ONE_THREAD = Runtime(device="cpu", threads=1)

@@ -21,9 +21,10 @@ from servers import wait_until
 
 from orchestration.errors import SweepError
 from orchestration.observe import state_changes as changes_module
+from orchestration.observe.logs import find_trial, logs
 from orchestration.observe.state_changes import Pulse
 from orchestration.observe.trial_log import log_lines
-from orchestration.observe.watch import find_trial, logs, watch
+from orchestration.observe.watch import watch
 from orchestration.plan.spec import Retention
 from orchestration.plan.trial_plan import make_plan
 from orchestration.record.lease import Driver, Lease
@@ -265,7 +266,7 @@ class TestWatch:
             says(text, "1/8 eps=0.3: started")
 
     def test_a_killed_driver_of_this_machine_is_dead_at_once(self, sweep):
-        code = "import sys; from orchestration.record.lease import Lease; from orchestration.store.directory import open_store\n"
+        code = "import sys; from orchestration.record.lease import Lease; from orchestration.store.open import open_store\n"
         code += f"Lease.acquire(open_store({sweep.store.uri!r}), 'demo', say=print); print('ready', flush=True); sys.stdin.read()"
         with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as driver:
             try:

@@ -6,8 +6,10 @@ import sys
 import pytest
 
 from orchestration.errors import SpecError
+from orchestration.formatting import label
+from orchestration.plan.plan_table import render
 from orchestration.plan.sweep_file import check
-from orchestration.plan.trial_plan import expand, label, render
+from orchestration.plan.trial_plan import expand
 
 BASE = {"name": "demo", "preset": "digits"}
 

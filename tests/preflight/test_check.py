@@ -23,7 +23,8 @@ from orchestration.preflight import check as checks
 from orchestration.preflight.estimate import COSTLESS, estimate, probed
 from orchestration.record.manifest import Entry, read_manifests
 from orchestration.record.trial_record import TrialRecord
-from orchestration.store.directory import DirectoryStore, open_store
+from orchestration.store.directory import DirectoryStore
+from orchestration.store.open import open_store
 from rrn_core.config import Runtime, TrainConfig
 from rrn_core.data.camvid import CLASSES
 from rrn_core.data.inspection import Finding, inspect_data
@@ -364,7 +365,7 @@ def test_weights_that_are_missing_or_do_not_fit_are_a_fault(tmp_path):
 
 
 def test_weights_that_fit_pass(tmp_path):
-    from rrn_core.networks.deeplab import build_quartet
+    from rrn_core.networks.quartet import build_quartet
     from rrn_core.weights import Facts, pack
 
     (plan,) = expand(spec_of(base={"init_weights": "start.safetensors"}))

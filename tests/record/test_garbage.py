@@ -16,9 +16,13 @@ from orchestration.plan.sweep_file import check
 from orchestration.plan.trial_plan import expand
 from orchestration.record import garbage
 from orchestration.record.garbage import Collected, Item, collect, render
-from orchestration.record.manifest import Entry, manifest_key, read_checkpoint, read_manifests, tracked, write_tracked
+from orchestration.record.manifest import Entry, manifest_key, read_checkpoint, read_manifests
+from orchestration.record.tracking_note import tracked, write_tracked
 from orchestration.record.trial_record import TrialRecord, settle
-from orchestration.store.directory import DirectoryStore, S3Store, Store, open_store
+from orchestration.store.base import Store
+from orchestration.store.directory import DirectoryStore
+from orchestration.store.open import open_store
+from orchestration.store.s3 import S3Store
 
 PLANS = expand(check({"name": "demo", "preset": "digits", "grid": {"partition": ["1/8", "1/4"], "seed": [0, 1]}}))
 IDS = [plan.trial_id for plan in PLANS]

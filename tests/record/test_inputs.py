@@ -18,10 +18,10 @@ from orchestration.plan.trial_plan import TrialPlan, expand
 from orchestration.record.inputs import Contents, unresolved, weights_key
 from orchestration.record.manifest import read_manifest
 from orchestration.run.trial import Job, run_trial
-from orchestration.store.directory import open_store
+from orchestration.store.open import open_store
 from orchestration.sweep import Sweep, open_sweep
 from rrn_core import PRESETS, Runtime, TrainConfig
-from rrn_core.networks.deeplab import build_quartet
+from rrn_core.networks.quartet import build_quartet
 from rrn_core.state import WEIGHTS
 from rrn_core.training import train
 

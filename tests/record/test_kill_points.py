@@ -22,7 +22,9 @@ from orchestration.plan.trial_plan import TrialPlan, expand
 from orchestration.record.garbage import collect
 from orchestration.record.manifest import Entry, Manifest, manifest_key, read_checkpoint, read_manifest, read_manifests
 from orchestration.record.trial_record import TrialRecord
-from orchestration.store.directory import DirectoryStore, Store, open_store
+from orchestration.store.base import Store
+from orchestration.store.directory import DirectoryStore
+from orchestration.store.open import open_store
 
 (PLAN,) = expand(check({"name": "demo", "preset": "digits"}))
 KEEP = Retention(last=1, best=False)  # so that a commit also removes the checkpoint before

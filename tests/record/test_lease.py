@@ -25,7 +25,9 @@ from orchestration.errors import LeaseHeld, LeaseLost, StoreError
 from orchestration.record import lease as lease_module
 from orchestration.record import process
 from orchestration.record.lease import Lease, Seen, current_token
-from orchestration.store.directory import DirectoryStore, Store, open_store
+from orchestration.store.base import Store
+from orchestration.store.directory import DirectoryStore
+from orchestration.store.open import open_store
 
 KEY = "demo/lease.json"
 DAY_MS = 86_400_000
@@ -78,7 +80,7 @@ def driver_process(store: Store) -> Iterator[subprocess.Popen[str]]:
     code = f"""
 import time
 from orchestration.record.lease import Lease
-from orchestration.store.directory import open_store
+from orchestration.store.open import open_store
 lease = Lease.acquire(open_store({store.uri!r}), "demo", every_s=0.1, say=print)
 lease.see("trial-1", 2, 7.5)
 time.sleep(0.5)

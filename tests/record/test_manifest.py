@@ -8,19 +8,10 @@ from orchestration.errors import StoreError
 from orchestration.plan.spec import Retention
 from orchestration.plan.sweep_file import check
 from orchestration.plan.trial_plan import expand
-from orchestration.record.manifest import (
-    Entry,
-    dump_manifest,
-    forget_tracked,
-    manifest_key,
-    parse_manifest,
-    read_manifest,
-    read_manifests,
-    tracked,
-    write_tracked,
-)
+from orchestration.record.manifest import Entry, dump_manifest, manifest_key, parse_manifest, read_manifest, read_manifests
+from orchestration.record.tracking_note import forget_tracked, tracked, write_tracked
 from orchestration.record.trial_record import TrialRecord
-from orchestration.store.directory import open_store
+from orchestration.store.open import open_store
 
 (PLAN,) = expand(check({"name": "demo", "preset": "digits"}))
 

@@ -10,7 +10,7 @@ from orchestration.plan.sweep_file import check
 from orchestration.plan.trial_plan import expand
 from orchestration.record.manifest import Entry, manifest_key, read_manifest, restored_plan
 from orchestration.record.trial_record import TrialRecord, settle, spent
-from orchestration.store.directory import open_store
+from orchestration.store.open import open_store
 
 (PLAN,) = expand(check({"name": "demo", "preset": "digits"}))
 KEEP = Retention(last=2, best=True)

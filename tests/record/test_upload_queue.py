@@ -22,7 +22,7 @@ from servers import wait_until
 from orchestration.errors import Fenced, Preempted, StoreUnavailable
 from orchestration.record.manifest import SCORE, Entry
 from orchestration.record.upload_queue import Outbox, Parcel
-from orchestration.store.directory import open_store
+from orchestration.store.open import open_store
 
 SIZE = 10_000
 ROOMY = 100 * SIZE

@@ -11,7 +11,7 @@ from torch import nn
 from rrn_core.config import TrainConfig
 from rrn_core.data.batch import IMAGENET_MEAN, IMAGENET_STD
 from rrn_core.evaluate import HEADS, confusion, confusions, evaluate, iou, metrics_of, miou, predict, slide, slide_all
-from rrn_core.networks.deeplab import build_quartet
+from rrn_core.networks.quartet import build_quartet
 from rrn_core.presets import PRESETS
 
 CASES = ("big_100x150", "wide_50x150", "small_40x60", "exact_64x64", "plus1_64x65", "tall_130x63")

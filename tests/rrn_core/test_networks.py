@@ -12,7 +12,9 @@ import pytest
 import torch
 
 from rrn_core.config import TrainConfig
-from rrn_core.networks.deeplab import Branch, Discriminator, build_quartet
+from rrn_core.networks.deeplab import Branch
+from rrn_core.networks.discriminators import Discriminator
+from rrn_core.networks.quartet import build_quartet
 from rrn_core.presets import PRESETS
 
 MAPS = ("backbone.layer1", "backbone.layer2", "backbone.layer3", "backbone.layer4", "head.aspp", "head")

@@ -15,7 +15,7 @@ from rrn_core import PRESETS, Runtime, TrainConfig, train
 from rrn_core.data.augment import normalise
 from rrn_core.data.batch import Batch
 from rrn_core.evaluate import HEADS, predict
-from rrn_core.networks.deeplab import build_quartet
+from rrn_core.networks.quartet import build_quartet
 from rrn_core.picture_grid import (
     BLANK,
     OUTLINE,

@@ -15,7 +15,9 @@ from torch import nn
 from rrn_core import step
 from rrn_core.config import TrainConfig, iterations_per_epoch
 from rrn_core.data.batch import Batch
-from rrn_core.networks.deeplab import Branch, Discriminator, Quartet, build_quartet
+from rrn_core.networks.deeplab import Branch
+from rrn_core.networks.discriminators import Discriminator
+from rrn_core.networks.quartet import Quartet, build_quartet
 from rrn_core.presets import PRESETS
 from rrn_core.step import Group, Optimisers, group_of, learning_rate, train_step
 

@@ -20,7 +20,9 @@ from torch import Tensor
 
 from rrn_core.config import TrainConfig
 from rrn_core.foreign_weights import read_released
-from rrn_core.networks.deeplab import Branch, Discriminator, build_quartet
+from rrn_core.networks.deeplab import Branch
+from rrn_core.networks.discriminators import Discriminator
+from rrn_core.networks.quartet import build_quartet
 from rrn_core.presets import PRESETS
 from rrn_core.state import TrainState
 from rrn_core.step import Optimisers

@@ -23,7 +23,7 @@ from orchestration.record.manifest import read_manifest
 from orchestration.record.trial_record import TrialRecord
 from orchestration.run import trial
 from orchestration.run.trial import Job, run_trial
-from orchestration.store.directory import open_store
+from orchestration.store.open import open_store
 from rrn_core import Runtime
 from rrn_core.evaluate import miou
 

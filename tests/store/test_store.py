@@ -27,7 +27,10 @@ from places import ROOT
 from servers import ForgetfulProxy, S3Server, free_port, fresh_s3, wait_until
 
 from orchestration.errors import Conflict, Corrupt, NotFound, SpecError, StoreError, StoreUnavailable
-from orchestration.store.directory import DirectoryStore, S3Store, Store, open_store
+from orchestration.store.base import Store
+from orchestration.store.directory import DirectoryStore
+from orchestration.store.open import open_store
+from orchestration.store.s3 import S3Store
 
 
 def winners_of_race(store: Store, key: str, bodies: list[bytes], *, expected: str | None) -> list[bytes]:
@@ -274,7 +277,7 @@ class TestOpenStore:
     def test_a_directory_store_never_imports_boto3(self, tmp_path: Path):
         code = f"""
 import sys
-from orchestration.store.directory import open_store
+from orchestration.store.open import open_store
 store = open_store({str(tmp_path)!r}); store.write("k", b"1"); open_store("s3://bkt/p")
 assert store.read("k")[0] == b"1"
 print([name for name in ("boto3", "botocore", "urllib3") if name in sys.modules])
@@ -288,7 +291,7 @@ class TestDirectory:
         bodies = [bytes([n]) * 3_000_000 for n in (1, 2)]
         store.write("a/k", bodies[0])
         code = f"""
-from orchestration.store.directory import open_store
+from orchestration.store.open import open_store
 store = open_store({str(tmp_path)!r}); print("ready", flush=True)
 while True:
     for n in (1, 2):

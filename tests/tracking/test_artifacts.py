@@ -18,7 +18,7 @@ from tracked_sweep import Sweep, attempt, judged, manifest
 
 from infra.local.parts import Part
 from orchestration.record.manifest import Manifest, ObjectRef, dump_manifest, manifest_key
-from orchestration.store.directory import open_store
+from orchestration.store.open import open_store
 from orchestration.tracking import artifact_queue, sweep_run
 from orchestration.tracking.artifacts import Artifacts, Unstored
 from orchestration.tracking.descriptions import Facts

@@ -31,7 +31,7 @@ from orchestration.tracking.sync import sync
 from orchestration.tracking.ui_links import file_url, runs_url
 from rrn_core.config import Runtime, TrainConfig
 from rrn_core.data.dataset import open_validation
-from rrn_core.networks.deeplab import build_quartet
+from rrn_core.networks.quartet import build_quartet
 from rrn_core.pictures import panels, spread
 
 pytestmark = pytest.mark.slow

@@ -15,7 +15,8 @@ from orchestration.errors import Corrupt, NotFound
 from orchestration.plan.sweep_file import load
 from orchestration.plan.trial_plan import expand
 from orchestration.record.manifest import Manifest, ObjectRef, Pictures, sha256_of
-from orchestration.store.directory import Store, open_store
+from orchestration.store.base import Store
+from orchestration.store.open import open_store
 from orchestration.tracking.run_files import File, Origin, digest_of, overview_files, stored, table, trial_files
 from rrn_core.config import Split, TrainConfig
 

@@ -15,7 +15,8 @@ from tracked_sweep import SHOWN, Sweep, attempt, content, entry, expected_points
 
 from orchestration.errors import TrackingError
 from orchestration.record.manifest import Manifest, dump_manifest, manifest_key
-from orchestration.store.directory import Store, open_store
+from orchestration.store.base import Store
+from orchestration.store.open import open_store
 from orchestration.tracking.descriptions import Facts
 from orchestration.tracking.sync import Synced, sync
 

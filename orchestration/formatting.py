@@ -1,0 +1,43 @@
+"""How values, tables, sizes and times are written, everywhere alike."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+
+def label(settings: Mapping[str, object]) -> str:
+    """`1/8 eps=0.6 seed 1`; a partition comes first and without its name, a seed last."""
+    names = sorted(settings, key=lambda name: {"partition": 0, "seed": 2}.get(name, 1))
+    spelt = {"partition": "{}", "seed": "seed {}"}
+    return " ".join(spelt.get(name, f"{name}={{}}").format(shown(settings[name])) for name in names) or "base"
+
+
+def shown(value: object) -> str:
+    """A setting as a person writes it."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def table(rows: Iterable[Sequence[str]]) -> str:
+    """Left-aligned columns, two spaces apart."""
+    lines = list(rows)
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines)
+
+
+def bytes_shown(count: float) -> str:
+    """`0.5 kB`, `683 MB`, `11.8 GB`."""
+    scale, unit = next(((scale, unit) for scale, unit in ((1e9, "GB"), (1e6, "MB")) if count >= scale), (1e3, "kB"))
+    return f"{count / scale:.{int(count < 10 * scale or scale == 1e9)}f} {unit}"
+
+
+def clock(seconds: float) -> str:
+    """`0:02:03`."""
+    minutes, second = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{second:02d}"
+
+
+def duration(seconds: float) -> str:
+    """`1:02:03`, `2:03`."""
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"
