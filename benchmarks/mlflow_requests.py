@@ -18,9 +18,9 @@ import requests
 
 from infra.local.parts import free_ports
 from infra.local.services import mlflow_part
-from orchestration.record.manifest import Attempt, Entry, Manifest, ObjectRef, Pictures
+from orchestration.record.manifest import Attempt, EpochMetrics, EpochPictures, Manifest, ObjectRef
 from orchestration.run.runner import MLFLOW_SETTINGS
-from orchestration.tracking.run_content import run_view
+from orchestration.tracking.run_content import run_content
 from orchestration.tracking.run_files import trial_files
 from orchestration.tracking.runs import Runs, open_runs
 from rrn_core.config import TrainConfig
@@ -64,7 +64,7 @@ def tell(what: str, act: Callable[[], None], times: int) -> None:
 
 
 def show(runs: Runs, found: Manifest) -> None:
-    runs.show(found.trial_id, run_view(found, store="s3://bucket", live=True))
+    runs.show(found.trial_id, run_content(found, store="s3://bucket", live=True))
     runs.store_files(found.trial_id, trial_files(found, lambda _: CONFUSION, live=True))
 
 
@@ -81,14 +81,14 @@ def trial(epochs: int, *, drawn: bool = False) -> Manifest:
         created_ms=1_700_000_000_000,
         updated_ms=1_700_000_000_000,
         history=tuple(entry(epoch) for epoch in range(1, epochs + 1)),
-        pictures=(Pictures(epoch=epochs, objects={"confusion.json": ref}),) if drawn else (),
+        pictures=(EpochPictures(epoch=epochs, objects={"confusion.json": ref}),) if drawn else (),
     )
 
 
-def entry(epoch: int) -> Entry:
+def entry(epoch: int) -> EpochMetrics:
     metrics = {f"train/loss_{i}": 1.0 / epoch for i in range(12)} | {"val/miou": 0.5, "perf/train_s": 1.0, "perf/eval_s": 1.0}
     metrics |= {f"val/miou_{head}": 0.5 for head in HEADS} | {f"val/iou_{head}/{i}": 0.5 for head in HEADS for i in range(CLASSES)}
-    return Entry(epoch=epoch, step=10 * epoch, time_ms=1_700_000_000_000 + 1000 * epoch, metrics=metrics)
+    return EpochMetrics(epoch=epoch, step=10 * epoch, time_ms=1_700_000_000_000 + 1000 * epoch, metrics=metrics)
 
 
 class Counted:

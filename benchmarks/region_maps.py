@@ -28,7 +28,7 @@ from rrn_core.data.batches import Batches
 from rrn_core.data.dataset import DataSet, open_dataset
 from rrn_core.losses import VOID, hard_labels, scale_image
 from rrn_core.networks.quartet import Quartet, build_quartet
-from rrn_core.picture_grid import Row, coloured, errors, heat, photograph, sheet, swatch
+from rrn_core.picture_grid import GridRow, coloured, errors, heat, photograph, sheet, swatch
 from rrn_core.step import Mixed, discriminator_pairs, mixed_pass
 
 BATCHES = 40
@@ -74,7 +74,7 @@ def opened(store_uri: str, sweep: str, trial: str, data_root: Path) -> tuple[str
     return manifest.label, config, quartet, data
 
 
-def judged(quartet: Quartet, batch: Batch, config: TrainConfig, data: DataSet) -> tuple[list[list[float]], Row]:
+def judged(quartet: Quartet, batch: Batch, config: TrainConfig, data: DataSet) -> tuple[list[list[float]], GridRow]:
     """For every region with known labels: branch, share of right pixels, score of the own and of the other discriminator; and a picture."""
     mixed = mixed_pass(quartet.branch1, quartet.branch2, batch)
     pairs = discriminator_pairs(mixed, batch, config)
@@ -94,7 +94,7 @@ def judged(quartet: Quartet, batch: Batch, config: TrainConfig, data: DataSet) -
     return rows, picture_of(mixed, scores, data)
 
 
-def picture_of(mixed: Mixed, scores: list[Tensor], data: DataSet) -> Row:
+def picture_of(mixed: Mixed, scores: list[Tensor], data: DataSet) -> GridRow:
     """The panels of the first image."""
     pixels = scale_image(mixed.image[:1], scaling="unnormalise", mean=IMAGENET_MEAN, std=IMAGENET_STD)[0].permute(1, 2, 0).numpy()
     maps = [F.interpolate(score[:1], size=pixels.shape[:2], mode="bilinear", align_corners=True)[0, 0].numpy() for score in scores]
@@ -102,7 +102,7 @@ def picture_of(mixed: Mixed, scores: list[Tensor], data: DataSet) -> Row:
     image = (255 * pixels.clip(0, 1)).round().astype(np.uint8)
     shown = (photograph(image), coloured(truth, data.palette), coloured(predicted, data.palette), errors(predicted, truth))
     captions = {len(shown) + i: f"{rc.min():.2f} .. {rc.max():.2f}" for i, rc in enumerate(maps)}
-    return Row("", (*shown, *map(heat, maps)), captions)
+    return GridRow("", (*shown, *map(heat, maps)), captions)
 
 
 def report(rows: NDArray[np.float64], config: TrainConfig, trial: str) -> str:

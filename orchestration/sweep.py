@@ -13,7 +13,7 @@ from orchestration.failures import Failure
 from orchestration.plan.spec import SweepSpec
 from orchestration.plan.sweep_file import load
 from orchestration.plan.trial_plan import TrialPlan, expand, representatives
-from orchestration.record.inputs import Contents, unresolved
+from orchestration.record.inputs import InputContents, unresolved
 from orchestration.record.manifest import Manifest, adopted, proposed, read_manifests, restored_plan
 from orchestration.record.tracking_note import tracked, write_tracked
 from orchestration.store.base import Store
@@ -32,7 +32,7 @@ class Sweep:
     spec: SweepSpec
     store: Store
     tracking: str
-    contents: Contents
+    contents: InputContents
     plans: list[TrialPlan]
     manifests: dict[str, Manifest]
     samples: list[TrialPlan]
@@ -128,7 +128,7 @@ def open_sweep(file: Path, overrides: Sequence[str], *, data_root: Path | None, 
     spec = load(file, overrides=overrides)
     store = open_store(spec.store or environment.get("RRN_STORE") or "runs/store", deadline_s=STORE_WAITS_S)
     tracking = _absolute(spec.tracking or environment.get("MLFLOW_TRACKING_URI") or "sqlite:///runs/mlflow.db")
-    contents = Contents(Runtime(data_root=data_root, lists_root=file.resolve().parent), store)
+    contents = InputContents(Runtime(data_root=data_root, lists_root=file.resolve().parent), store)
     with naming(file):
         plans = expand(spec, contents.resolve)
         samples = representatives(spec, contents.resolve) if spec.search else []

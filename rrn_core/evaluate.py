@@ -103,7 +103,7 @@ def slide_all(images: Iterable[Pixels], forward: Forward, *, crop: int, stride: 
     """
     if stride is not None and not 1 <= stride <= crop:
         raise ValueError(f"stride: must be 1..{crop}, the crop, got {stride}")
-    layouts: deque[_Layout] = deque()
+    layouts: deque[_WindowGrid] = deque()
     windows = _windows(images, layouts, crop, stride or default_stride(crop))
     scores = (score for chunk in _chunks(windows, batch) for score in forward(torch.from_numpy(np.stack(chunk))))
     for first in scores:
@@ -178,7 +178,7 @@ def _parted(pairs: Iterable[tuple[Pixels, Pixels]], labels: deque[Pixels]) -> It
 
 
 @dataclass(frozen=True)
-class _Layout:
+class _WindowGrid:
     """Where the windows of one image lie on its padded canvas, and where the image does."""
 
     canvas: tuple[int, int]
@@ -196,13 +196,13 @@ class _Layout:
         return total[..., top : top + height, left : left + width]
 
 
-def _windows(images: Iterable[Pixels], layouts: deque[_Layout], crop: int, stride: int) -> Iterator[NDArray[np.float32]]:
+def _windows(images: Iterable[Pixels], layouts: deque[_WindowGrid], crop: int, stride: int) -> Iterator[NDArray[np.float32]]:
     """Windows (3, crop, crop) of all images in turn; the layout of each image is queued before its first window."""
     for image in images:
         canvas = _canvas(image, crop)
         height, width = canvas.shape[1:]
         corners = list(product(window_starts(height, crop, stride), window_starts(width, crop, stride)))
-        layouts.append(_Layout((height, width), (image.shape[0], image.shape[1]), crop, corners))
+        layouts.append(_WindowGrid((height, width), (image.shape[0], image.shape[1]), crop, corners))
         for top, left in corners:
             yield canvas[:, top : top + crop, left : left + crop]
 

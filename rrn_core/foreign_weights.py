@@ -18,7 +18,7 @@ from numpy._core.multiarray import scalar  # type: ignore[import-not-found,unuse
 from safetensors.torch import load as load_safetensors
 from torch import Tensor
 
-from rrn_core.weights import ANCHOR, BRANCHES, COUNTER, Facts, check_archive, first_sentence, pack, recognise, shapes_of, shown
+from rrn_core.weights import ANCHOR, BRANCHES, COUNTER, WeightsMetadata, check_archive, first_sentence, pack, recognise, shapes_of, shown
 
 _NUMBERS: list[Any] = [
     *((scalar, f"numpy.{core}.multiarray.scalar") for core in ("_core", "core")),
@@ -34,7 +34,7 @@ _Names = dict[str, str]
 class Imported:
     """Weights read from a file of others, complete and of the right shapes."""
 
-    facts: Facts
+    facts: WeightsMetadata
     tensors: dict[str, Tensor]
     """By our names; float32, the counters of the normalisation int64."""
     matched: tuple[str, ...]

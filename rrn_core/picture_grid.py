@@ -26,7 +26,7 @@ _Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
 @dataclass(frozen=True)
-class Row:
+class GridRow:
     """The views of one image, all of one size (H, W, 3)."""
 
     name: str
@@ -39,7 +39,7 @@ Key = Sequence[tuple[str, Pixels]]
 """Patches of colour and what they mean."""
 
 
-def sheet(rows: Sequence[Row], columns: Sequence[str], keys: Sequence[Key]) -> Pixels:
+def sheet(rows: Sequence[GridRow], columns: Sequence[str], keys: Sequence[Key]) -> Pixels:
     """One picture (H, W, 3): `columns` above, the rows with their names at the left, and below them each of `keys` on lines of its own."""
     font = ImageFont.load_default(size=_TEXT)
     width = max(panel.shape[1] for row in rows for panel in row.panels) + _GAP

@@ -17,7 +17,7 @@ from rrn_core.data.files import VOID, Colour
 from rrn_core.evaluate import HEADS, Forward, evaluating, heads, reported_head, slide_all
 from rrn_core.losses import class_probabilities, discriminator_input, hard_labels, region_mask, scale_image
 from rrn_core.networks.quartet import Quartet
-from rrn_core.picture_grid import RIGHT, UNKNOWN, WRONG, Key, Row, coloured, errors, heat, heat_swatches, photograph, sheet, swatch
+from rrn_core.picture_grid import RIGHT, UNKNOWN, WRONG, GridRow, Key, coloured, errors, heat, heat_swatches, photograph, sheet, swatch
 from rrn_core.step import discriminators, region_side, selections
 
 _NAMES = {"branch1": "branch 1", "branch2": "branch 2", "ensemble": "ensemble"}
@@ -54,7 +54,7 @@ def spread(count: int, total: int) -> list[int]:
 
 
 @dataclass(frozen=True)
-class View:
+class PredictionMaps:
     """What the networks say of one image."""
 
     labels: NDArray[np.uint8]
@@ -65,7 +65,7 @@ class View:
     """Where `eps` lets the region loss learn, shaped like `rc`."""
 
 
-def views(quartet: Quartet, images: Iterable[Pixels], config: TrainConfig, device: torch.device) -> list[View]:
+def views(quartet: Quartet, images: Iterable[Pixels], config: TrainConfig, device: torch.device) -> list[PredictionMaps]:
     """What the networks, in eval mode, say of every RGB image (H, W, 3); by the windows of the evaluation, which are of training's size.
 
     So a discriminator sees what it sees in training: a crop, the softmax over its own branch's logits of it, and pixels scaled as
@@ -78,12 +78,12 @@ def views(quartet: Quartet, images: Iterable[Pixels], config: TrainConfig, devic
         return [_view(of_image, len(judges)) for of_image in maps]
 
 
-def _view(maps: Tensor, judges: int) -> View:
+def _view(maps: Tensor, judges: int) -> PredictionMaps:
     """What `_judged` says of a whole image, summed over windows."""
     scores, windows, regions = torch.split(maps, [len(maps) - 1 - 2 * judges, 1, 2 * judges])
     labels = hard_labels(torch.stack(scores.chunk(len(HEADS)))).to(torch.uint8)
     means = (regions / windows).cpu().numpy()
-    return View(labels.cpu().numpy(), means[0::2], means[1::2] >= 1 / 2)
+    return PredictionMaps(labels.cpu().numpy(), means[0::2], means[1::2] >= 1 / 2)
 
 
 def _judged(quartet: Quartet, config: TrainConfig, device: torch.device) -> Forward:
@@ -115,14 +115,14 @@ def _pixels_of(rc: Tensor, config: TrainConfig, size: torch.Size) -> Tensor:
     return region_mask(rc, (size[0], size[1]), gate=lambda maps: maps, upsample=upsample, cell=region_side(config, size))
 
 
-def _row(name: str, image: Pixels, truth: Pixels, view: View, palette: Sequence[Colour], config: TrainConfig) -> Row:
+def _row(name: str, image: Pixels, truth: Pixels, view: PredictionMaps, palette: Sequence[Colour], config: TrainConfig) -> GridRow:
     reported = view.labels[HEADS.index(reported_head(config))]
     before = [photograph(image), *(coloured(labels, palette) for labels in (truth, *view.labels))]
     regions = [heat(rc, selected) for rc, selected in zip(view.rc, view.selected, strict=True)]
     captions = {len(before) + i: f"{rc.min():.2f} .. {rc.max():.2f}" for i, rc in enumerate(view.rc)}
     if known := int((truth != VOID).sum()):
         captions[len(before) + len(regions)] = f"{100 * int((reported == truth).sum()) / known:.1f} % right"
-    return Row(name, (*before, *regions, errors(reported, truth)), captions)
+    return GridRow(name, (*before, *regions, errors(reported, truth)), captions)
 
 
 def _key(config: TrainConfig, *, regions: bool) -> Key:

@@ -40,7 +40,7 @@ Terms = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
-class Group:
+class AccumulationGroup:
     """Where an iteration stands among those whose gradients are averaged into one optimiser step."""
 
     begins: bool = True
@@ -49,11 +49,11 @@ class Group:
     """Iterations of the group."""
 
 
-ALONE = Group()
+ALONE = AccumulationGroup()
 
 
 def train_step(
-    quartet: Quartet, optimisers: Optimisers, batch: Batch, config: TrainConfig, *, epoch: int, lr: float, group: Group = ALONE
+    quartet: Quartet, optimisers: Optimisers, batch: Batch, config: TrainConfig, *, epoch: int, lr: float, group: AccumulationGroup = ALONE
 ) -> Terms:
     """One iteration of (7, 8) in the released order (METHOD.md 1.3); the networks and optimisers change in place.
 
@@ -115,12 +115,12 @@ def learning_rate(config: TrainConfig, iteration: int, iterations_per_epoch: int
     return float(config.lr * (1 - iteration / total) ** config.poly_power)
 
 
-def group_of(config: TrainConfig, iteration: int, iterations_per_epoch: int) -> Group:
+def group_of(config: TrainConfig, iteration: int, iterations_per_epoch: int) -> AccumulationGroup:
     """Groups of `config.accumulate` iterations; every epoch begins a new one, and its last one may be shorter."""
     done = iteration % iterations_per_epoch
     place = done % config.accumulate
     size = min(config.accumulate, iterations_per_epoch - (done - place))
-    return Group(begins=place == 0, ends=place == size - 1, size=size)
+    return AccumulationGroup(begins=place == 0, ends=place == size - 1, size=size)
 
 
 @dataclass(frozen=True)

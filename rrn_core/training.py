@@ -18,7 +18,7 @@ from rrn_core.data.lists import find_file, roots
 from rrn_core.evaluate import HEADS, confusions, metrics_of, reported_head
 from rrn_core.networks.quartet import build_quartet
 from rrn_core.state import TrainState, read_files, seed_everything
-from rrn_core.step import Group, Optimisers, group_of, learning_rate, train_step
+from rrn_core.step import AccumulationGroup, Optimisers, group_of, learning_rate, train_step
 from rrn_core.weights import initialise
 
 Metrics = dict[str, float]
@@ -156,7 +156,7 @@ def _fresh_state(config: TrainConfig, num_classes: int, device: torch.device) ->
     return TrainState(quartet, Optimisers(quartet, config), config)
 
 
-def _is_due(done: int, group: Group, every: int | None) -> bool:
+def _is_due(done: int, group: AccumulationGroup, every: int | None) -> bool:
     """Whether to report after `done` iterations of an epoch: at the end of the group in which a multiple of `every` was reached."""
     return every is not None and group.ends and done % every < group.size
 

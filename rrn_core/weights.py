@@ -40,7 +40,7 @@ ANCHOR = "layer1.0.conv1.weight"
 Shapes = Mapping[str, tuple[int, ...]]
 
 
-class Facts(BaseModel):
+class WeightsMetadata(BaseModel):
     """What a weights file says of itself."""
 
     model_config = ConfigDict(frozen=True)
@@ -63,16 +63,16 @@ class Model:
     num_classes: int
     config: TrainConfig
     """The run's settings, or the defaults for an imported file, with the caller's changes. What concerns training alone is reset."""
-    facts: Facts
+    facts: WeightsMetadata
 
 
-def pack(tensors: Mapping[str, Tensor], facts: Facts) -> bytes:
+def pack(tensors: Mapping[str, Tensor], facts: WeightsMetadata) -> bytes:
     """A safetensors file; equal values give equal bytes."""
     text = json.dumps(facts.model_dump(mode="json", exclude_none=True), sort_keys=True, separators=(",", ":"))
     return save_safetensors({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, metadata={_FACTS: text})
 
 
-def unpack(body: bytes) -> tuple[dict[str, Tensor], Facts]:
+def unpack(body: bytes) -> tuple[dict[str, Tensor], WeightsMetadata]:
     """What `pack` wrote. Raises ValueError for a damaged file, or one that something else wrote."""
     try:
         tensors = load_safetensors(body)
@@ -134,7 +134,7 @@ def load_model(source: Path | bytes, *, name: str = "checkpoint", changes: Mappi
     return Model(quartet.eval(), facts.num_classes, config, facts)
 
 
-def recognise(shapes: Shapes) -> tuple[Facts, tuple[str, ...]]:
+def recognise(shapes: Shapes) -> tuple[WeightsMetadata, tuple[str, ...]]:
     """Kind, backbone and number of classes of tensors by their names and shapes, and the counters of batches that are missing.
 
     Raises:
@@ -143,7 +143,7 @@ def recognise(shapes: Shapes) -> tuple[Facts, tuple[str, ...]]:
     kind: Literal["branches", "backbone"] = "backbone" if f"backbone.{ANCHOR}" in shapes else "branches"
     prefix = "backbone." if kind == "backbone" else "branch1.backbone."
     classifier = shapes.get("branch1.classifier.weight")
-    facts = Facts(kind=kind, backbone=_backbone_name(shapes, prefix), num_classes=classifier[0] if classifier else None)
+    facts = WeightsMetadata(kind=kind, backbone=_backbone_name(shapes, prefix), num_classes=classifier[0] if classifier else None)
     expected = _expected(facts)
     _compare(shapes, expected, facts)
     return facts, tuple(name for name in expected if name not in shapes)
@@ -171,9 +171,9 @@ def check_archive(archive: zipfile.ZipFile, *, size: int) -> None:
         raise ValueError("its parts are compressed, which torch never does")
 
 
-def training_facts(config: TrainConfig, num_classes: int) -> Facts:
+def training_facts(config: TrainConfig, num_classes: int) -> WeightsMetadata:
     """What a checkpoint of a run says of itself."""
-    return Facts(
+    return WeightsMetadata(
         kind="branches",
         backbone=config.backbone,
         num_classes=num_classes,
@@ -200,7 +200,7 @@ def _count(shapes: Shapes, pattern: str) -> int:
     return sum(re.fullmatch(pattern, name) is not None for name in shapes)
 
 
-def _expected(facts: Facts) -> Shapes:
+def _expected(facts: WeightsMetadata) -> Shapes:
     try:
         with torch.device("meta"):
             branch = Branch(facts.backbone, facts.num_classes or 1)
@@ -212,7 +212,7 @@ def _expected(facts: Facts) -> Shapes:
     return {f"{which}.{name}": shape for which in BRANCHES for name, shape in shapes.items()}
 
 
-def _compare(got: Shapes, expected: Shapes, facts: Facts) -> None:
+def _compare(got: Shapes, expected: Shapes, facts: WeightsMetadata) -> None:
     """Raises ValueError with the first differences; counters may be missing."""
     faults = [f"{name} is missing" for name in expected if name not in got and not name.endswith(COUNTER)]
     faults += [f"{shown(name)} is not ours" for name in got if name not in expected]
@@ -224,7 +224,7 @@ def _compare(got: Shapes, expected: Shapes, facts: Facts) -> None:
         raise ValueError(f"looks like {what}, but {'; '.join(faults[:3])}{more}")
 
 
-def _match(quartet: Quartet, facts: Facts) -> None:
+def _match(quartet: Quartet, facts: WeightsMetadata) -> None:
     """Raises ValueError where the quartet is of other sizes."""
     asked = _backbone_name(shapes_of(quartet.branch1.state_dict()), "backbone.")
     if facts.backbone != asked:
@@ -234,14 +234,14 @@ def _match(quartet: Quartet, facts: Facts) -> None:
         raise ValueError(f"the weights are for {facts.num_classes} classes, the data have {classes}; start from an ImageNet backbone")
 
 
-def _check_facts(said: Facts, found: Facts) -> None:
+def _check_facts(said: WeightsMetadata, found: WeightsMetadata) -> None:
     """Raises ValueError where a file says of itself what its tensors are not."""
     if (said.backbone, said.num_classes) != (found.backbone, found.num_classes):
         told = f"{shown(said.backbone)} with {shown(str(said.num_classes))} classes"
         raise ValueError(f"says that it holds {told}, but its tensors are {found.backbone} with {found.num_classes}; get it again")
 
 
-def _start_discriminators(quartet: Quartet, tensors: Mapping[str, Tensor], facts: Facts) -> str:
+def _start_discriminators(quartet: Quartet, tensors: Mapping[str, Tensor], facts: WeightsMetadata) -> str:
     if quartet.D1 is None:
         return "the method has no discriminators"
     if facts.discriminator is None:
@@ -274,7 +274,7 @@ def _body(source: Path) -> tuple[bytes, Path]:
     return file.read_bytes(), file
 
 
-def _evaluation_config(facts: Facts, changes: Mapping[str, Any]) -> TrainConfig:
+def _evaluation_config(facts: WeightsMetadata, changes: Mapping[str, Any]) -> TrainConfig:
     if changes.get("backbone", facts.backbone) != facts.backbone:
         raise ValueError(f"backbone: the weights are of {facts.backbone}, got {changes['backbone']}; leave it out")
     protocol = PRESETS["cityscapes"] if changes.get("dataset") == "cityscapes" else {}  # its windows have another size
@@ -299,12 +299,12 @@ _NOT_TRAINING: dict[str, Any] = {
 """The images and weights that a run was trained with need not be at hand to evaluate it."""
 
 
-def _facts(body: bytes) -> Facts | None:
+def _facts(body: bytes) -> WeightsMetadata | None:
     """What a readable safetensors file says of itself in our words, if anything."""
     header = json.loads(body[8 : 8 + int.from_bytes(body[:8], "little")])
     text = (header.get("__metadata__") or {}).get(_FACTS)
     try:
-        return None if text is None else Facts.model_validate_json(text)
+        return None if text is None else WeightsMetadata.model_validate_json(text)
     except ValidationError as error:
         raise ValueError("what the file says of itself was written by another version; import its source again") from error
 

@@ -7,10 +7,10 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from orchestration.compare.results import Result, results
+from orchestration.compare.results import TrialResult, results
 from orchestration.plan.sweep_file import check
 from orchestration.plan.trial_plan import TrialPlan, expand
-from orchestration.record.manifest import Entry, Manifest
+from orchestration.record.manifest import EpochMetrics, Manifest
 
 CLASSES = ("background", *(f"digit_{n}" for n in range(10)))
 TERMS = ("loss", "loss_sup", "loss_cps", "loss_dr", "loss_f", "loss_d1", "loss_d2")
@@ -29,7 +29,7 @@ def plausible(plan: TrialPlan, epoch: int) -> float:
     return round(max(0.02, ceiling * (1 - math.exp(-epoch / 2.5)) + chance), 4)
 
 
-def entry(plan: TrialPlan, epoch: int, score: Score = plausible, classes: Sequence[str] = CLASSES) -> Entry:
+def entry(plan: TrialPlan, epoch: int, score: Score = plausible, classes: Sequence[str] = CLASSES) -> EpochMetrics:
     """Every metric that a training reports; of the last class, which never occurs, there is none."""
     miou = score(plan, epoch)
     chance = random.Random(f"{plan.trial_id} {epoch} rest")
@@ -39,7 +39,7 @@ def entry(plan: TrialPlan, epoch: int, score: Score = plausible, classes: Sequen
         metrics |= {f"val/iou_{head}/{name}": iou for head in ("branch1", "branch2", "ensemble")}
     for n, term in enumerate(TERMS):
         metrics[f"train/{term}"] = (1 + n) * 0.3 * math.exp(-epoch / (3 + n)) + 0.02 * chance.random()
-    return Entry(epoch=epoch, step=32 * epoch, time_ms=1000 * epoch, metrics=metrics)
+    return EpochMetrics(epoch=epoch, step=32 * epoch, time_ms=1000 * epoch, metrics=metrics)
 
 
 def swept(
@@ -56,7 +56,7 @@ def swept(
     return plans, {plan.trial_id: _manifest(plan, reached, score, classes) for plan, reached in begun}
 
 
-def trials(document: Mapping[str, Any] | None = None, **how: Any) -> list[Result]:
+def trials(document: Mapping[str, Any] | None = None, **how: Any) -> list[TrialResult]:
     """The trials of `swept` as a comparison sees them."""
     return results([swept(document, **how)])
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from orchestration.failures import Failure
 from orchestration.plan.spec import Retention
 from orchestration.plan.trial_plan import TrialPlan
-from orchestration.record.manifest import SCORE, Entry
+from orchestration.record.manifest import SCORE, EpochMetrics
 from orchestration.record.trial_record import TrialRecord
 from orchestration.store.base import Store
 
@@ -19,7 +19,7 @@ def train(
     record = TrialRecord.open(store, plan, retention=Retention())
     for epoch, given in enumerate(epochs, start=1):
         metrics = {SCORE: 0.0, **given} if isinstance(given, Mapping) else {SCORE: given}
-        entry = Entry(epoch=epoch, step=epoch, time_ms=0, metrics=metrics)
+        entry = EpochMetrics(epoch=epoch, step=epoch, time_ms=0, metrics=metrics)
         record.commit(step=epoch, epoch=epoch, files={"w": b"w"}, entries=[entry], seconds=1)
     if failure:
         record.fail(failure=failure, reason="as told")

@@ -7,7 +7,7 @@ import time
 import uuid
 from pathlib import Path
 
-from orchestration.store.base import Store, Unfinished
+from orchestration.store.base import Store, UnfinishedWrite
 from orchestration.store.s3 import S3Store
 
 
@@ -22,5 +22,5 @@ def start_half_a_write(store: Store, key: str, *, age_s: float = 0.0) -> None:
     os.utime(half, (time.time() - age_s,) * 2)
 
 
-def folder_of(write: Unfinished) -> str:
+def folder_of(write: UnfinishedWrite) -> str:
     return str(Path(write.place).parent)

@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from infra.local.parts import Part, free_ports, program, wait_until
+from infra.local.parts import StackPart, free_ports, program, wait_until
 from infra.local.services import mlflow_part, s3_part
 from orchestration.store.base import Store
 from orchestration.store.open import open_store
@@ -33,7 +33,7 @@ class S3Server:
     ports: list[int] = field(default_factory=lambda: free_ports(4, above=10_000))
 
     def __post_init__(self) -> None:
-        self.part: Part = s3_part(self.folder, ports=self.ports, access_key=self.access_key, secret_key=self.secret_key)
+        self.part: StackPart = s3_part(self.folder, ports=self.ports, access_key=self.access_key, secret_key=self.secret_key)
 
     @property
     def endpoint(self) -> str:
@@ -146,7 +146,7 @@ class MlflowServer:
     port: int = field(default_factory=free_port)
 
     def __post_init__(self) -> None:
-        self.part: Part = mlflow_part(self.database.parent / self.database.stem, port=self.port, database=f"sqlite:///{self.database}")
+        self.part: StackPart = mlflow_part(self.database.parent / self.database.stem, port=self.port, database=f"sqlite:///{self.database}")
 
     @property
     def uri(self) -> str:

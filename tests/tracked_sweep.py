@@ -14,8 +14,8 @@ from PIL import Image
 
 from orchestration.errors import NotFound
 from orchestration.formatting import label
-from orchestration.record.manifest import Attempt, Checkpoint, Entry, Manifest, ObjectRef, Pictures, sha256_of
-from orchestration.tracking.descriptions import Facts
+from orchestration.record.manifest import Attempt, Checkpoint, EpochMetrics, EpochPictures, Manifest, ObjectRef, sha256_of
+from orchestration.tracking.descriptions import SweepFacts
 from orchestration.tracking.tracker import Tracker
 from rrn_core.config import TrainConfig
 
@@ -38,17 +38,17 @@ CLASSES = ("sky", "car", "tree")
 HEADS = ("branch1", "branch2", "ensemble")
 
 
-def entry(epoch: int) -> Entry:
+def entry(epoch: int) -> EpochMetrics:
     values = {name: epoch + i / 16 for i, name in enumerate(METRICS)}
-    return Entry(epoch=epoch, step=10 * epoch, time_ms=1_700_000_000_000 + 1000 * epoch, metrics=values)
+    return EpochMetrics(epoch=epoch, step=10 * epoch, time_ms=1_700_000_000_000 + 1000 * epoch, metrics=values)
 
 
-def judged(epoch: int, score: float) -> Entry:
+def judged(epoch: int, score: float) -> EpochMetrics:
     """An epoch with all that a real one tells of the validation images; the last class occurs nowhere."""
     heads = {f"val/miou_{head}": score - 0.01 * i for i, head in enumerate(reversed(HEADS))}
     classes = {f"val/iou_{head}/{name}": score / (1 + i) for head in HEADS for i, name in enumerate(CLASSES[:-1])}
     known = {"train/loss": 1.0 / epoch, "val/miou": score, "system/cpu_utilization_percentage": 50.0, "perf/train_s": 2.0}
-    return Entry(epoch=epoch, step=10 * epoch, time_ms=1_700_000_000_000 + 1000 * epoch, metrics=known | heads | classes)
+    return EpochMetrics(epoch=epoch, step=10 * epoch, time_ms=1_700_000_000_000 + 1000 * epoch, metrics=known | heads | classes)
 
 
 def checkpoint(epoch: int, score: float | None = None) -> Checkpoint:
@@ -96,14 +96,14 @@ class Sweep:
         self.store: dict[str, Manifest] = {}
         self.objects: dict[str, bytes] = {}
 
-    def drawn(self, epoch: int, *, trial_id: str = "abc", shade: int = 200) -> Pictures:
+    def drawn(self, epoch: int, *, trial_id: str = "abc", shade: int = 200) -> EpochPictures:
         """The pictures of an epoch, which the store then has."""
         refs = {}
         for name, body in (("predictions.png", png(shade)), ("confusion.json", CONFUSION)):
             key = f"sweep/{trial_id}/pictures/{epoch:04d}-1/{name}"
             self.objects[key] = body
             refs[name] = ObjectRef(key=key, sha256=sha256_of(body), size=len(body))
-        return Pictures(epoch=epoch, objects=refs)
+        return EpochPictures(epoch=epoch, objects=refs)
 
     def fetch(self, ref: ObjectRef) -> bytes:
         if ref.key not in self.objects:
@@ -114,7 +114,7 @@ class Sweep:
         self.store |= {m.trial_id: m for m in manifests}
 
     def tracker(self, *, commit: str = "c0ffee", **changes: Any) -> Tracker:
-        default = {"store": STORE, "read": self.store.get, "fetch": self.fetch, "driver": 1, "facts": Facts(about="what it is for")}
+        default = {"store": STORE, "read": self.store.get, "fetch": self.fetch, "driver": 1, "facts": SweepFacts(about="what it is for")}
         return Tracker(self.uri, sweep=self.name, tags={"git_commit": commit, "dirty": "false"}, **{**default, **changes})
 
     def track(self, *manifests: Manifest, **changes: Any) -> None:

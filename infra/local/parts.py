@@ -29,7 +29,7 @@ class StackError(Exception):
     """A part cannot start or does not answer; one line."""
 
 
-class Part:
+class StackPart:
     """A server process that leads a group of its own; a record beside its log says which process that is."""
 
     def __init__(

@@ -15,14 +15,14 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from infra.local.parts import Part, StackError, as_user, clean_environment, program
+from infra.local.parts import StackError, StackPart, as_user, clean_environment, program
 
 RAY_HOST = "127.0.0.2"
 """Loopback too, but Ray would put the machine's own address in place of 127.0.0.1. It listens on every interface all the same: the token
 guards it."""
 
 
-def postgres_part(folder: Path, *, data: Path, port: int, password: str, owner: str | None) -> Part:
+def postgres_part(folder: Path, *, data: Path, port: int, password: str, owner: str | None) -> StackPart:
     """PostgreSQL with the one user `mlflow`, whose password a client finds in the file `pgpass`; nobody else can log in."""
     pgpass = folder / "pgpass"
 
@@ -31,7 +31,7 @@ def postgres_part(folder: Path, *, data: Path, port: int, password: str, owner: 
         _create_database(data, password, owner)
 
     command = [_path("postgres"), "-D", str(data), "-p", str(port), "-c", "listen_addresses=127.0.0.1", "-c", "unix_socket_directories="]
-    return Part(
+    return StackPart(
         "postgres",
         command,
         log=folder / "postgres.log",
@@ -42,14 +42,14 @@ def postgres_part(folder: Path, *, data: Path, port: int, password: str, owner: 
     )
 
 
-def mlflow_part(folder: Path, *, port: int, database: str, environment: dict[str, str] | None = None) -> Part:
+def mlflow_part(folder: Path, *, port: int, database: str, environment: dict[str, str] | None = None) -> StackPart:
     """`mlflow server` on `database`, its artifacts in `folder`."""
     command = [_path("mlflow"), "server", "--backend-store-uri", database, "--host", "127.0.0.1", "--port", str(port)]
     command += ["--workers", "1", "--no-serve-artifacts", "--default-artifact-root", str(folder / "artifacts")]
     quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
     # not /health, which answers without the database too
     answer = f"http://127.0.0.1:{port}/api/2.0/mlflow/experiments/get?experiment_id=0"
-    return Part(
+    return StackPart(
         "mlflow",
         command,
         log=folder / "mlflow.log",
@@ -59,7 +59,7 @@ def mlflow_part(folder: Path, *, port: int, database: str, environment: dict[str
     )
 
 
-def s3_part(folder: Path, *, ports: Sequence[int], access_key: str, secret_key: str) -> Part:
+def s3_part(folder: Path, *, ports: Sequence[int], access_key: str, secret_key: str) -> StackPart:
     """SeaweedFS, a whole S3 store in one process, that knows one pair of keys."""
     data, config = folder / "s3", folder / "s3.json"
     keys = [{"accessKey": access_key, "secretKey": secret_key}]
@@ -69,7 +69,7 @@ def s3_part(folder: Path, *, ports: Sequence[int], access_key: str, secret_key: 
         data.mkdir(parents=True, exist_ok=True)
         write_private(config, json.dumps({"identities": [identity]}))
 
-    return Part(
+    return StackPart(
         "s3",
         _weed_command(data, config, ports),
         log=folder / "weed.log",
@@ -79,7 +79,7 @@ def s3_part(folder: Path, *, ports: Sequence[int], access_key: str, secret_key: 
     )
 
 
-def ray_head(folder: Path, *, port: int, scratch: Path, environment: dict[str, str]) -> Part:
+def ray_head(folder: Path, *, port: int, scratch: Path, environment: dict[str, str]) -> StackPart:
     """The head: bookkeeping and the driver's objects, no trials."""
     flags = ["--head", f"--port={port}", "--num-cpus=0", "--include-dashboard=false", f"--temp-dir={scratch}/ray"]
     shared = {name: value for name, value in environment.items() if name.startswith("RAY_AUTH")}
@@ -87,7 +87,7 @@ def ray_head(folder: Path, *, port: int, scratch: Path, environment: dict[str, s
     return _ray_part(folder, "ray-head", flags, shared | at_once)
 
 
-def ray_worker(folder: Path, name: str, cpus: int, environment: dict[str, str]) -> Part:
+def ray_worker(folder: Path, name: str, cpus: int, environment: dict[str, str]) -> StackPart:
     """A node that runs trials, and so knows the store's keys."""
     shared = {name: value for name, value in environment.items() if name.startswith(("AWS_", "RAY_AUTH"))}
     return _ray_part(folder, name, [f"--address={environment['RAY_ADDRESS']}", f"--num-cpus={cpus}"], shared)
@@ -102,7 +102,7 @@ def write_private(path: Path, text: str) -> None:
     new.replace(path)
 
 
-def _ray_part(folder: Path, name: str, flags: list[str], environment: dict[str, str]) -> Part:
+def _ray_part(folder: Path, name: str, flags: list[str], environment: dict[str, str]) -> StackPart:
     log = folder / f"{name}.log"
     command = [_path("ray"), "start", "--block", f"--node-ip-address={RAY_HOST}", "--num-gpus=0", f"--object-store-memory={2**27}", *flags]
 
@@ -112,7 +112,7 @@ def _ray_part(folder: Path, name: str, flags: list[str], environment: dict[str, 
             return "Ray runtime started" in log.read_text(errors="replace")
         return False
 
-    return Part(name, command, log=log, check=started, environment=environment | {"RAY_USAGE_STATS_ENABLED": "0"})
+    return StackPart(name, command, log=log, check=started, environment=environment | {"RAY_USAGE_STATS_ENABLED": "0"})
 
 
 def _weed_command(data: Path, config: Path, ports: Sequence[int]) -> list[str]:

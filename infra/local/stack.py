@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
-from infra.local.parts import Part, StackError, free_ports, port_is_free
+from infra.local.parts import StackError, StackPart, free_ports, port_is_free
 from infra.local.services import RAY_HOST, mlflow_part, postgres_part, ray_head, ray_worker, s3_part, write_private
 
 BUCKET = "rrn"
@@ -64,7 +64,7 @@ class Stack:
         Raises:
             StackError: a part does not start or does not answer; what this call started is gone again.
         """
-        started: list[Part] = []
+        started: list[StackPart] = []
         try:
             for part in self.parts.values():
                 if part.running():

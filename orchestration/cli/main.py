@@ -137,7 +137,7 @@ def _gc(arguments: argparse.Namespace) -> int:
     return OK
 
 
-def _collect(sweep: Sweep, *, driver: int, dry_run: bool) -> garbage.Collected:
+def _collect(sweep: Sweep, *, driver: int, dry_run: bool) -> garbage.GarbageReport:
     return garbage.collect(sweep.store, sweep.name, sweep.trial_ids, driver=driver, retention=sweep.spec.retention, dry_run=dry_run)
 
 

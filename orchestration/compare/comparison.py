@@ -12,7 +12,7 @@ from orchestration.compare.metrics import axis_title, higher_is_better, measured
 from orchestration.compare.paired import Difference as Difference
 from orchestration.compare.results import SEED, common_epoch, once
 from orchestration.compare.results import At as At
-from orchestration.compare.results import Result as Result
+from orchestration.compare.results import TrialResult as TrialResult
 from orchestration.errors import SweepError
 from orchestration.formatting import label
 from orchestration.plan.sweep_file import build_config
@@ -32,7 +32,7 @@ class Cell:
     label: str
     """What distinguishes it within its group: `eps=0.6`."""
     settings: Mapping[str, Any]
-    results: tuple[Result, ...]
+    results: tuple[TrialResult, ...]
     values: Mapping[int, float]
     """The metric by seed, in percent where it is a share."""
     epochs: Mapping[int, int]
@@ -42,7 +42,7 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Group:
+class ComparisonGroup:
     """Cells that agree in the settings named by `by`."""
 
     label: str
@@ -60,19 +60,19 @@ class Comparison:
     metric: str
     at: At
     by: tuple[str, ...]
-    groups: tuple[Group, ...]
-    left_out: tuple[Result, ...]
+    groups: tuple[ComparisonGroup, ...]
+    left_out: tuple[TrialResult, ...]
     """Trials without a value under the rule: unfinished, failed, or without the metric."""
     notes: tuple[str, ...]
     """What must stand below every table: checkpoint rule, seeds, splits, and what the number of seeds can and cannot show."""
 
     @property
-    def results(self) -> tuple[Result, ...]:
+    def results(self) -> tuple[TrialResult, ...]:
         """Every trial, with a value or without."""
         return tuple(result for group in self.groups for cell in group.cells for result in cell.results)
 
     @property
-    def used(self) -> tuple[Result, ...]:
+    def used(self) -> tuple[TrialResult, ...]:
         """Every trial with a value."""
         return tuple(result for group in self.groups for cell in group.cells for result in cell.results if result.seed in cell.values)
 
@@ -94,7 +94,7 @@ class Comparison:
 
 
 def compare(
-    results: Sequence[Result], *, by: Sequence[str] = ("partition",), metric: str = SCORE, at: At = "last", baseline: str | None = None
+    results: Sequence[TrialResult], *, by: Sequence[str] = ("partition",), metric: str = SCORE, at: At = "last", baseline: str | None = None
 ) -> Comparison:
     """A group for every combination of the settings named by `by`, in it a cell for all trials that differ in nothing but the seed.
 
@@ -131,14 +131,14 @@ class _Reading:
     at: At
     common: int
 
-    def __call__(self, result: Result) -> _Read | None:
+    def __call__(self, result: TrialResult) -> _Read | None:
         entry = result.entry(self.at, common=self.common)
         if entry is None or self.metric not in entry.metrics:
             return None
         return _Read(entry.epoch, scale(self.metric)[0] * entry.metrics[self.metric])
 
 
-def _check_names(by: Sequence[str], results: Sequence[Result]) -> None:
+def _check_names(by: Sequence[str], results: Sequence[TrialResult]) -> None:
     varied = list(results[0].settings) if results else []
     known = [name for name in dict.fromkeys([*varied, *TrainConfig.model_fields]) if name != SEED]
     for name in by:
@@ -149,7 +149,7 @@ def _check_names(by: Sequence[str], results: Sequence[Result]) -> None:
             raise SweepError(f"--by {name}: must be a setting{here}{suggestion(name, known)}")
 
 
-def _check_metric(metric: str, results: Sequence[Result]) -> None:
+def _check_metric(metric: str, results: Sequence[TrialResult]) -> None:
     known = list(dict.fromkeys(name for result in results for entry in result.history for name in entry.metrics))
     if known and metric not in known:
         shown = dict.fromkeys(_without_class(name) for name in known)
@@ -161,13 +161,13 @@ def _without_class(metric: str) -> str:
     return f"{metric.partition('/')[0]}/{metric.split('/')[1]}/CLASS" if metric.count("/") > 1 else metric
 
 
-def _check_baseline(baseline: str | None, groups: Sequence[Group]) -> None:
+def _check_baseline(baseline: str | None, groups: Sequence[ComparisonGroup]) -> None:
     known = list(dict.fromkeys(cell.label for group in groups for cell in group.cells))
     if baseline is not None and baseline not in known:
         raise SweepError(f"--baseline {quoted(baseline)}: must be one of {', '.join(map(quoted, known))}{suggestion(baseline, known)}")
 
 
-def _grouped(results: Sequence[Result], by: Sequence[str], read: _Reading) -> list[Group]:
+def _grouped(results: Sequence[TrialResult], by: Sequence[str], read: _Reading) -> list[ComparisonGroup]:
     """The groups with their values, without baselines."""
     groups = [_parted(members, _but_seed) for members in _parted(results, lambda result: [result.config[name] for name in by])]
     names = _label_names([[cell[0].settings for cell in cells] for cells in groups], by)
@@ -181,12 +181,12 @@ def _label_names(groups: Sequence[Sequence[Mapping[str, Any]]], by: Sequence[str
     return differing or names
 
 
-def _group(settings: Mapping[str, Any], cells: Iterable[Sequence[Result]], names: Sequence[str], read: _Reading) -> Group:
+def _group(settings: Mapping[str, Any], cells: Iterable[Sequence[TrialResult]], names: Sequence[str], read: _Reading) -> ComparisonGroup:
     found = tuple(_cell(members, settings, names, read) for members in cells)
-    return Group(label(settings) if settings else "all trials", settings, found, "")
+    return ComparisonGroup(label(settings) if settings else "all trials", settings, found, "")
 
 
-def _cell(results: Sequence[Result], group: Mapping[str, Any], names: Sequence[str], read: _Reading) -> Cell:
+def _cell(results: Sequence[TrialResult], group: Mapping[str, Any], names: Sequence[str], read: _Reading) -> Cell:
     settings = {name: value for name, value in results[0].settings.items() if name not in group}
     read_by_seed = {result.seed: found for result in results if (found := read(result))}
     values = {seed: read_by_seed[seed].value for seed in sorted(read_by_seed)}
@@ -194,19 +194,19 @@ def _cell(results: Sequence[Result], group: Mapping[str, Any], names: Sequence[s
     return Cell(label({name: settings[name] for name in names}), settings, tuple(results), values, epochs, None)
 
 
-def _with_baseline(group: Group, baseline: str | None) -> Group:
+def _with_baseline(group: ComparisonGroup, baseline: str | None) -> ComparisonGroup:
     labels = [cell.label for cell in group.cells]
     chosen = labels[0] if baseline is None else baseline if baseline in labels else ""
     return replace(group, baseline=chosen)
 
 
-def _with_differences(groups: Sequence[Group], *, higher: bool) -> list[Group]:
+def _with_differences(groups: Sequence[ComparisonGroup], *, higher: bool) -> list[ComparisonGroup]:
     """Every cell against its group's baseline, corrected over the whole table."""
     found = iter(paired.corrected([_difference(cell, group, higher=higher) for group in groups for cell in group.cells]))
     return [replace(group, cells=tuple(replace(cell, difference=next(found)) for cell in group.cells)) for group in groups]
 
 
-def _difference(cell: Cell, group: Group, *, higher: bool) -> Difference | None:
+def _difference(cell: Cell, group: ComparisonGroup, *, higher: bool) -> Difference | None:
     baseline = next((other for other in group.cells if other.label == group.baseline), None)
     return paired.compare(cell.values, baseline.values, higher=higher) if baseline and cell is not baseline else None
 
@@ -266,11 +266,11 @@ def _unpaired(comparison: Comparison) -> Iterator[str]:
                 yield f"{where}{cell.label} and {group.baseline} do not share {seeds_named(alone)}, left out of their difference"
 
 
-def _reason(result: Result) -> str:
+def _reason(result: TrialResult) -> str:
     return "finished without this metric" if result.finished else result.state
 
 
-def _repeated(given: Iterable[Result], counted: Sequence[Result]) -> Iterator[str]:
+def _repeated(given: Iterable[TrialResult], counted: Sequence[TrialResult]) -> Iterator[str]:
     sweeps = {result.trial_id: result.sweep for result in counted}
     if twice := [result for result in given if result.sweep != sweeps[result.trial_id]]:
         yield f"in several of the sweeps, counted once: {_trials(twice)}"
@@ -283,7 +283,7 @@ def seeds_named(seeds: Sequence[int]) -> str:
     return f"{'seed' if len(seeds) == 1 else 'seeds'} {', '.join(map(str, seeds))}"
 
 
-def _trials(results: Iterable[Result]) -> str:
+def _trials(results: Iterable[TrialResult]) -> str:
     """`1/8 eps=0.4 seeds 0, 1; 1/8 eps=0.6 seed 0 and 3 more`."""
     cells = _parted(results, lambda result: result.settings)
     names = [f"{label(cell[0].settings)} {seeds_named(sorted({result.seed for result in cell}))}" for cell in cells]
@@ -291,7 +291,7 @@ def _trials(results: Iterable[Result]) -> str:
     return "; ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
-def _but_seed(result: Result) -> dict[str, Any]:
+def _but_seed(result: TrialResult) -> dict[str, Any]:
     return build_config(dict(result.config)).identity() | {SEED: None}
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from orchestration.compare.comparison import Cell, Comparison
 from orchestration.compare.metrics import axis_title, higher_is_better, metric_name, scale
 from orchestration.compare.plot_points import averaged, free, key, named, seeds, spots, validation_list
-from orchestration.compare.results import Result
+from orchestration.compare.results import TrialResult
 from orchestration.compare.theme import DASHES, HEIGHT, NEUTRAL, TILES, Style, blank, dress, faint, style, text
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def by_class(comparison: Comparison) -> Figure | None:
     return figure
 
 
-def learning_curves(comparison: Comparison, results: Sequence[Result]) -> Figure | None:
+def learning_curves(comparison: Comparison, results: Sequence[TrialResult]) -> Figure | None:
     """The metric over the epochs: a panel a group, a line a cell, with every seed thin beside its mean; None before the second epoch."""
     from plotly.subplots import make_subplots
 
@@ -92,7 +92,7 @@ def learning_curves(comparison: Comparison, results: Sequence[Result]) -> Figure
     return figure
 
 
-def loss_curves(comparison: Comparison, results: Sequence[Result]) -> Figure | None:
+def loss_curves(comparison: Comparison, results: Sequence[TrialResult]) -> Figure | None:
     """Every term of the loss over the epochs, one at a time by a menu; mean over the seeds."""
     terms = sorted({name for result in results for entry in result.history[-1:] for name in entry.metrics if name.startswith("train/loss")})
     by_term = {term: _curves(comparison, results, term) for term in terms}
@@ -164,16 +164,16 @@ def _tiles(figure: Figure, classes: Sequence[str], scores: Mapping[str, Mapping[
     figure.update_layout(height=max(HEIGHT, 220 + 22 * len(scores)), meta={"min_width": width})
 
 
-def _curves(comparison: Comparison, results: Sequence[Result], metric: str) -> list[Curve]:
+def _curves(comparison: Comparison, results: Sequence[TrialResult], metric: str) -> list[Curve]:
     names = free([result.settings for result in results])
-    found: dict[tuple[str, ...], list[Result]] = {}
+    found: dict[tuple[str, ...], list[TrialResult]] = {}
     for result in results:
         if any(metric in entry.metrics for entry in result.history):
             found.setdefault(tuple(key(result.settings.get(name)) for name in names), []).append(result)
     return [_curve(comparison, metric, names, trials) for trials in found.values()]
 
 
-def _curve(comparison: Comparison, metric: str, names: Sequence[str], trials: Sequence[Result]) -> Curve:
+def _curve(comparison: Comparison, metric: str, names: Sequence[str], trials: Sequence[TrialResult]) -> Curve:
     settings = trials[0].settings
     rest = [name for name in names if name not in comparison.by]
     factor = scale(metric)[0]

@@ -12,8 +12,8 @@ from orchestration.compare.curves import by_class, learning_curves, loss_curves
 from orchestration.compare.heat_maps import heat_map
 from orchestration.compare.metrics import axis_title, metric_name
 from orchestration.compare.plot_points import (
+    CellPoint,
     Line,
-    Spot,
     averaged,
     free,
     key,
@@ -28,7 +28,7 @@ from orchestration.compare.plot_points import (
     spots,
     values_of,
 )
-from orchestration.compare.results import Result
+from orchestration.compare.results import TrialResult
 from orchestration.compare.theme import COLOURS, LOW_TO_HIGH, NEUTRAL, Style, blank, style, text
 from orchestration.formatting import shown
 from orchestration.plan.spec import PublishedRow
@@ -40,7 +40,7 @@ _FEW = 9
 """So many different numbers get a tick each."""
 
 
-def figures(comparison: Comparison, results: Sequence[Result], published: Sequence[PublishedRow] = ()) -> dict[str, Figure]:
+def figures(comparison: Comparison, results: Sequence[TrialResult], published: Sequence[PublishedRow] = ()) -> dict[str, Figure]:
     """Every figure that the data can fill, by a name fit for a file, in the order in which to read them.
 
     Args:
@@ -187,7 +187,7 @@ def _draw_published(figure: Figure, words: str, drawn: Sequence[Line], shares: M
     figure.update_layout(showlegend=True)
 
 
-def _published_lines(rows: Iterable[PublishedRow], comparison: Comparison, spot: Spot) -> list[list[PublishedRow]]:
+def _published_lines(rows: Iterable[PublishedRow], comparison: Comparison, spot: CellPoint) -> list[list[PublishedRow]]:
     """Rows of the comparison's metric by all that they name except the partition."""
     found: dict[tuple[str, ...], list[PublishedRow]] = {}
     for row in rows:
@@ -203,9 +203,9 @@ def _same_metric(one: str, other: str, config: Mapping[str, Any]) -> bool:
     return (head if one == "val/miou" else one) == (head if other == "val/miou" else other)
 
 
-def _by_group(found: Iterable[Spot]) -> list[Line]:
+def _by_group(found: Iterable[CellPoint]) -> list[Line]:
     """Loose spots, those of a group in one colour."""
-    groups: dict[str, list[Spot]] = {}
+    groups: dict[str, list[CellPoint]] = {}
     for spot in found:
         groups.setdefault(spot.group, []).append(spot)
     return [Line(group, group, {}, tuple(members)) for group, members in groups.items()]
@@ -224,7 +224,7 @@ def _styles(drawn: Sequence[Line]) -> list[Style]:
     return made
 
 
-def _axis(found: Sequence[Spot], name: str) -> dict[str, Any]:
+def _axis(found: Sequence[CellPoint], name: str) -> dict[str, Any]:
     """One axis of the parallel coordinates; what has no numbers gets a place for each of its values."""
     values = values_of(found, name)
     if not numeric(found, name):
@@ -254,6 +254,6 @@ def _round_numbers(values: Sequence[float]) -> list[float]:
     return [step * power for power in powers for step in steps if low <= step * power <= high]
 
 
-def _told(spot: Spot) -> str:
+def _told(spot: CellPoint) -> str:
     spread = "" if spot.spread is None else f" ± {spot.spread:.2f}"
     return f"{spot.label}: {spot.mean:.2f}{spread} ({seeds(spot.cell.results)})"

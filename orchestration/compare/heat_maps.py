@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from orchestration.compare.comparison import Comparison
 from orchestration.compare.metrics import metric_name
-from orchestration.compare.plot_points import Spot, averaged, free, key, measured, named, spots, values_of
+from orchestration.compare.plot_points import CellPoint, averaged, free, key, measured, named, spots, values_of
 from orchestration.compare.theme import TILES, blank, text
 from orchestration.formatting import shown
 
@@ -50,7 +50,7 @@ class _Tiles:
     """What became of the other settings that vary."""
 
 
-def _tiles(found: Sequence[Spot], first: str, second: str) -> _Tiles | None:
+def _tiles(found: Sequence[CellPoint], first: str, second: str) -> _Tiles | None:
     others = [name for name in free([spot.settings for spot in found]) if name not in (first, second)]
     chosen, said = _comparable(found, (first, second), others)
     x, y = sorted((first, second), key=lambda name: -len(values_of(chosen, name)))
@@ -64,9 +64,9 @@ def _tiles(found: Sequence[Spot], first: str, second: str) -> _Tiles | None:
     return _Tiles(x, y, columns, rows, means, said)
 
 
-def _comparable(found: Sequence[Spot], pair: Iterable[str], others: Sequence[str]) -> tuple[list[Spot], str]:
+def _comparable(found: Sequence[CellPoint], pair: Iterable[str], others: Sequence[str]) -> tuple[list[CellPoint], str]:
     """The spots to average or to show, and how to say so."""
-    by_rest: dict[tuple[str, ...], list[Spot]] = {}
+    by_rest: dict[tuple[str, ...], list[CellPoint]] = {}
     by_pair: dict[tuple[str, ...], set[tuple[str, ...]]] = {}
     for spot in found:
         rest = tuple(key(spot.settings.get(name)) for name in others)

@@ -8,9 +8,9 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from orchestration.compare.comparison import Cell, Comparison, Group
+from orchestration.compare.comparison import Cell, Comparison, ComparisonGroup
 from orchestration.compare.metrics import scale
-from orchestration.compare.results import SEED, Result, common_epoch
+from orchestration.compare.results import SEED, TrialResult, common_epoch
 
 Row = dict[str, Any]
 _SPLIT = "split"
@@ -59,7 +59,7 @@ def as_parquet(comparison: Comparison) -> bytes:
     return stream.getvalue()
 
 
-def _facts(result: Result, cell: Cell, group: Group, comparison: Comparison) -> Row:
+def _facts(result: TrialResult, cell: Cell, group: ComparisonGroup, comparison: Comparison) -> Row:
     split = result.config.get(_SPLIT) or {}
     return {
         "sweep": result.sweep,

@@ -9,14 +9,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from orchestration.compare.comparison import Comparison, Group
+from orchestration.compare.comparison import Comparison, ComparisonGroup
 from orchestration.compare.figures import figures
 from orchestration.compare.metrics import higher_is_better, metric_name, number, scale
 from orchestration.compare.page_tables import comparison_table, minus, published_table, trials_table
 from orchestration.compare.paired import ALPHA, can_show
-from orchestration.compare.plot_points import Spot, seeds, spots
+from orchestration.compare.plot_points import CellPoint, seeds, spots
 from orchestration.compare.published import Reproduction
-from orchestration.compare.results import Result
+from orchestration.compare.results import TrialResult
 from orchestration.compare.text_tables import interval_shown, p_shown, signed
 from orchestration.compare.theme import CONFIG, template
 from orchestration.plan.spec import Published
@@ -28,7 +28,7 @@ _COLUMN = 560
 
 def page(
     comparison: Comparison,
-    results: Sequence[Result],
+    results: Sequence[TrialResult],
     *,
     title: str,
     published: Sequence[tuple[Published, Sequence[Reproduction]]] = (),
@@ -65,21 +65,21 @@ def page(
     )
 
 
-def summary(comparison: Comparison, results: Sequence[Result]) -> list[str]:
+def summary(comparison: Comparison, results: Sequence[TrialResult]) -> list[str]:
     """What a reader needs first, in sentences: how many trials there are, the best of each group, what the seeds can show."""
     found = spots(comparison)
     best = [_best(comparison, group, [spot for spot in found if spot.group == group.label]) for group in comparison.groups]
     return [_finished(comparison, results), *filter(None, best), *_significance(comparison)]
 
 
-def _finished(comparison: Comparison, results: Sequence[Result]) -> str:
+def _finished(comparison: Comparison, results: Sequence[TrialResult]) -> str:
     states = Counter(result.state.partition(" at epoch ")[0] for result in results)
     done = states.pop("finished", 0)
     rest = "".join(f", {count} {state}" for state, count in states.items())
     return f"{done} of {len(results)} trials of {', '.join(comparison.sweeps)} finished{rest}."
 
 
-def _best(comparison: Comparison, group: Group, found: Sequence[Spot]) -> str:
+def _best(comparison: Comparison, group: ComparisonGroup, found: Sequence[CellPoint]) -> str:
     """`1/8: eps=0.6 is highest with ...`; nothing of a group without values."""
     if not found:
         return ""
@@ -94,7 +94,7 @@ def _best(comparison: Comparison, group: Group, found: Sequence[Spot]) -> str:
     return f"{where}{best.cell.label} is {'highest' if higher else 'lowest'} with {what}{_against(best, group, metric)}."
 
 
-def _against(spot: Spot, group: Group, metric: str) -> str:
+def _against(spot: CellPoint, group: ComparisonGroup, metric: str) -> str:
     found = spot.cell.difference
     if found is None:
         return ", the baseline" if spot.cell.label == group.baseline else ""
@@ -113,7 +113,7 @@ def _significance(comparison: Comparison) -> list[str]:
     return [claim.replace(" is ", " are ") if sure > 1 else claim, *possible]
 
 
-def _figures(comparison: Comparison, results: Sequence[Result], rows: Sequence[Any]) -> list[dict[str, Any]]:
+def _figures(comparison: Comparison, results: Sequence[TrialResult], rows: Sequence[Any]) -> list[dict[str, Any]]:
     """The figures as the page takes them: their titles are HTML, so that they wrap; the wide ones last."""
     made = []
     for name, figure in figures(comparison, results, rows).items():

@@ -10,7 +10,7 @@ from typing import Any
 
 from orchestration.compare.comparison import Cell, Comparison, seeds_named
 from orchestration.compare.metrics import axis_title
-from orchestration.compare.results import Result
+from orchestration.compare.results import TrialResult
 from orchestration.formatting import label
 from rrn_core.config import PUBLISHED_TRAIN_IMAGES
 
@@ -19,7 +19,7 @@ _LOG_FROM = 10
 
 
 @dataclass(frozen=True)
-class Spot:
+class CellPoint:
     """A cell that has a value, with every setting that the comparison varies."""
 
     label: str
@@ -50,14 +50,14 @@ class Line:
     group: str
     settings: Mapping[str, Any]
     """What they agree in, of all that varies."""
-    spots: tuple[Spot, ...]
+    spots: tuple[CellPoint, ...]
 
 
-def spots(comparison: Comparison) -> list[Spot]:
+def spots(comparison: Comparison) -> list[CellPoint]:
     """Every cell with a value, in the comparison's order."""
     found = [(group, cell, {**group.settings, **cell.settings}) for group in comparison.groups for cell in group.cells if cell.values]
     names = free([settings for *_, settings in found])
-    return [Spot(named(settings, names), group.label, settings, cell) for group, cell, settings in found]
+    return [CellPoint(named(settings, names), group.label, settings, cell) for group, cell, settings in found]
 
 
 def free(settings: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
@@ -70,10 +70,10 @@ def free(settings: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
     return tuple(kept)
 
 
-def lines(spots: Sequence[Spot], x: str, names: Iterable[str]) -> list[Line]:
+def lines(spots: Sequence[CellPoint], x: str, names: Iterable[str]) -> list[Line]:
     """The spots by all that varies except `x`; within a line by `x`."""
     others = [name for name in names if name != x]
-    found: dict[tuple[str, ...], list[Spot]] = {}
+    found: dict[tuple[str, ...], list[CellPoint]] = {}
     for spot in spots:
         found.setdefault(tuple(key(spot.settings.get(name)) for name in others), []).append(spot)
     made = []
@@ -95,7 +95,7 @@ def key(value: object) -> str:
     return json.dumps(value, sort_keys=True, default=str)
 
 
-def values_of(spots: Sequence[Spot], name: str) -> list[Any]:
+def values_of(spots: Sequence[CellPoint], name: str) -> list[Any]:
     """The different values of a setting in the order of an axis."""
     found = {key(spot.settings.get(name)): (spot.settings.get(name), spot.config) for spot in spots}
     if numeric(spots, name) or name == "partition":
@@ -103,7 +103,7 @@ def values_of(spots: Sequence[Spot], name: str) -> list[Any]:
     return [value for value, _ in found.values()]
 
 
-def numeric(spots: Iterable[Spot], name: str) -> bool:
+def numeric(spots: Iterable[CellPoint], name: str) -> bool:
     """Whether the setting is a number in every cell."""
     return all(isinstance(spot.settings.get(name), int | float) and not isinstance(spot.settings.get(name), bool) for spot in spots)
 
@@ -133,7 +133,7 @@ def share(partition: str, config: Mapping[str, Any]) -> float | None:
     return int(number) / images if images else None
 
 
-def seeds(results: Iterable[Result]) -> str:
+def seeds(results: Iterable[TrialResult]) -> str:
     """`seeds 0, 1, 2`."""
     return seeds_named(sorted({result.seed for result in results}))
 
@@ -143,7 +143,7 @@ def measured(comparison: Comparison) -> str:
     return f"{axis_title(comparison.metric)} on the {validation_list(comparison.used)} {comparison.rule}"
 
 
-def validation_list(results: Iterable[Result]) -> str:
+def validation_list(results: Iterable[TrialResult]) -> str:
     """`validation list of voc`."""
     return f"validation list of {', '.join(dict.fromkeys(str(result.config['dataset']) for result in results))}"
 

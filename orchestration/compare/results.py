@@ -10,7 +10,7 @@ from typing import Any, Literal
 from orchestration.formatting import label
 from orchestration.observe.status import state
 from orchestration.plan.trial_plan import TrialPlan
-from orchestration.record.manifest import SCORE, Entry, Manifest
+from orchestration.record.manifest import SCORE, EpochMetrics, Manifest
 from rrn_core.config import TrainConfig
 
 At = Literal["last", "best", "common"]
@@ -25,7 +25,7 @@ _CONTENTS = ("split", "init_sha256")
 
 
 @dataclass(frozen=True)
-class Result:
+class TrialResult:
     """One trial as a comparison sees it."""
 
     sweep: str
@@ -38,7 +38,7 @@ class Result:
     config: Mapping[str, Any]
     """All settings."""
     classes: tuple[str, ...]
-    history: tuple[Entry, ...]
+    history: tuple[EpochMetrics, ...]
 
     @property
     def label(self) -> str:
@@ -54,7 +54,7 @@ class Result:
     def finished(self) -> bool:
         return self.state == "finished"
 
-    def entry(self, at: At, *, common: int) -> Entry | None:
+    def entry(self, at: At, *, common: int) -> EpochMetrics | None:
         """The epoch that the rule reads, `common` being the common one; None where there is none."""
         if at == "common":
             return next((entry for entry in self.history if entry.epoch == common), None)
@@ -63,7 +63,7 @@ class Result:
         return self.history[-1] if at == "last" else max(self.history, key=lambda entry: entry.metrics[SCORE])
 
 
-def results(sweeps: Iterable[tuple[Sequence[TrialPlan], Mapping[str, Manifest]]]) -> list[Result]:
+def results(sweeps: Iterable[tuple[Sequence[TrialPlan], Mapping[str, Manifest]]]) -> list[TrialResult]:
     """The trials of one or more sweeps, from their plans and manifests, in the order of the files.
 
     A trial that several sweeps hold stands for each; `compare` counts it once.
@@ -74,14 +74,14 @@ def results(sweeps: Iterable[tuple[Sequence[TrialPlan], Mapping[str, Manifest]]]
     return [_result(plan, manifest, names) for plan, manifest in runs]
 
 
-def common_epoch(results: Iterable[Result]) -> int:
+def common_epoch(results: Iterable[TrialResult]) -> int:
     """The last epoch that every trial has completed, of those that have completed any; 0 where none has."""
     return min((result.epochs for result in results if result.epochs), default=0)
 
 
-def once(results: Iterable[Result]) -> list[Result]:
+def once(results: Iterable[TrialResult]) -> list[TrialResult]:
     """Every trial once: of equal ones that several sweeps have trained, a finished one, else the most advanced, else the first."""
-    chosen: dict[str, Result] = {}
+    chosen: dict[str, TrialResult] = {}
     for result in results:
         known = chosen.setdefault(result.trial_id, result)
         if (result.finished, result.epochs) > (known.finished, known.epochs):
@@ -89,14 +89,14 @@ def once(results: Iterable[Result]) -> list[Result]:
     return list(chosen.values())
 
 
-def _result(plan: TrialPlan, manifest: Manifest | None, names: Sequence[str]) -> Result:
+def _result(plan: TrialPlan, manifest: Manifest | None, names: Sequence[str]) -> TrialResult:
     config = plan.config.model_dump(mode="json")
     history = manifest.history if manifest else ()
     settings = {name: config[name] for name in names}
-    return Result(plan.sweep, plan.trial_id, state(manifest), plan.config.seed, settings, config, _classes(history), history)
+    return TrialResult(plan.sweep, plan.trial_id, state(manifest), plan.config.seed, settings, config, _classes(history), history)
 
 
-def _classes(history: Iterable[Entry]) -> tuple[str, ...]:
+def _classes(history: Iterable[EpochMetrics]) -> tuple[str, ...]:
     """Names of the classes that occur in the validation list, in their order."""
     names = (name.partition("/")[2] for entry in history for name in entry.metrics if name.startswith("val/iou_"))
     return tuple(dict.fromkeys(name.partition("/")[2] for name in names))

@@ -6,7 +6,7 @@ import re
 from collections.abc import Collection, Sequence
 from statistics import mean, stdev
 
-from orchestration.compare.comparison import Cell, Comparison, Group
+from orchestration.compare.comparison import Cell, Comparison, ComparisonGroup
 from orchestration.compare.metrics import higher_is_better, number, scale
 from orchestration.compare.paired import Difference
 from orchestration.formatting import table
@@ -100,7 +100,7 @@ def latex(
     )
 
 
-def best_cells(group: Group, metric: str) -> set[str]:
+def best_cells(group: ComparisonGroup, metric: str) -> set[str]:
     """Labels of the cells whose mean, as it is shown, is the best of a group of several."""
     means = {cell.label: number(mean(cell.values.values()), metric) for cell in group.cells if cell.values}
     if len(means) < 2:
@@ -141,7 +141,7 @@ def better_shown(difference: Difference) -> str:
     return f"{100 * difference.better:.0f} % of {len(difference.seeds)}"
 
 
-def _row(cell: Cell, group: Group, metric: str) -> list[str]:
+def _row(cell: Cell, group: ComparisonGroup, metric: str) -> list[str]:
     values = list(cell.values.values())
     start = [cell.label, str(len(values)), mean_shown(values, metric), spread_shown(values, metric)]
     if (found := cell.difference) is None:

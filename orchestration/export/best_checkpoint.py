@@ -12,7 +12,7 @@ from orchestration.errors import SweepError
 from orchestration.formatting import label, shown, table
 from orchestration.plan.trial_plan import TrialPlan
 from orchestration.plan.validation_text import suggestion
-from orchestration.record.manifest import SCORE, Checkpoint, Entry, Manifest
+from orchestration.record.manifest import SCORE, Checkpoint, EpochMetrics, Manifest
 from rrn_core.config import TrainConfig
 
 At = Literal["last", "best"]
@@ -34,7 +34,7 @@ class Candidate:
     plan: TrialPlan
     manifest: Manifest
     checkpoint: Checkpoint
-    entry: Entry
+    entry: EpochMetrics
     cell: Mapping[int, float]
     """The metric under the same rule, by seed, of all finished trials that differ from this one in nothing but the seed."""
 
@@ -45,7 +45,7 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class Choice:
+class BestCheckpoint:
     """The best checkpoint of a group of trials, and what would come next should its bytes turn out to be damaged."""
 
     group: Mapping[str, Any]
@@ -71,7 +71,7 @@ class Choice:
     def value(self) -> float:
         return self.best.entry.metrics[self.metric]
 
-    def next(self, reason: str) -> Choice | None:
+    def next(self, reason: str) -> BestCheckpoint | None:
         """The choice without its best, which cannot be used for `reason`; None where nothing is left."""
         note = f"{self.best.where} cannot be used ({reason})"
         return replace(self, ranking=self.ranking[1:], notes=(*self.notes, note)) if len(self.ranking) > 1 else None
@@ -84,7 +84,7 @@ def best(
     per: Sequence[str] = (),
     metric: str = SCORE,
     at: At = "best",
-) -> list[Choice]:
+) -> list[BestCheckpoint]:
     """The finished trials' kept checkpoint with the highest `metric`, for every combination of the settings named by `per`.
 
     Of equal ones the earliest epoch, then the order of `plans`. Groups without any are left out; `missing` names them.
@@ -104,13 +104,13 @@ def best(
     return [choice for choice in choices if choice]
 
 
-def missing(plans: Sequence[TrialPlan], choices: Iterable[Choice], *, per: Sequence[str]) -> list[str]:
+def missing(plans: Sequence[TrialPlan], choices: Iterable[BestCheckpoint], *, per: Sequence[str]) -> list[str]:
     """Labels of the groups of `plans` from which nothing could be chosen, in the order of the file."""
     chosen = [choice.group for choice in choices]
     return [label(group) for group in (_group(plan, per) for plan in _firsts(plans, per)) if group not in chosen]
 
 
-def render(choices: Sequence[Choice], missing: Sequence[str] = ()) -> str:
+def render(choices: Sequence[BestCheckpoint], missing: Sequence[str] = ()) -> str:
     """A line a choice, in percent, `of` so many finished trials; below it what these numbers are and are not."""
     names = list(choices[0].group)
     head = [*names, "trial", "label", "of", "epoch", "step", f"{choices[0].metric} %", *_BY_HEAD, "seeds", "mean over seeds"]
@@ -121,7 +121,7 @@ def render(choices: Sequence[Choice], missing: Sequence[str] = ()) -> str:
     return "\n".join(lines)
 
 
-def rules(choice: Choice) -> list[str]:
+def rules(choice: BestCheckpoint) -> list[str]:
     """How the checkpoint was chosen, on what it is measured, and how that flatters it."""
     config, metric = choice.best.plan.config, choice.metric
     images = config.split.val if config.split else config.val_images if config.dataset == "digits" else None
@@ -176,11 +176,11 @@ def _group(plan: TrialPlan, per: Sequence[str]) -> dict[str, Any]:
     return {name: settings[name] for name in per}
 
 
-def _choice(group: Mapping[str, Any], runs: Sequence[_Run], metric: str, at: At) -> Choice | None:
+def _choice(group: Mapping[str, Any], runs: Sequence[_Run], metric: str, at: At) -> BestCheckpoint | None:
     ranking = sorted(_candidates(runs, metric, at), key=lambda c: (-c.entry.metrics[metric], c.entry.epoch))
     if not ranking:
         return None
-    return Choice(group, metric, at, len(runs), tuple(ranking), tuple(_dropped(runs, ranking[0], metric, at)))
+    return BestCheckpoint(group, metric, at, len(runs), tuple(ranking), tuple(_dropped(runs, ranking[0], metric, at)))
 
 
 def _candidates(runs: Sequence[_Run], metric: str, at: At) -> Iterable[Candidate]:
@@ -195,7 +195,7 @@ def _candidates(runs: Sequence[_Run], metric: str, at: At) -> Iterable[Candidate
                 yield Candidate(plan, manifest, kept[entry.step], entry, cells[_but_seed(plan)])
 
 
-def _eligible(manifest: Manifest, metric: str, at: At) -> list[Entry]:
+def _eligible(manifest: Manifest, metric: str, at: At) -> list[EpochMetrics]:
     """The epochs that the rule looks at."""
     looked_at = manifest.history[-1:] if at == "last" else manifest.history
     return [entry for entry in looked_at if metric in entry.metrics]
@@ -214,7 +214,7 @@ def _dropped(runs: Sequence[_Run], taken: Candidate, metric: str, at: At) -> Ite
         yield f"{better}, but the store no longer holds its checkpoint: the best kept one is taken"
 
 
-def _row(choice: Choice) -> list[str]:
+def _row(choice: BestCheckpoint) -> list[str]:
     taken = choice.best
     settings = [shown(value) for value in choice.group.values()]
     epoch = f"{taken.entry.epoch}/{taken.plan.config.epochs}"
@@ -224,5 +224,5 @@ def _row(choice: Choice) -> list[str]:
     return [*settings, *place, *numbers, str(len(taken.cell)), spread(taken.cell.values())]
 
 
-def _prefix(choice: Choice) -> str:
+def _prefix(choice: BestCheckpoint) -> str:
     return f"{label(choice.group)}: " if choice.group else ""

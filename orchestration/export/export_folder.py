@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestration.errors import Corrupt, NotFound, SweepError, mendable
-from orchestration.export.best_checkpoint import Choice
-from orchestration.export.model_card import CONFIG, FILES, ONNX, README, WEIGHTS, Facts, class_names, model_card, sweep_file
+from orchestration.export.best_checkpoint import BestCheckpoint
+from orchestration.export.model_card import CONFIG, FILES, ONNX, README, WEIGHTS, ModelCardFacts, class_names, model_card, sweep_file
 from orchestration.formatting import bytes_shown
 from orchestration.inference import progress_bar
 from orchestration.record.manifest import read_checkpoint, sha256_of
@@ -37,7 +37,7 @@ class Exported:
     """What was written where."""
 
     folder: Path
-    choice: Choice
+    choice: BestCheckpoint
     """With a note for every better checkpoint that turned out to be damaged."""
     sizes: Mapping[str, int]
     agreement: Agreement | None
@@ -50,7 +50,7 @@ class Exported:
 
 
 def export(
-    choices: Sequence[Choice],
+    choices: Sequence[BestCheckpoint],
     store: Store,
     out: Path,
     *,
@@ -87,7 +87,7 @@ def export(
         raise SweepError("\n".join(faults))
 
 
-def folder_names(choices: Iterable[Choice]) -> dict[str, str]:
+def folder_names(choices: Iterable[BestCheckpoint]) -> dict[str, str]:
     """A folder's name for every trial that may be exported, by its identity; it ends in the identity where labels would clash."""
     labels = {candidate.plan.trial_id: candidate.plan.label for choice in choices for candidate in choice.ranking}
     slugs = {trial_id: slug(label) for trial_id, label in labels.items()}
@@ -104,13 +104,13 @@ def slug(label: str) -> str:
 class _Loaded:
     """A choice whose best checkpoint was found whole."""
 
-    choice: Choice
+    choice: BestCheckpoint
     body: bytes
     """Its weights file."""
     model: Model
 
 
-def _load(choice: Choice, store: Store) -> _Loaded:
+def _load(choice: BestCheckpoint, store: Store) -> _Loaded:
     """The best of the choice that can be read and loaded. Raises SweepError where none can."""
     from rrn_core.weights import load_model
 
@@ -184,16 +184,16 @@ class _Known:
         scenes = Digits("val", IMAGES, crop)
         return [scenes[index][0] for index in range(IMAGES)], f"{IMAGES} scenes of digits, as the images of {name} were not at hand"
 
-    def classes(self, choice: Choice) -> tuple[str, ...]:
+    def classes(self, choice: BestCheckpoint) -> tuple[str, ...]:
         """All of them where the data set is at hand, else those that the metrics name."""
         return self.data.classes if self.data else class_names(choice.best.entry.metrics)
 
-    def facts(self, choice: Choice, staged: Path, *, onnx: str, command: str | None, commit: str | None) -> Facts:
+    def facts(self, choice: BestCheckpoint, staged: Path, *, onnx: str, command: str | None, commit: str | None) -> ModelCardFacts:
         from orchestration.export.onnx_model import head_of
         from rrn_core.data.batch import IMAGENET_MEAN, IMAGENET_STD
 
         bodies = {file.name: file.read_bytes() for file in _files(staged)}
-        return Facts(
+        return ModelCardFacts(
             classes=self.classes(choice),
             num_classes=self.model.num_classes,
             normalisation=(IMAGENET_MEAN, IMAGENET_STD),
@@ -206,7 +206,7 @@ class _Known:
         )
 
 
-def _checked_onnx(file: Path, choice: Choice, known: _Known, say: Callable[[str], None]) -> Agreement:
+def _checked_onnx(file: Path, choice: BestCheckpoint, known: _Known, say: Callable[[str], None]) -> Agreement:
     """Write the ONNX file; it stays only if it agrees with torch. Raises OnnxError."""
     from orchestration.export.onnx_model import OnnxError, compare, head_of, write_onnx
 
@@ -272,7 +272,7 @@ def _published(out: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _watched(choice: Choice) -> Iterator[Callable[[str], None]]:
+def _watched(choice: BestCheckpoint) -> Iterator[Callable[[str], None]]:
     """A line on a terminal that says which part is going on."""
     from rich.markup import escape
 

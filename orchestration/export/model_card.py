@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from orchestration.export.best_checkpoint import Choice, rules, spread
+from orchestration.export.best_checkpoint import BestCheckpoint, rules, spread
 from orchestration.formatting import bytes_shown
 from orchestration.observe.status import HEADS
 from orchestration.record.manifest import SCORE
@@ -23,7 +23,7 @@ PAPER = "Semi-Supervised Semantic Segmentation With Region Relevance"
 
 
 @dataclass(frozen=True)
-class Facts:
+class ModelCardFacts:
     """What a card says beyond the choice itself."""
 
     classes: tuple[str, ...]
@@ -45,7 +45,7 @@ class Facts:
     """Of the code that exported it."""
 
 
-def model_card(choice: Choice, facts: Facts) -> str:
+def model_card(choice: BestCheckpoint, facts: ModelCardFacts) -> str:
     """A README.md whose front matter the Hugging Face Hub understands; it names no licence, as none was chosen."""
     front = yaml.safe_dump(_front_matter(choice, facts), sort_keys=False, allow_unicode=True)
     plan = choice.best.plan
@@ -70,7 +70,7 @@ def model_card(choice: Choice, facts: Facts) -> str:
     return f"---\n{front}---\n\n" + "\n\n".join(parts) + "\n"
 
 
-def sweep_file(choice: Choice) -> str:
+def sweep_file(choice: BestCheckpoint) -> str:
     """A sweep file of this one trial: run, it trains it again, and against the same store it finds it finished."""
     plan = choice.best.plan
     settings = plan.config.model_dump(mode="json", exclude={"split", "init_sha256"}, exclude_none=True)
@@ -87,7 +87,7 @@ def class_names(metrics: Mapping[str, float]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name.removeprefix(head) for head in heads for name in metrics if name.startswith(head)))
 
 
-def _front_matter(choice: Choice, facts: Facts) -> dict[str, Any]:
+def _front_matter(choice: BestCheckpoint, facts: ModelCardFacts) -> dict[str, Any]:
     config = choice.best.plan.config
     named = config.dataset != "folder"
     formats = ["safetensors", *(["onnx"] if ONNX in facts.files else [])]
@@ -101,7 +101,7 @@ def _front_matter(choice: Choice, facts: Facts) -> dict[str, Any]:
     }
 
 
-def _result(choice: Choice) -> dict[str, Any]:
+def _result(choice: BestCheckpoint) -> dict[str, Any]:
     config, metrics = choice.best.plan.config, choice.best.entry.metrics
     names = {SCORE: "mIoU", **{f"{SCORE}_{head}": f"mIoU of {_spelt(head)}" for head in HEADS}}
     return {
@@ -118,7 +118,7 @@ _METHODS = {
 }
 
 
-def _what(choice: Choice, facts: Facts) -> str:
+def _what(choice: BestCheckpoint, facts: ModelCardFacts) -> str:
     config = choice.best.plan.config
     judges = " The weights file holds the discriminators of the training too; nothing here needs them." if facts.discriminators else ""
     return (
@@ -129,7 +129,7 @@ def _what(choice: Choice, facts: Facts) -> str:
     )
 
 
-def _measured(choice: Choice, facts: Facts) -> str:
+def _measured(choice: BestCheckpoint, facts: ModelCardFacts) -> str:
     taken = choice.best
     metrics = taken.entry.metrics
     rows = [[name, *(_percent(metrics.get(f"val/iou_{head}/{name}")) for head in HEADS)] for name in facts.classes]
@@ -145,13 +145,13 @@ def _measured(choice: Choice, facts: Facts) -> str:
     return "\n\n".join([title, _table([["class", *map(_spelt, HEADS)], *rows, means]), _bullets(notes)])
 
 
-def _cell(choice: Choice) -> str:
+def _cell(choice: BestCheckpoint) -> str:
     cell = choice.best.cell
     seeds = ", ".join(map(str, sorted(cell)))
     return f"the mean of {choice.metric} over seeds {seeds} is {spread(cell.values())} %. Quote that, and not the best one."
 
 
-def _data(config: TrainConfig, facts: Facts) -> str:
+def _data(config: TrainConfig, facts: ModelCardFacts) -> str:
     lines = [f"{config.dataset}: {_counts(config)}.", f"Labelled images: {_partition(config)}."]
     if len(facts.classes) == facts.num_classes:
         lines.append(f"Label values: {', '.join(f'{value} {name}' for value, name in enumerate(facts.classes))}; 255 is void.")
@@ -179,7 +179,7 @@ def _partition(config: TrainConfig) -> str:
     return f"partition {config.partition}, partition_by {config.partition_by}{listed}{seed}"
 
 
-def _training(choice: Choice, facts: Facts) -> str:
+def _training(choice: BestCheckpoint, facts: ModelCardFacts) -> str:
     taken = choice.best
     machine = taken.manifest.attempts[-1].machine if taken.manifest.attempts else {}
     lines = [
@@ -197,7 +197,7 @@ def _attempts(count: int) -> str:
     return f" in {count} attempts, each going on from a checkpoint" if count > 1 else ""
 
 
-def _use(config: TrainConfig, facts: Facts) -> str:
+def _use(config: TrainConfig, facts: ModelCardFacts) -> str:
     code = _SNIPPET.format(weights=WEIGHTS, last=facts.num_classes - 1)
     parts = [
         f"With rrn-sweep installed; `predict` cuts windows of {config.crop} pixels, as the numbers above were measured:",
@@ -256,7 +256,7 @@ def _limits(config: TrainConfig) -> str:
     return _bullets(lines)
 
 
-def _files(facts: Facts) -> str:
+def _files(facts: ModelCardFacts) -> str:
     rows = [[f"`{name}`", bytes_shown(size), f"`{sha256}`"] for name, (size, sha256) in facts.files.items()]
     return _table([["file", "size", "SHA-256"], *rows])
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from orchestration.observe.progress import Update
+from orchestration.observe.progress import TrialProgress
 from orchestration.plan.trial_plan import TrialPlan
 
 
@@ -16,7 +16,7 @@ class Event:
 
     kind: Literal["started", "update", "retry", "finished", "failed", "stopped", "elsewhere"]
     plan: TrialPlan
-    update: Update | None = None
+    update: TrialProgress | None = None
     reason: str | None = None
 
 

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from orchestration.formatting import duration
 from orchestration.observe.events import Event
-from orchestration.observe.progress import Update
+from orchestration.observe.progress import TrialProgress
 from orchestration.plan.trial_plan import TrialPlan
 
 LOG_EVERY_S = 10.0
@@ -23,14 +23,14 @@ LOG_EVERY_S = 10.0
 
 
 @dataclass
-class _Row:
+class _RunningTrial:
     plan: TrialPlan
-    update: Update | None = None
+    update: TrialProgress | None = None
     updated_s: float = 0.0
     logged_s: float = -LOG_EVERY_S
 
 
-class View:
+class LiveView:
     """Counts trials and shows the running ones; call it with every event.
 
     Args:
@@ -49,12 +49,12 @@ class View:
     ) -> None:
         self._console, self._total, self._notes = console, total, notes
         self._done, self._failed = finished, set(failed)
-        self._rows: dict[str, _Row] = {}
+        self._rows: dict[str, _RunningTrial] = {}
         self._started_s = time.monotonic()
         live = Live(console=console, get_renderable=self.render, refresh_per_second=4, transient=True)
         self._live = live if console.is_terminal else None
 
-    def __enter__(self) -> View:
+    def __enter__(self) -> LiveView:
         if self._live:
             self._live.start()
         return self
@@ -65,7 +65,7 @@ class View:
 
     def __call__(self, event: Event) -> None:
         """Take an event in. Never raises: a view must not stop a sweep."""
-        row = self._rows.setdefault(event.plan.trial_id, _Row(event.plan))
+        row = self._rows.setdefault(event.plan.trial_id, _RunningTrial(event.plan))
         name = event.plan.label
         self._failed.discard(event.plan.trial_id)
         if event.kind == "update" and event.update:
@@ -100,7 +100,7 @@ class View:
         prefix = stamp if self._live else f"{stamp} [{self._done}/{self._total} done]"
         self._console.print(Text(f"{prefix} {text}", style=style), soft_wrap=not self._live)
 
-    def _updated(self, row: _Row, update: Update) -> None:
+    def _updated(self, row: _RunningTrial, update: TrialProgress) -> None:
         first = row.update is None or row.update.attempt != update.attempt
         note, resumed = (row.update.note, row.update.resumed_step) if row.update else (None, None)
         row.update, row.updated_s = update, time.monotonic()
@@ -113,7 +113,7 @@ class View:
             epoch, _, loss, miou, left = _cells(update)
             self.say(f"{row.plan.label}: epoch {epoch}, loss {loss}, mIoU {miou}, {left} left")
 
-    def _ended(self, event: Event, row: _Row) -> None:
+    def _ended(self, event: Event, row: _RunningTrial) -> None:
         del self._rows[event.plan.trial_id]
         if event.kind == "finished":
             self._done += 1
@@ -125,7 +125,7 @@ class View:
             self.say(f"{event.plan.label}: {event.kind}: {event.reason}", style="red" if event.kind == "failed" else "yellow")
 
 
-def _cells(update: Update | None, *, age_s: float = 0.0) -> tuple[str, str | ProgressBar, str, str, str]:
+def _cells(update: TrialProgress | None, *, age_s: float = 0.0) -> tuple[str, str | ProgressBar, str, str, str]:
     """epoch, bar, loss, mIoU, time left of an update that came `age_s` ago."""
     if update is None:
         return "starting", "", "", "", ""

@@ -7,7 +7,7 @@ from typing import Literal
 
 
 @dataclass(frozen=True)
-class Update:
+class TrialProgress:
     """A trial as it is just now; where nobody knows a value, it is None."""
 
     trial_id: str

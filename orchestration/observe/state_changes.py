@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from orchestration.observe.events import Event
-from orchestration.observe.progress import Update
+from orchestration.observe.progress import TrialProgress
 from orchestration.observe.trial_log import attempt_end, instant
 from orchestration.plan.spec import Retries
 from orchestration.plan.trial_plan import TrialPlan
@@ -21,7 +21,7 @@ State = Literal["new", "running", "retrying", "finished", "failed", "stopped"]
 
 
 @dataclass(frozen=True)
-class Told:
+class ReportedTrial:
     """What was said of a trial so far."""
 
     attempts: int = 0
@@ -44,7 +44,7 @@ def state_of(manifest: Manifest, *, driver: int | None, retries: Retries) -> Sta
     return "failed" if manifest.status == "failed" else "stopped"
 
 
-def changes(plan: TrialPlan, told: Told, manifest: Manifest, state: State) -> Iterator[Event]:
+def changes(plan: TrialPlan, told: ReportedTrial, manifest: Manifest, state: State) -> Iterator[Event]:
     """What happened to a trial since, also in attempts that came and went in between."""
     count = len(manifest.attempts)
     for attempt in manifest.attempts[max(told.attempts - 1, 0) :]:
@@ -70,7 +70,7 @@ def newest(plans: Sequence[TrialPlan], manifests: Mapping[str, Manifest], *, cou
     return [f"{instant(ms)} {label}: attempt {attempt.number} {_end(attempt, manifest)}" for ms, label, attempt, manifest in ended[-count:]]
 
 
-class Pulse:
+class DriverLiveness:
     """Whether a sweep's driver lives, told by what changes from look to look. Time in which the store was away doesn't count."""
 
     def __init__(self) -> None:
@@ -121,12 +121,12 @@ class Pulse:
         return f"{self._driver.name} {ends[self.state]}"
 
 
-def _updates(plan: TrialPlan, told: Told, manifest: Manifest, *, ended: Literal["finished"] | None) -> Iterator[Event]:
+def _updates(plan: TrialPlan, told: ReportedTrial, manifest: Manifest, *, ended: Literal["finished"] | None) -> Iterator[Event]:
     """Where the trial is; first where its attempt went on from, once that is known."""
     attempt, last = manifest.attempts[-1], manifest.last
     reached = attempt.last_step or max((c.step for c in manifest.checkpoints), default=0)
     pace = _seconds_per_step(manifest, attempt)
-    now = Update(
+    now = TrialProgress(
         trial_id=plan.trial_id,
         attempt=attempt.number,
         resumed_step=attempt.first_step or None,
@@ -156,7 +156,7 @@ def _seconds_per_step(manifest: Manifest, attempt: Attempt) -> float | None:
     return manifest.seconds / manifest.reached if manifest.reached else None
 
 
-def _of_state(plan: TrialPlan, newest: Sequence[Attempt], state: State, told: Told) -> Iterator[Event]:
+def _of_state(plan: TrialPlan, newest: Sequence[Attempt], state: State, told: ReportedTrial) -> Iterator[Event]:
     """What a new state means; none where the trial merely runs."""
     end = attempt_end(newest[0]) if newest else ""
     if state == "finished":

@@ -8,7 +8,7 @@ from typing import Any
 
 from orchestration.formatting import clock, duration, shown, table
 from orchestration.plan.trial_plan import TrialPlan
-from orchestration.record.manifest import Attempt, Entry, Manifest
+from orchestration.record.manifest import Attempt, EpochMetrics, Manifest
 
 HEADS = ("branch1", "branch2", "ensemble")
 
@@ -114,7 +114,7 @@ def _row(plan: TrialPlan, manifest: Manifest | None) -> list[str]:
     ]
 
 
-def _mious(entry: Entry | None) -> list[str]:
+def _mious(entry: EpochMetrics | None) -> list[str]:
     return [f"{100 * entry.metrics[f'val/miou_{head}']:.1f}" if entry else "-" for head in HEADS]
 
 

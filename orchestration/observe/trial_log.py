@@ -7,7 +7,7 @@ from datetime import datetime
 
 from orchestration.formatting import clock
 from orchestration.observe.status import HEADS
-from orchestration.record.manifest import SCORE, Attempt, Checkpoint, Entry, Manifest, ObjectRef
+from orchestration.record.manifest import SCORE, Attempt, Checkpoint, EpochMetrics, Manifest, ObjectRef
 
 _TERMS = "train/loss_"
 _UNKNOWN_TIME = "an unknown time    "
@@ -68,7 +68,7 @@ def _begun(manifest: Manifest, attempt: Attempt) -> Iterator[tuple[Key, str]]:
         yield ("resumed", attempt.number), f"{_blank()}  went on from the checkpoint of step {attempt.first_step}, after epoch {epoch}"
 
 
-def _epoch(entry: Entry, manifest: Manifest) -> str:
+def _epoch(entry: EpochMetrics, manifest: Manifest) -> str:
     metrics = entry.metrics
     terms = [f"{name.removeprefix(_TERMS)} {value:.4g}" for name, value in metrics.items() if name.startswith(_TERMS)]
     heads = [f"{head} {metrics[f'{SCORE}_{head}']:.4f}" for head in HEADS if f"{SCORE}_{head}" in metrics]

@@ -14,8 +14,8 @@ from rich.text import Text
 
 from orchestration.errors import StoreError, SweepError
 from orchestration.observe.events import Event
-from orchestration.observe.live import View
-from orchestration.observe.state_changes import Pulse, State, Told, changes, newest, state_of
+from orchestration.observe.live import LiveView
+from orchestration.observe.state_changes import DriverLiveness, ReportedTrial, State, changes, newest, state_of
 from orchestration.observe.status import shares
 from orchestration.plan.trial_plan import TrialPlan
 from orchestration.record.lease import driver_of
@@ -58,14 +58,14 @@ class _Watcher:
     """Tells the live view what changes from look to look."""
 
     def __init__(self, sweep: Sweep, console: Console, *, drawn: bool) -> None:
-        self.sweep, self._console, self._pulse = sweep, console, Pulse()
+        self.sweep, self._console, self._pulse = sweep, console, DriverLiveness()
         self._looked_s, self._away = time.monotonic(), False
         self._pulse.take(driver_of(sweep.store, sweep.name))
         states = {trial_id: self._state(manifest) for trial_id, manifest in sweep.manifests.items() if trial_id in sweep.trial_ids}
         self._told = {trial_id: _as_found(sweep.manifests[trial_id], state) for trial_id, state in states.items()}
         failed = {trial_id for trial_id, state in states.items() if state == "failed"}
         finished = len(sweep.plans) - len(sweep.unfinished)
-        self.view = View(console, total=sweep.total, finished=finished, failed=failed, notes=self._notes)
+        self.view = LiveView(console, total=sweep.total, finished=finished, failed=failed, notes=self._notes)
         for line in newest(sweep.plans, sweep.manifests, count=NEWEST):
             self._console.print(Text(line))
         self._driver = self._pulse.state if drawn else ""  # a log is told of it, below a table it stands anyway
@@ -103,11 +103,11 @@ class _Watcher:
             self.view.say(self._driver_line())
 
     def _compare(self, plan: TrialPlan, manifest: Manifest) -> None:
-        told, state = self._told.get(plan.trial_id, Told()), self._state(manifest)
+        told, state = self._told.get(plan.trial_id, ReportedTrial()), self._state(manifest)
         if told.manifest is not manifest or told.state != state:
             for event in changes(plan, told, manifest, state):
                 self.view(event)
-            self._told[plan.trial_id] = Told(len(manifest.attempts), state, manifest)
+            self._told[plan.trial_id] = ReportedTrial(len(manifest.attempts), state, manifest)
 
     def _state(self, manifest: Manifest) -> State:
         return state_of(manifest, driver=self._pulse.token, retries=self.sweep.spec.retries)
@@ -127,9 +127,9 @@ class _Watcher:
         return f"{self._pulse}{left}"
 
 
-def _as_found(manifest: Manifest, state: State) -> Told:
+def _as_found(manifest: Manifest, state: State) -> ReportedTrial:
     """At the first look: of what happened before only where the running trials are is told."""
-    return Told(len(manifest.attempts), state, None if state in ("running", "retrying") else manifest)
+    return ReportedTrial(len(manifest.attempts), state, None if state in ("running", "retrying") else manifest)
 
 
 def _reread(sweep: Sweep) -> Sweep:

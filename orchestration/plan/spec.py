@@ -14,11 +14,11 @@ Settings = dict[str, Any]
 """Values of TrainConfig fields by name."""
 
 
-class _Part(BaseModel):
+class _SpecModel(BaseModel):
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-class Resources(_Part):
+class Resources(_SpecModel):
     """What one trial asks of Ray; `gpu` may be a fraction, which shares a GPU by book-keeping only."""
 
     cpu: Annotated[float, Field(gt=0)] = 1
@@ -28,7 +28,7 @@ class Resources(_Part):
 _Count = Annotated[int, Field(ge=0)]
 
 
-class FinishedRetention(_Part):
+class FinishedRetention(_SpecModel):
     """What `rrn-sweep gc` leaves of finished trials: the newest checkpoints of each, the best by `val/miou` of trial, partition, sweep."""
 
     last: _Count = 1
@@ -37,7 +37,7 @@ class FinishedRetention(_Part):
     best_per_sweep: _Count = 1
 
 
-class Retention(_Part):
+class Retention(_SpecModel):
     """Which checkpoints of a trial are kept: the newest `last` ones, and the one with the best `val/miou`."""
 
     last: Annotated[int, Field(ge=1)] = 2
@@ -45,7 +45,7 @@ class Retention(_Part):
     finished: FinishedRetention | None = None
 
 
-class Retries(_Part):
+class Retries(_SpecModel):
     """New starts of a trial within one run of the sweep, by the class of what ended it; the next run of the sweep starts counting anew."""
 
     lost: _Count = 10
@@ -69,7 +69,7 @@ def _retries_of(given: Any) -> Any:
     return dict.fromkeys(("lost", "memory", "code", "unavailable"), given)
 
 
-class Search(_Part):
+class Search(_SpecModel):
     """Adaptive search: `trials` proposals of an Optuna sampler, told `val/miou` at the last or the best epoch."""
 
     sampler: Literal["random", "tpe"] = "tpe"
@@ -78,7 +78,7 @@ class Search(_Part):
     at: Literal["last", "best"] = "last"
 
 
-class Dimension(_Part):
+class Dimension(_SpecModel):
     """One searched setting: a range `low`..`high` (optionally `log`), or `choices`."""
 
     low: float | int | None = None
@@ -103,7 +103,7 @@ class Dimension(_Part):
         return f"{self.low} to {self.high}{', log' if self.log else ''}"
 
 
-class PublishedRow(_Part):
+class PublishedRow(_SpecModel):
     """A published number, and which trials to compare with it: those whose settings are as `when` says."""
 
     when: Settings
@@ -114,7 +114,7 @@ class PublishedRow(_Part):
     """What the source calls the row."""
 
 
-class Published(_Part):
+class Published(_SpecModel):
     """Numbers to compare the sweep with."""
 
     source: Annotated[str, Field(min_length=1)]
@@ -122,7 +122,7 @@ class Published(_Part):
     rows: list[PublishedRow]
 
 
-class PictureRule(_Part):
+class PictureRule(_SpecModel):
     """Which validation images a trial draws with its predictions, and how often; they change no result."""
 
     images: _Count = 4
@@ -131,7 +131,7 @@ class PictureRule(_Part):
     """Epochs from one drawing to the next; unset, about five drawings a trial. The last epoch is always drawn."""
 
 
-class Notify(_Part):
+class NotificationRule(_SpecModel):
     """Whom to tell of the end of a sweep, of a trial that failed for good, and of a circuit breaker that tripped."""
 
     webhook_env: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] | None = None
@@ -141,7 +141,7 @@ class Notify(_Part):
     on: list[Literal["end", "failed", "breaker"]] = ["end", "failed", "breaker"]
 
 
-class SweepSpec(_Part):
+class SweepSpec(_SpecModel):
     """A sweep as the user wrote it, checked: every value in `base`, `grid`, `points` and `space` fits TrainConfig."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$")]
@@ -156,7 +156,7 @@ class SweepSpec(_Part):
     space: dict[str, Dimension] = {}
     published: Published | None = None
     pictures: PictureRule = PictureRule()
-    notify: Notify | None = None
+    notify: NotificationRule | None = None
     resources: Resources = Resources()
     retries: Annotated[Retries, BeforeValidator(_retries_of)] = Retries()
     retention: Retention = Retention()

@@ -17,7 +17,7 @@ from orchestration.formatting import bytes_shown, table
 from orchestration.plan.spec import Resources, Retention, SweepSpec
 from orchestration.plan.trial_plan import TrialPlan
 from orchestration.preflight.estimate import cost_group
-from orchestration.record.inputs import Contents
+from orchestration.record.inputs import InputContents
 from orchestration.store.base import Store
 from orchestration.store.directory import DirectoryStore
 from rrn_core.config import Runtime, TrainConfig
@@ -88,7 +88,7 @@ def check_data(
 
 def check_weights(configs: Iterable[TrainConfig], runtime: Runtime, store: Store) -> list[Finding]:
     """Weights to start from: each file is there and fits the networks that it is meant for."""
-    contents = Contents(runtime, store)
+    contents = InputContents(runtime, store)
     starting = {(config.init_weights, cost_group(config)): config for config in configs if config.init_weights}
     return list(dict.fromkeys(_weights(config, runtime, contents) for config in starting.values()))
 
@@ -162,7 +162,7 @@ def _data(config: TrainConfig, runtime: Runtime, looks: Looks, local: bool, prog
     return inspect_data(config, runtime, looks=looks, progress=progress)
 
 
-def _weights(config: TrainConfig, runtime: Runtime, contents: Contents) -> Finding:
+def _weights(config: TrainConfig, runtime: Runtime, contents: InputContents) -> Finding:
     import torch
 
     from rrn_core.networks.quartet import build_quartet

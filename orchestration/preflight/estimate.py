@@ -40,7 +40,7 @@ class Estimate:
 
 
 @dataclass(frozen=True)
-class _Pace:
+class _MeasuredPace:
     """What the epochs of one trial took."""
 
     iteration_s: float
@@ -54,7 +54,7 @@ def estimate(plans: Sequence[TrialPlan], manifests: Mapping[str, Manifest]) -> d
 
     None where no such trial has run, or the number of iterations is not known. It ran wherever it ran: another machine takes another time.
     """
-    paces: dict[str, list[_Pace]] = {}
+    paces: dict[str, list[_MeasuredPace]] = {}
     for manifest in manifests.values():
         if pace := _pace(manifest):
             paces.setdefault(_group(manifest.config), []).append(pace)
@@ -117,21 +117,21 @@ def _group(settings: Mapping[str, Any]) -> str:
     return json.dumps({name: value for name, value in settings.items() if name not in COSTLESS}, sort_keys=True)
 
 
-def _pace(manifest: Manifest) -> _Pace | None:
+def _pace(manifest: Manifest) -> _MeasuredPace | None:
     """Medians over the epochs: one that was interrupted counts only what was trained after it."""
     entries = [entry for entry in manifest.history if {"perf/train_s", "perf/eval_s"} <= entry.metrics.keys()]
     if not entries:
         return None
     steps = [after - before for before, after in pairwise([0, *(entry.step for entry in manifest.history)])]
     per_epoch = max(1, median(steps))
-    return _Pace(
+    return _MeasuredPace(
         median(entry.metrics["perf/train_s"] for entry in entries) / per_epoch,
         median(entry.metrics["perf/eval_s"] for entry in entries) / _val_images(manifest.config),
         _highest(entry.metrics.get("perf/peak_memory_mb", 0.0) for entry in entries),
     )
 
 
-def _forecast(plan: TrialPlan, paces: Sequence[_Pace]) -> Estimate | None:
+def _forecast(plan: TrialPlan, paces: Sequence[_MeasuredPace]) -> Estimate | None:
     if not paces or not plan.iterations:
         return None
     training_s = plan.iterations * median(pace.iteration_s for pace in paces)

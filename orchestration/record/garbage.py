@@ -16,7 +16,7 @@ from orchestration.plan.spec import FinishedRetention, Retention
 from orchestration.record.manifest import FOLDERS, Checkpoint, Manifest, dump_manifest, manifest_key, parse_manifest, read_manifests
 from orchestration.record.tracking_note import forget_tracked
 from orchestration.record.trial_record import settle
-from orchestration.store.base import Store, Unfinished
+from orchestration.store.base import Store, UnfinishedWrite
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ _Candidate = tuple[Manifest, Checkpoint]
 
 
 @dataclass(frozen=True)
-class Item:
+class GarbageItem:
     """One thing to remove; `place` is its key, or of an unfinished write where it lies."""
 
     kind: Kind
@@ -47,10 +47,10 @@ class Item:
 
 
 @dataclass(frozen=True)
-class Collected:
+class GarbageReport:
     """What was removed, or would be, and what was left for a reason."""
 
-    items: tuple[Item, ...]
+    items: tuple[GarbageItem, ...]
     settled: tuple[str, ...]
     """Trials whose process died without a word, and whose attempt is closed now."""
     open: tuple[str, ...]
@@ -60,7 +60,7 @@ class Collected:
     others_bytes: int
 
 
-def collect(store: Store, sweep: str, trial_ids: Collection[str], *, driver: int, retention: Retention, dry_run: bool) -> Collected:
+def collect(store: Store, sweep: str, trial_ids: Collection[str], *, driver: int, retention: Retention, dry_run: bool) -> GarbageReport:
     """Remove what no trial of the sweep needs; the metrics always stay, and of trials that are not finished all that they name.
 
     The caller holds the lease of the sweep, unless `dry_run`, which changes nothing. May be broken off anywhere and called again.
@@ -98,9 +98,9 @@ def collect(store: Store, sweep: str, trial_ids: Collection[str], *, driver: int
         _delete(store, unnamed)
         store.abandon(dead)
     others = [manifest for trial_id, manifest in manifests.items() if trial_id not in trial_ids]
-    items = [Item("retired" if key in retired else "orphaned", key, sizes[key]) for key in unnamed]
-    return Collected(
-        items=(*items, *(Item("unfinished", write.place, write.size) for write in dead)),
+    items = [GarbageItem("retired" if key in retired else "orphaned", key, sizes[key]) for key in unnamed]
+    return GarbageReport(
+        items=(*items, *(GarbageItem("unfinished", write.place, write.size) for write in dead)),
         settled=tuple(settled),
         open=tuple(sorted(running)),
         others=len(others),
@@ -108,9 +108,9 @@ def collect(store: Store, sweep: str, trial_ids: Collection[str], *, driver: int
     )
 
 
-def render(collected: Collected, *, dry_run: bool, per_trial: bool = False) -> str:
+def render(collected: GarbageReport, *, dry_run: bool, per_trial: bool = False) -> str:
     """A line a kind and a total; `per_trial`, a line a kind and trial."""
-    groups = defaultdict[tuple[str, ...], list[Item]](list)
+    groups = defaultdict[tuple[str, ...], list[GarbageItem]](list)
     for item in collected.items:
         groups[(_WORDS[item.kind], *([item.trial_id or "-"] if per_trial else []))].append(item)
     head = ["would be removed" if dry_run else "removed", *(["trial"] if per_trial else []), "number", "size"]
@@ -190,7 +190,7 @@ def _retire(store: Store, trial: Manifest, retired: Set[str]) -> None:
             return
 
 
-def _unfinished(store: Store, sweep: str) -> list[Unfinished]:
+def _unfinished(store: Store, sweep: str) -> list[UnfinishedWrite]:
     """Trials write no multipart uploads, so a bucket whose policy hides them is no reason to give up."""
     try:
         return list(store.unfinished(f"{sweep}/"))
@@ -217,7 +217,7 @@ def _trial(place: str) -> str:
     return place.split("/")[1]
 
 
-def _is_dead(write: Unfinished, running: Collection[str]) -> bool:
+def _is_dead(write: UnfinishedWrite, running: Collection[str]) -> bool:
     """Outside of the trials' folders it may be somebody's who lives, such as the lease's; inside, only an open attempt's."""
     return _trial(write.place) not in running if _is_trials(write.place) else write.age_s > _YOUNG_S
 
@@ -227,7 +227,7 @@ def _delete(store: Store, keys: Sequence[str]) -> None:
         list(pool.map(lambda key: store.delete([key]), keys))
 
 
-def _sum(items: Iterable[Item]) -> list[str]:
+def _sum(items: Iterable[GarbageItem]) -> list[str]:
     sizes = [item.size for item in items]
     known = [size for size in sizes if size is not None]
     more = " and more" if len(known) < len(sizes) else ""

@@ -16,7 +16,7 @@ SPLIT_FIELDS = ("dataset", "train_list", "labeled_list", "unlabeled_list", "part
 """The settings that decide which images a run uses, and how."""
 
 
-class Contents:
+class InputContents:
     """Fills `split` and `init_sha256` into configurations, each file looked at once; what is not at hand stays unset."""
 
     def __init__(self, runtime: Runtime, store: Store) -> None:

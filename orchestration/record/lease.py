@@ -30,18 +30,18 @@ _PAUSE_S = 0.2
 """Between tries to release, in a folder that refuses at once."""
 
 
-class _Part(BaseModel):
+class _LeaseModel(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
 
 
-class Seen(_Part):
+class LastSeen(_LeaseModel):
     """The last sign of life of a trial: the attempt, and the seconds that it had worked by then."""
 
     attempt: int
     worked_s: float
 
 
-class _Record(_Part):
+class _LeaseRecord(_LeaseModel):
     version: Literal[1] = 1
     token: PositiveInt
     writer: str
@@ -53,7 +53,7 @@ class _Record(_Part):
     """Only to show: nothing is decided by a wall clock."""
     every_s: PositiveFloat
     released: bool = False
-    seen: dict[str, Seen] = {}
+    seen: dict[str, LastSeen] = {}
 
     @property
     def driver(self) -> str:
@@ -75,12 +75,14 @@ class Lease:
 
     token: int
     """One more than that of the driver before."""
-    previous: Mapping[str, Seen]
+    previous: Mapping[str, LastSeen]
     """What the driver before last saw of its trials. Handed on to the next driver too, until `see` or `forget` says otherwise."""
     took_over: str | None
     """Whose lease was taken and why, in one line for the user; None where it was free."""
 
-    def __init__(self, store: Store, key: str, record: _Record, etag: str, *, took_over: str | None, now_ms: Callable[[], int]) -> None:
+    def __init__(
+        self, store: Store, key: str, record: _LeaseRecord, etag: str, *, took_over: str | None, now_ms: Callable[[], int]
+    ) -> None:
         self._store, self._key, self._record, self._now_ms = store, key, record, now_ms
         self._etag: str | None = etag
         self.token, self.previous, self.took_over = record.token, dict(record.seen), took_over
@@ -124,7 +126,7 @@ class Lease:
             if old and not old.released and target not in (None, old.token):  # a rival was faster, and isn't whom `take_over` meant
                 raise _held(sweep, old)
             took_over = _why_free(store, sweep, old, etag, take_over=take_over, patience_s=patience_s, say=say)
-            record = _Record(
+            record = _LeaseRecord(
                 token=max(old.token if old else 0, above) + 1,
                 writer=uuid.uuid4().hex,
                 holder=here(),
@@ -147,7 +149,7 @@ class Lease:
     def see(self, trial_id: str, attempt: int, worked_s: float) -> None:
         """A trial of this driver gave a sign of life; written with the next heartbeat. Any thread may say so."""
         with self._lock:
-            self._seen[trial_id] = Seen(attempt=attempt, worked_s=worked_s)
+            self._seen[trial_id] = LastSeen(attempt=attempt, worked_s=worked_s)
 
     def forget(self, trial_id: str) -> None:
         """The trial's attempt is accounted for; no heir needs to know of it."""
@@ -250,13 +252,13 @@ def _key(sweep: str) -> str:
     return f"{sweep}/lease.json"
 
 
-def _read(store: Store, key: str) -> tuple[_Record | None, str | None]:
+def _read(store: Store, key: str) -> tuple[_LeaseRecord | None, str | None]:
     try:
         body, etag = store.read(key)
     except NotFound:
         return None, None
     try:
-        return _Record.model_validate_json(body), etag
+        return _LeaseRecord.model_validate_json(body), etag
     except ValidationError as error:
         raise StoreError(
             f"{store.uri}: {key}: not a lease ({error.error_count()} faults); "
@@ -264,12 +266,12 @@ def _read(store: Store, key: str) -> tuple[_Record | None, str | None]:
         ) from error
 
 
-def _dump(record: _Record) -> bytes:
+def _dump(record: _LeaseRecord) -> bytes:
     return record.model_dump_json().encode()
 
 
 def _why_free(
-    store: Store, sweep: str, old: _Record | None, etag: str | None, *, take_over: bool, patience_s: float, say: Callable[[str], None]
+    store: Store, sweep: str, old: _LeaseRecord | None, etag: str | None, *, take_over: bool, patience_s: float, say: Callable[[str], None]
 ) -> str | None:
     """Why the lease may be taken from its holder, None where it has none. Raises LeaseHeld."""
     if old is None or old.released:
@@ -287,7 +289,7 @@ def _why_free(
     return f"sweep {sweep}: {old.driver} gave no sign of life for {patience_s:.0f} s; taken over"
 
 
-def _held(sweep: str, record: _Record) -> LeaseHeld:
+def _held(sweep: str, record: _LeaseRecord) -> LeaseHeld:
     return LeaseHeld(
         f"sweep {sweep}: {record.driver} is running it, last heard of at {record.heard}; "
         "wait for it, stop it, or give --take-over if it is dead"

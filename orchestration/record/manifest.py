@@ -38,11 +38,11 @@ FOLDERS = CHECKPOINTS, PICTURES = "checkpoints", "pictures"
 """Of a trial: below them lie its objects, each in a folder that carries the attempt's number, so that no two attempts share a key."""
 
 
-class _Record(BaseModel):
+class _ManifestModel(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
 
 
-class ObjectRef(_Record):
+class ObjectRef(_ManifestModel):
     """One stored object and what it must hash to."""
 
     key: str
@@ -50,7 +50,7 @@ class ObjectRef(_Record):
     size: int
 
 
-class Checkpoint(_Record):
+class Checkpoint(_ManifestModel):
     """All that is needed to go on after `step`; `epoch` counts completed epochs."""
 
     step: int
@@ -61,7 +61,7 @@ class Checkpoint(_Record):
     objects: dict[str, ObjectRef]
 
 
-class Entry(_Record):
+class EpochMetrics(_ManifestModel):
     """The metrics of one completed epoch (counted from 1) and the instant at which they were first measured."""
 
     epoch: int
@@ -77,7 +77,7 @@ class Entry(_Record):
         return metrics
 
 
-class Pictures(_Record):
+class EpochPictures(_ManifestModel):
     """What an epoch (counted from 1) looked like.
 
     `predictions.png`: some validation images. `confusion.json`: classes, head (whose predictions), counts (rows: truth).
@@ -87,7 +87,7 @@ class Pictures(_Record):
     objects: dict[str, ObjectRef]
 
 
-class Attempt(_Record):
+class Attempt(_ManifestModel):
     """One try at a trial, from taking it over to its end. `seconds` is all the time that it held its resources."""
 
     number: int
@@ -116,7 +116,7 @@ class Attempt(_Record):
         return self.useful_s + self.repeated_s + self.lost_s
 
 
-class Manifest(_Record):
+class Manifest(_ManifestModel):
     """Everything known of a trial. `history` and `pictures` are append-only: an epoch that is trained again changes nothing."""
 
     version: Literal[1] = 1
@@ -143,8 +143,8 @@ class Manifest(_Record):
     seconds: float = 0.0
     """Seconds of training that the committed checkpoints hold."""
     checkpoints: tuple[Checkpoint, ...] = ()
-    history: tuple[Entry, ...] = ()
-    pictures: tuple[Pictures, ...] = ()
+    history: tuple[EpochMetrics, ...] = ()
+    pictures: tuple[EpochPictures, ...] = ()
 
     @property
     def epochs(self) -> int:
@@ -152,7 +152,7 @@ class Manifest(_Record):
         return self.history[-1].epoch if self.history else 0
 
     @property
-    def last(self) -> Entry | None:
+    def last(self) -> EpochMetrics | None:
         return self.history[-1] if self.history else None
 
     @property
@@ -176,7 +176,7 @@ class Manifest(_Record):
         return best_of(self.checkpoints)
 
     @property
-    def best(self) -> Entry | None:
+    def best(self) -> EpochMetrics | None:
         """The first epoch with the highest `val/miou`."""
         return max(self.history, key=lambda entry: entry.metrics[SCORE], default=None)
 

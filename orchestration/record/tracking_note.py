@@ -8,11 +8,11 @@ from collections.abc import Collection, Sequence
 from pydantic import ValidationError
 
 from orchestration.errors import NotFound, StoreError
-from orchestration.record.manifest import _Record
+from orchestration.record.manifest import _ManifestModel
 from orchestration.store.base import Store
 
 
-class _Told(_Record):
+class _TrackingNote(_ManifestModel):
     uri: str
     trials: frozenset[str]
 
@@ -35,10 +35,10 @@ def write_tracked(store: Store, sweep: str, uri: str, trial_ids: Sequence[str]) 
     store.write(_tracking_key(sweep), json.dumps({"uri": uri, "trials": sorted(trial_ids)}).encode())
 
 
-def _told(store: Store, sweep: str) -> _Told | None:
+def _told(store: Store, sweep: str) -> _TrackingNote | None:
     key = _tracking_key(sweep)
     try:
-        return _Told.model_validate_json(store.read(key)[0])
+        return _TrackingNote.model_validate_json(store.read(key)[0])
     except NotFound:
         return None
     except ValidationError as error:

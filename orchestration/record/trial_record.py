@@ -22,10 +22,10 @@ from orchestration.record.manifest import (
     SCORE,
     Attempt,
     Checkpoint,
-    Entry,
+    EpochMetrics,
+    EpochPictures,
     Manifest,
     ObjectRef,
-    Pictures,
     dump_manifest,
     manifest_key,
     parse_manifest,
@@ -124,7 +124,7 @@ class TrialRecord:
         step: int,
         epoch: int,
         files: Mapping[str, bytes],
-        entries: Sequence[Entry],
+        entries: Sequence[EpochMetrics],
         seconds: float,
         pictures: Mapping[int, Mapping[str, bytes]] | None = None,
         at_s: float | None = None,
@@ -183,11 +183,11 @@ class TrialRecord:
             self._store.write(ref.key, files[name])
         return objects
 
-    def _drawn(self, pictures: Mapping[int, Mapping[str, bytes]]) -> list[Pictures]:
+    def _drawn(self, pictures: Mapping[int, Mapping[str, bytes]]) -> list[EpochPictures]:
         """The pictures of epochs that have none yet, written."""
         known = {drawn.epoch for drawn in self.manifest.pictures}
         fresh = sorted((epoch, files) for epoch, files in pictures.items() if epoch not in known)
-        return [Pictures(epoch=epoch, objects=self._put(f"{PICTURES}/{epoch:04d}", files)) for epoch, files in fresh]
+        return [EpochPictures(epoch=epoch, objects=self._put(f"{PICTURES}/{epoch:04d}", files)) for epoch, files in fresh]
 
     def _account(self, step: int, at_s: float) -> dict[str, Any]:
         """The attempt with the seconds from the last account to `at_s`, in which it went from there to `step`."""

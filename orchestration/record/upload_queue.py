@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO
 
-from orchestration.record.manifest import SCORE, Entry
+from orchestration.record.manifest import SCORE, EpochMetrics
 
 log = logging.getLogger(__name__)
 
@@ -24,13 +24,13 @@ _LOCK = ".lock"
 
 
 @dataclass(frozen=True)
-class Parcel:
+class PendingCheckpoint:
     """A checkpoint, and the metrics and pictures of the epochs that were completed since the one before."""
 
     step: int
     epoch: int
     files: Mapping[str, bytes]
-    entries: Sequence[Entry]
+    entries: Sequence[EpochMetrics]
     seconds: float
     at_s: float
     """`time.monotonic()` when it was captured."""
@@ -48,14 +48,14 @@ class Parcel:
 
 
 @dataclass(frozen=True)
-class _Waiting:
-    parcel: Parcel
+class _QueuedCheckpoint:
+    parcel: PendingCheckpoint
     """Without its files, where they lie on disk."""
     size: int
     spooled: tuple[Path, ...] = ()
 
 
-class Outbox:
+class UploadQueue:
     """Commits the parcels of one training, which is the only thread that submits.
 
     Of more than two that wait, only the newest and the best keep their files; entries and pictures of the others go with the next one.
@@ -63,24 +63,24 @@ class Outbox:
     Leaving the context waits for all of them. While an exception passes, it waits for the one under way only and drops the rest.
     """
 
-    def __init__(self, commit: Callable[[Parcel], None], *, limit_bytes: int, folder: Path | None = None) -> None:
+    def __init__(self, commit: Callable[[PendingCheckpoint], None], *, limit_bytes: int, folder: Path | None = None) -> None:
         """`commit` blocks for as long as it hopes. The spool lies below `folder` (default: the system's place for temporary files)."""
         self._commit, self._limit_bytes = commit, limit_bytes
         self._spool = _Spool(folder)
         self._change = threading.Condition()
-        self._queue: list[_Waiting] = []
+        self._queue: list[_QueuedCheckpoint] = []
         self._under_way, self._closing = False, False
         self._deserted = False
         self._leaving = 0  # bytes on disk of the parcel under way, while it is read back
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._work, name="outbox", daemon=True)
 
-    def __enter__(self) -> Outbox:
+    def __enter__(self) -> UploadQueue:
         self._spool.sweep()
         self._thread.start()
         return self
 
-    def submit(self, parcel: Parcel) -> None:
+    def submit(self, parcel: PendingCheckpoint) -> None:
         """Hand over; waits only while the spool is full or has no disk. Raises what went wrong with an earlier commit."""
         with self._change:
             newest = self._coalesce(parcel)
@@ -101,7 +101,7 @@ class Outbox:
             self._raise()
             return done
 
-    def conclude(self, last: Parcel | None, *, within_s: float) -> bool:
+    def conclude(self, last: PendingCheckpoint | None, *, within_s: float) -> bool:
         """`flush`, after `last` was put at the end of the queue, where it waits in memory.
 
         False: time is over. Then leaving the context waits for nothing; the commit under way goes on for as long as the process does.
@@ -148,14 +148,14 @@ class Outbox:
         if self._error:
             raise self._error
 
-    def _coalesce(self, parcel: Parcel) -> _Waiting:
+    def _coalesce(self, parcel: PendingCheckpoint) -> _QueuedCheckpoint:
         """Make place for `parcel` in the queue; it comes back with the entries of those that fell out."""
         self._raise()
-        *older, newest = _coalesced([*self._queue, _Waiting(parcel, parcel.size)])
+        *older, newest = _coalesced([*self._queue, _QueuedCheckpoint(parcel, parcel.size)])
         self._drop(keep=older)
         return newest
 
-    def _spooled(self, item: _Waiting) -> _Waiting:
+    def _spooled(self, item: _QueuedCheckpoint) -> _QueuedCheckpoint:
         """The parcel with its files on disk; as it is, where the disk has no place for them or nobody is before it any more."""
         self._pause_until(
             lambda: self._has_room(item.size) or not self._on_disk(), f"{self._limit_bytes} bytes of checkpoints wait for the store"
@@ -195,7 +195,7 @@ class Outbox:
                     self._drop_all()
                 self._change.notify_all()
 
-    def _next(self) -> _Waiting | None:
+    def _next(self) -> _QueuedCheckpoint | None:
         with self._change:
             self._change.wait_for(lambda: self._queue or self._closing)
             if self._closing or not self._queue:
@@ -206,7 +206,7 @@ class Outbox:
             self._change.notify_all()
             return item
 
-    def _try(self, item: _Waiting) -> BaseException | None:
+    def _try(self, item: _QueuedCheckpoint) -> BaseException | None:
         """Whatever goes wrong belongs to the training's thread."""
         try:
             self._commit(self._taken(item) if item.spooled else item.parcel)
@@ -214,7 +214,7 @@ class Outbox:
             return error
         return None
 
-    def _taken(self, item: _Waiting) -> Parcel:
+    def _taken(self, item: _QueuedCheckpoint) -> PendingCheckpoint:
         files = self._spool.take(item.spooled)
         with self._change:
             self._leaving = 0
@@ -226,7 +226,7 @@ class Outbox:
             log.warning("not committed: the checkpoints of steps %s", ", ".join(str(item.parcel.step) for item in self._queue))
         self._drop(keep=[])
 
-    def _drop(self, *, keep: list[_Waiting]) -> None:
+    def _drop(self, *, keep: list[_QueuedCheckpoint]) -> None:
         stay = {item.spooled for item in keep}
         for item in self._queue:
             if item.spooled not in stay:
@@ -234,13 +234,13 @@ class Outbox:
         self._queue = keep
 
 
-def _coalesced(items: list[_Waiting]) -> list[_Waiting]:
+def _coalesced(items: list[_QueuedCheckpoint]) -> list[_QueuedCheckpoint]:
     """Of more than two, the best and the newest; each takes the entries and pictures of those that fell out before it."""
     if len(items) <= 2:
         return items
     scored = [item for item in items if item.parcel.score is not None]
     best = max(scored, key=lambda item: (item.parcel.score or 0.0, -item.parcel.step), default=None)
-    kept, entries, pictures = list[_Waiting](), list[Entry](), dict[int, Mapping[str, bytes]]()
+    kept, entries, pictures = list[_QueuedCheckpoint](), list[EpochMetrics](), dict[int, Mapping[str, bytes]]()
     for item in items:
         entries += item.parcel.entries
         pictures |= item.parcel.pictures

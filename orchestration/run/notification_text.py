@@ -21,7 +21,7 @@ Kind = Literal["end", "failed", "breaker"]
 
 
 @dataclass(frozen=True)
-class Notice:
+class Notification:
     """One thing to tell."""
 
     event: Kind
@@ -34,35 +34,35 @@ class Notice:
     reason: str = ""
 
 
-def ended(sweep: Sweep, *, stopped: str | None = None) -> Notice:
+def ended(sweep: Sweep, *, stopped: str | None = None) -> Notification:
     """The sweep has ended; `stopped` says why, where that was before its trials did."""
     failed = failures(sweep.plans, sweep.manifests)
     how = f"stopped: {stopped}" if stopped else "finished" if sweep.complete else f"ended, {len(failed)} failed"
     more = [f"and {len(failed) - FAILURES_TOLD} more failed"] if len(failed) > FAILURES_TOLD else []
     text = "\n".join([f"Sweep {sweep.name} {how}; {sweep.count}", *_best(sweep), *failed[:FAILURES_TOLD], *more])
-    return _clean(Notice("end", sweep.name, text, len(sweep.plans) - len(sweep.unfinished), sweep.total, reason=how))
+    return _clean(Notification("end", sweep.name, text, len(sweep.plans) - len(sweep.unfinished), sweep.total, reason=how))
 
 
-def failed(plan: TrialPlan, reason: str, *, finished: int, total: int) -> Notice:
+def failed(plan: TrialPlan, reason: str, *, finished: int, total: int) -> Notification:
     """A trial has failed for good."""
     text = f"Sweep {plan.sweep}: trial {plan.label} ({plan.trial_id}) failed for good: {reason}\n{finished} of {total} finished"
-    return _clean(Notice("failed", plan.sweep, text, finished, total, plan.trial_id, plan.label, reason))
+    return _clean(Notification("failed", plan.sweep, text, finished, total, plan.trial_id, plan.label, reason))
 
 
-def tripped(sweep: str, reason: str, *, finished: int, total: int) -> Notice:
+def tripped(sweep: str, reason: str, *, finished: int, total: int) -> Notification:
     """The circuit breaker has stopped the sweep."""
     text = f"Sweep {sweep}: {reason}\n{finished} of {total} finished"
-    return _clean(Notice("breaker", sweep, text, finished, total, reason=reason))
+    return _clean(Notification("breaker", sweep, text, finished, total, reason=reason))
 
 
-def message(notice: Notice) -> dict[str, Any]:
+def message(notice: Notification) -> dict[str, Any]:
     """What a webhook is sent that takes Slack's messages; plain text where blocks are understood, so that no label turns into an emoji."""
     escaped = notice.text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     block = {"type": "section", "text": {"type": "plain_text", "text": notice.text, "emoji": False}}
     return {"text": escaped, "blocks": [block]}
 
 
-def variables(notice: Notice) -> dict[str, str]:
+def variables(notice: Notification) -> dict[str, str]:
     """The environment in which a command finds the facts; what does not apply is empty."""
     return {
         "RRN_EVENT": notice.event,
@@ -86,7 +86,7 @@ def _best(sweep: Sweep) -> list[str]:
     return [f"best {SCORE} {score:.3f}: {plan.label} after epoch {epoch} of {plan.config.epochs}, both chosen on the validation list"]
 
 
-def _clean(notice: Notice) -> Notice:
+def _clean(notice: Notification) -> Notification:
     """Without passwords, cut, and of characters that an environment can hold."""
 
     def clean(text: str) -> str:

@@ -18,9 +18,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from orchestration.observe.events import Event
-from orchestration.plan.spec import Notify
+from orchestration.plan.spec import NotificationRule
 from orchestration.run import notification_text as notices
-from orchestration.run.notification_text import Notice
+from orchestration.run.notification_text import Notification
 from orchestration.sweep import Sweep
 
 log = logging.getLogger(__name__)
@@ -34,7 +34,7 @@ WAITING = 1000
 """So many notices wait for a slow listener; what comes then is dropped."""
 
 
-class _Untold(Exception):  # noqa: N818
+class _NotDelivered(Exception):  # noqa: N818
     """A notice did not get through; the text holds no secret."""
 
 
@@ -47,18 +47,18 @@ class Notifier:
         environment: holds the webhook's address, which is a secret, and is the command's own.
     """
 
-    def __init__(self, rule: Notify | None, sweep: str, *, total: int, finished: int = 0, environment: Mapping[str, str]) -> None:
-        self._rule, self._sweep, self._total, self._finished = rule or Notify(on=[]), sweep, total, finished
+    def __init__(self, rule: NotificationRule | None, sweep: str, *, total: int, finished: int = 0, environment: Mapping[str, str]) -> None:
+        self._rule, self._sweep, self._total, self._finished = rule or NotificationRule(on=[]), sweep, total, finished
         self._environment = dict(environment)
         self._url = self._environment.get(self._rule.webhook_env or "", "").strip()
         if self._rule.webhook_env and not self._url:
             log.warning("notify: %s is not set: no webhook will be told", self._rule.webhook_env)
-        self._ways: dict[str, Callable[[Notice], None]] = {}
+        self._ways: dict[str, Callable[[Notification], None]] = {}
         if self._url:
             self._ways["webhook"] = self._post
         if self._rule.command:
             self._ways["command"] = self._run
-        self._queue: queue.SimpleQueue[Notice | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[Notification | None] = queue.SimpleQueue()
         self._put = self._done = 0
         self._abandoned, self._lock = threading.Event(), threading.Lock()  # the lock guards `_command`
         self._command: subprocess.Popen[bytes] | None = None
@@ -95,7 +95,7 @@ class Notifier:
             log.warning("notify: %d notices were not told within %g s", left, timeout_s)
         return left
 
-    def _tell(self, make: Callable[[], Notice]) -> None:
+    def _tell(self, make: Callable[[], Notification]) -> None:
         try:
             notice = make()
             if not self._ways or notice.event not in self._rule.on:
@@ -115,7 +115,7 @@ class Notifier:
                 try:
                     send(notice)
                     self._mute.discard(name)
-                except _Untold as error:
+                except _NotDelivered as error:
                     self._warn(name, str(error))
                 except Exception as error:
                     self._warn(name, type(error).__name__)  # its text may hold the address
@@ -127,16 +127,16 @@ class Notifier:
             log.warning("notify: %s: %s; the sweep goes on", name, why.replace(self._url or "\0", "ADDRESS"))
         self._mute.add(name)
 
-    def _post(self, notice: Notice) -> None:
+    def _post(self, notice: Notification) -> None:
         body = json.dumps(notices.message(notice)).encode()
         for number in range(1, TRIES + 1):
             fault, again = _posted(self._url, body)
             if fault is None:
                 return
             if not again or number == TRIES or self._abandoned.wait(number * PAUSE_S):
-                raise _Untold(f"{fault}, {number} of {TRIES} tries")
+                raise _NotDelivered(f"{fault}, {number} of {TRIES} tries")
 
-    def _run(self, notice: Notice) -> None:
+    def _run(self, notice: Notification) -> None:
         with tempfile.TemporaryFile() as given, tempfile.TemporaryFile() as said:  # unlike pipes, files make nobody wait
             given.write(f"{notice.text}\n".encode())
             given.seek(0)
@@ -155,13 +155,13 @@ class Notifier:
                 code = self._command.wait(COMMAND_WITHIN_S)
             except subprocess.TimeoutExpired:
                 _kill(self._command)
-                raise _Untold(f"ran for more than {COMMAND_WITHIN_S:g} s, and was killed") from None
+                raise _NotDelivered(f"ran for more than {COMMAND_WITHIN_S:g} s, and was killed") from None
             finally:
                 with self._lock:
                     self._command = None
             if code:
                 said.seek(0)
-                raise _Untold(f"ended with {code}{_last_line(said.read())}")
+                raise _NotDelivered(f"ended with {code}{_last_line(said.read())}")
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):

@@ -19,7 +19,7 @@ REPORT_EVERY_S = 0.5
 """A trial reports to the driver at most this often, besides after every commit: each report waits for the driver."""
 
 
-class Training(tune.Trainable):
+class TrialActor(tune.Trainable):
     """The Ray actor that runs a trial: each step trains until there is something to report. A new actor asks the store where it was.
 
     A class and not a function, because Ray calls its methods in the main thread, where SIGTERM can be heard, and because Ray

@@ -23,13 +23,13 @@ from ray.tune.search import Searcher
 from orchestration.errors import ClusterError, SweepError
 from orchestration.failures import Failure, classify_death
 from orchestration.observe.events import Event, Listener
-from orchestration.observe.progress import Update
+from orchestration.observe.progress import TrialProgress
 from orchestration.plan.spec import Resources, Retries
 from orchestration.plan.trial_plan import TrialPlan
 from orchestration.record.lease import Lease
 from orchestration.record.manifest import Manifest, read_manifest
 from orchestration.record.trial_record import settle
-from orchestration.run.ray_actor import Training
+from orchestration.run.ray_actor import TrialActor
 from orchestration.run.ray_nodes import slots
 from orchestration.run.stopping import Breaker, Stop
 from orchestration.run.trial import Job
@@ -69,7 +69,7 @@ def run(source: Source, job: Job, *, resources: Resources, listeners: Sequence[L
     concurrent = slots(resources)
     with tempfile.TemporaryDirectory(prefix="rrn-sweep-", ignore_cleanup_errors=True) as scratch:
         tuner = Tuner(
-            tune.with_resources(Training, {"cpu": resources.cpu, "gpu": resources.gpu}),
+            tune.with_resources(TrialActor, {"cpu": resources.cpu, "gpu": resources.gpu}),
             tune_config=TuneConfig(
                 search_alg=_Searcher(source, job),
                 num_samples=max(1, source.remaining),
@@ -146,7 +146,7 @@ class _Events(_NeverRestored, Callback):
         self._job, self._source, self._listeners, self._lease = job, source, listeners, lease
         self._store = open_store(job.store, deadline_s=DRIVER_WAITS_S)
         self._breaker = Breaker(stop)
-        self._seen: dict[str, tuple[Update, float]] = {}
+        self._seen: dict[str, tuple[TrialProgress, float]] = {}
         self._looked_s = time.monotonic()
 
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
@@ -162,10 +162,10 @@ class _Events(_NeverRestored, Callback):
         self._emit(Event("started", trial.config["plan"]))
 
     def on_trial_result(self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any) -> None:
-        known = {name: result[name] for name in Update.__dataclass_fields__ if name in result}
+        known = {name: result[name] for name in TrialProgress.__dataclass_fields__ if name in result}
         if "attempt" in known:
             plan: TrialPlan = trial.config["plan"]
-            update = Update(**{**known, "trial_id": plan.trial_id})
+            update = TrialProgress(**{**known, "trial_id": plan.trial_id})
             self._seen[plan.trial_id] = update, time.monotonic()
             self._lease.see(plan.trial_id, update.attempt, update.worked_s)
             self._emit(Event("update", plan, update))

@@ -23,7 +23,7 @@ from rrn_core.config import Runtime
 
 if TYPE_CHECKING:
     from orchestration.observe.events import Event
-    from orchestration.tracking.descriptions import Facts
+    from orchestration.tracking.descriptions import SweepFacts
 
 RAY_SETTINGS = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # no CSV, JSON and TensorBoard copies of every report
@@ -156,7 +156,7 @@ class Runner:
     def _train(self) -> None:
         from rich.console import Console
 
-        from orchestration.observe.live import View
+        from orchestration.observe.live import LiveView
         from orchestration.run import ray_nodes, ray_tune
         from orchestration.run.trial import Job
 
@@ -168,7 +168,7 @@ class Runner:
             with ray_nodes.connect(self._ray_address):
                 self._sigterm.listen()
                 self._sigterm.check()
-                view = View(console, total=sweep.total, finished=len(sweep.plans) - len(sweep.unfinished))
+                view = LiveView(console, total=sweep.total, finished=len(sweep.plans) - len(sweep.unfinished))
                 with gently(self._stop), view:
                     ray_tune.run(
                         self._source(),
@@ -236,11 +236,11 @@ def settle_dead(sweep: Sweep, lease: Lease) -> Sweep:
     return sweep.reread()
 
 
-def facts(sweep: Sweep, command: str) -> Facts:
+def facts(sweep: Sweep, command: str) -> SweepFacts:
     """What the description of the sweep says besides what its trials tell."""
-    from orchestration.tracking.descriptions import Facts
+    from orchestration.tracking.descriptions import SweepFacts
 
-    return Facts(sweep.spec.description, command, sweep.total)
+    return SweepFacts(sweep.spec.description, command, sweep.total)
 
 
 def overview(sweep: Sweep, command: str) -> Callable[[], Mapping[str, bytes]]:

@@ -12,14 +12,14 @@ from itertools import chain
 
 from orchestration.errors import Fenced, Preempted, StoreError
 from orchestration.failures import classify, reason_of, traceback_of
-from orchestration.observe.progress import Update
+from orchestration.observe.progress import TrialProgress
 from orchestration.plan.spec import PictureRule, Retention, Retries
 from orchestration.plan.trial_plan import TrialPlan
 from orchestration.record.inputs import weights_key
 from orchestration.record.lease import current_token
-from orchestration.record.manifest import SCORE, Entry, Manifest
+from orchestration.record.manifest import SCORE, EpochMetrics, Manifest
 from orchestration.record.trial_record import TrialRecord, settle, spent
-from orchestration.record.upload_queue import Outbox, Parcel
+from orchestration.record.upload_queue import PendingCheckpoint, UploadQueue
 from orchestration.run.epoch_pictures import drawn
 from orchestration.run.resource_usage import Usage, machine
 from orchestration.store.base import Store
@@ -60,7 +60,7 @@ class Job:
     """What is drawn; it changes no result."""
 
 
-def run_trial(plan: TrialPlan, job: Job) -> Generator[Update, None, None]:
+def run_trial(plan: TrialPlan, job: Job) -> Generator[TrialProgress, None, None]:
     """Train `plan` to its end from wherever the store says it was, yielding an update at every report of the training.
 
     The last update says how the trial ended: finished, or failed with no new start left. A generator that is closed, or told
@@ -126,7 +126,7 @@ def _given_up(plan: TrialPlan, job: Job, store: Store) -> Manifest | None:
     return None
 
 
-def _train(plan: TrialPlan, job: Job, record: TrialRecord, store: Store) -> Iterator[Update]:
+def _train(plan: TrialPlan, job: Job, record: TrialRecord, store: Store) -> Iterator[TrialProgress]:
     """Train from the newest checkpoint that can be used, or from the start."""
     for checkpoint, files in chain(record.usable_checkpoints(), [(None, None)]):
         record.begin_at(checkpoint.step if checkpoint else 0)
@@ -142,13 +142,13 @@ def _train(plan: TrialPlan, job: Job, record: TrialRecord, store: Store) -> Iter
 
 
 def _attempt(
-    plan: TrialPlan, job: Job, record: TrialRecord, store: Store, update: Update, files: Mapping[str, bytes] | None
-) -> Iterator[Update]:
+    plan: TrialPlan, job: Job, record: TrialRecord, store: Store, update: TrialProgress, files: Mapping[str, bytes] | None
+) -> Iterator[TrialProgress]:
     saved_s = time.monotonic()
-    pace = _Pace(update.iteration)
+    pace = _IterationPace(update.iteration)
     report: Report | None = None
     submitted = update.iteration
-    with Usage(job.runtime) as usage, Outbox(lambda parcel: _commit(record, parcel), limit_bytes=job.outbox_bytes) as outbox:
+    with Usage(job.runtime) as usage, UploadQueue(lambda parcel: _commit(record, parcel), limit_bytes=job.outbox_bytes) as outbox:
         try:
             init_weights = _init_weights(plan, store) if files is None else None
             for report in train(plan.config, job.runtime, resume_from=files, init_weights=init_weights):
@@ -165,12 +165,12 @@ def _attempt(
             raise
 
 
-def _parcel(report: Report, plan: TrialPlan, job: Job, usage: Usage) -> Parcel:
+def _parcel(report: Report, plan: TrialPlan, job: Job, usage: Usage) -> PendingCheckpoint:
     """The state as it is now, copied, since training goes on, and what there is to tell of an epoch that it completes."""
     metrics, now_ms = report.metrics, time.time_ns() // 10**6
-    entries = [Entry(epoch=report.epoch, step=report.iteration, time_ms=now_ms, metrics=metrics | usage.means())] if metrics else []
+    entries = [EpochMetrics(epoch=report.epoch, step=report.iteration, time_ms=now_ms, metrics=metrics | usage.means())] if metrics else []
     pictures = drawn(report, plan.config, job.runtime, job.pictures)
-    return Parcel(
+    return PendingCheckpoint(
         step=report.iteration,
         epoch=report.epoch,
         files=report.state.to_files(),
@@ -181,7 +181,7 @@ def _parcel(report: Report, plan: TrialPlan, job: Job, usage: Usage) -> Parcel:
     )
 
 
-def _commit(record: TrialRecord, parcel: Parcel) -> None:
+def _commit(record: TrialRecord, parcel: PendingCheckpoint) -> None:
     record.commit(
         step=parcel.step,
         epoch=parcel.epoch,
@@ -199,7 +199,7 @@ def _init_weights(plan: TrialPlan, store: Store) -> bytes | None:
     return store.read(weights_key(sha256))[0] if sha256 else None
 
 
-class _Pace:
+class _IterationPace:
     """Seconds per iteration of this attempt."""
 
     def __init__(self, start: int) -> None:
@@ -210,9 +210,9 @@ class _Pace:
         return per_iteration * (report.iterations - report.iteration)
 
 
-def _first(plan: TrialPlan, manifest: Manifest, resumed_step: int | None) -> Update:
+def _first(plan: TrialPlan, manifest: Manifest, resumed_step: int | None) -> TrialProgress:
     last = manifest.last
-    return Update(
+    return TrialProgress(
         trial_id=plan.trial_id,
         attempt=manifest.attempt,
         resumed_step=resumed_step,
@@ -226,7 +226,7 @@ def _first(plan: TrialPlan, manifest: Manifest, resumed_step: int | None) -> Upd
     )
 
 
-def _next(update: Update, report: Report, pace: _Pace, record: TrialRecord) -> Update:
+def _next(update: TrialProgress, report: Report, pace: _IterationPace, record: TrialRecord) -> TrialProgress:
     return replace(
         update,
         epoch=report.epoch,
@@ -240,7 +240,7 @@ def _next(update: Update, report: Report, pace: _Pace, record: TrialRecord) -> U
     )
 
 
-def _ended(plan: TrialPlan, manifest: Manifest) -> Update:
+def _ended(plan: TrialPlan, manifest: Manifest) -> TrialProgress:
     last = _first(plan, manifest, None)
     if manifest.status != "finished":
         return replace(last, ended="failed")

@@ -12,7 +12,7 @@ _KEY = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*(/[A-Za-z0-9_-][A-Za-z0-9._-]*)*
 
 
 @dataclass(frozen=True)
-class Unfinished:
+class UnfinishedWrite:
     """A write that goes on, or whose writer died; `place` is the key that it is for, or the name beside it that holds the bytes so far."""
 
     place: str
@@ -65,11 +65,11 @@ class Store(Protocol):
         """What `keys` gives, with the bytes of each."""
         ...
 
-    def unfinished(self, prefix: str) -> Iterator[Unfinished]:
+    def unfinished(self, prefix: str) -> Iterator[UnfinishedWrite]:
         """Writes to keys that start with `prefix` which go on, or whose writer died; no other method shows them."""
         ...
 
-    def abandon(self, writes: Iterable[Unfinished]) -> None:
+    def abandon(self, writes: Iterable[UnfinishedWrite]) -> None:
         """Remove what they left; one that still goes on fails, and missing ones are fine."""
         ...
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from orchestration.errors import Conflict, NotFound, StoreError
-from orchestration.store.base import Unfinished, checked, checked_prefix
+from orchestration.store.base import UnfinishedWrite, checked, checked_prefix
 
 _STAGED = ".new-"
 """How the names of files begin that are not complete yet."""
@@ -69,12 +69,12 @@ class DirectoryStore:
     def sizes(self, prefix: str) -> dict[str, int]:
         return {key: status.st_size for key, status in self._below(prefix) if not _hidden(key)}
 
-    def unfinished(self, prefix: str) -> Iterator[Unfinished]:
+    def unfinished(self, prefix: str) -> Iterator[UnfinishedWrite]:
         for place, status in self._below(prefix):
             if _hidden(place) and _name(place).startswith(_STAGED):
-                yield Unfinished(place, "", time.time() - status.st_mtime, status.st_size)
+                yield UnfinishedWrite(place, "", time.time() - status.st_mtime, status.st_size)
 
-    def abandon(self, writes: Iterable[Unfinished]) -> None:
+    def abandon(self, writes: Iterable[UnfinishedWrite]) -> None:
         for write in writes:
             assert _name(write.place).startswith(_STAGED), write.place
             path = self.root / write.place

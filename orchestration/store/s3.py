@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 from orchestration.errors import Conflict, Corrupt, NotFound, StoreError, StoreUnavailable
-from orchestration.store.base import Unfinished, checked, checked_prefix, is_key
+from orchestration.store.base import UnfinishedWrite, checked, checked_prefix, is_key
 from orchestration.store.retry import pauses
 
 _log = logging.getLogger(__name__)
@@ -112,15 +112,15 @@ class S3Store:
         found = {self._key(entry): int(entry["Size"]) for page in pages for entry in page.get("Contents", ())}
         return {key: found[key] for key in sorted(found) if is_key(key)}  # SeaweedFS sorts by folder, and some servers list folders
 
-    def unfinished(self, prefix: str) -> Iterator[Unfinished]:
+    def unfinished(self, prefix: str) -> Iterator[UnfinishedWrite]:
         marks = {"KeyMarker": "NextKeyMarker", "UploadIdMarker": "NextUploadIdMarker"}
         now = datetime.now(UTC)
         for page in self._pages(prefix, lambda client, ask: client.list_multipart_uploads(**ask), marks):
             for entry in page.get("Uploads", ()):
                 if is_key(key := self._key(entry)):
-                    yield Unfinished(key, entry["UploadId"], (now - entry["Initiated"]).total_seconds(), None)
+                    yield UnfinishedWrite(key, entry["UploadId"], (now - entry["Initiated"]).total_seconds(), None)
 
-    def abandon(self, writes: Iterable[Unfinished]) -> None:
+    def abandon(self, writes: Iterable[UnfinishedWrite]) -> None:
         for write in writes:
             with suppress(NotFound):
                 self._abort({**self._at(write.place), "UploadId": write.upload})

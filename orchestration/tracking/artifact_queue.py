@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from orchestration.errors import SweepError, TrackingError
-from orchestration.tracking.artifacts import Unstored
-from orchestration.tracking.experiment import Gone, translated
-from orchestration.tracking.run_files import File
+from orchestration.tracking.artifacts import ArtifactsUnavailable
+from orchestration.tracking.experiment import RunGone, translated
+from orchestration.tracking.run_files import RunFile
 from orchestration.tracking.runs import Runs
 
 log = logging.getLogger(__name__)
@@ -20,24 +20,24 @@ AGAIN_S, LONGEST_AGAIN_S = 60.0, 1800.0
 
 
 @dataclass
-class _Wanted:
-    files: Sequence[File]
+class _WantedFiles:
+    files: Sequence[RunFile]
     from_s: float = 0.0
     """Not before this instant, by `time.monotonic`."""
 
 
-class Filing:
+class ArtifactQueue:
     """The queue, by trial; None stands for the sweep's own run. One warning tells of the place, one of each other fault."""
 
     def __init__(self) -> None:
-        self._wanted: dict[str | None, _Wanted] = {}
+        self._wanted: dict[str | None, _WantedFiles] = {}
         self._from_s, self._pause_s = 0.0, AGAIN_S
         self._told: set[str] = set()
 
-    def want(self, trial_id: str | None, files: Sequence[File]) -> None:
+    def want(self, trial_id: str | None, files: Sequence[RunFile]) -> None:
         """The run shall have these files, instead of those that were wanted of it before."""
         before = self._wanted.get(trial_id)
-        self._wanted[trial_id] = _Wanted(files, before.from_s if before else 0.0)
+        self._wanted[trial_id] = _WantedFiles(files, before.from_s if before else 0.0)
 
     def lacks(self, trial_id: str | None) -> bool:
         """Whether files are still wanted of the run."""
@@ -68,7 +68,7 @@ class Filing:
                 runs.store_files(trial_id, self._wanted[trial_id].files)
         except TrackingError:
             raise
-        except (Unstored, SweepError, Gone) as error:  # Gone: the run was deleted, or MLflow takes exception to its files
+        except (ArtifactsUnavailable, SweepError, RunGone) as error:  # Gone: the run was deleted, or MLflow takes exception to its files
             self._fail(trial_id, error)
         else:
             self._pause_s = AGAIN_S
@@ -77,11 +77,11 @@ class Filing:
     def _fail(self, trial_id: str | None, error: Exception) -> None:
         now_s = time.monotonic()
         wanted = self._wanted.pop(trial_id)
-        self._wanted[trial_id] = _Wanted(wanted.files, now_s + AGAIN_S)
-        if isinstance(error, Unstored):
+        self._wanted[trial_id] = _WantedFiles(wanted.files, now_s + AGAIN_S)
+        if isinstance(error, ArtifactsUnavailable):
             self._from_s = now_s + self._pause_s
             self._pause_s = min(2 * self._pause_s, LONGEST_AGAIN_S)
-        text = "" if isinstance(error, Unstored) else str(error)
+        text = "" if isinstance(error, ArtifactsUnavailable) else str(error)
         if text not in self._told:
             self._told.add(text)
             log.warning("files cannot be shown in MLflow for now, the sweep goes on and they are tried again later: %s", error)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from orchestration.errors import SweepError, without_password
-from orchestration.tracking.run_files import File
+from orchestration.tracking.run_files import RunFile
 
 if TYPE_CHECKING:
     from orchestration.tracking.experiment import Client
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
-class Unstored(Exception):  # noqa: N818
+class ArtifactsUnavailable(Exception):  # noqa: N818
     """The place for files refuses, or gives no answer; what was put there before stays."""
 
 
@@ -40,7 +40,7 @@ class Artifacts:
         """The run has just been created: it holds nothing."""
         self._held[run_id] = {}
 
-    def put(self, run_id: str, place: str, files: Sequence[File], *, complete: bool, look: bool = False) -> None:
+    def put(self, run_id: str, place: str, files: Sequence[RunFile], *, complete: bool, look: bool = False) -> None:
         """Write the files that the run lacks.
 
         Args:
@@ -66,15 +66,15 @@ class Artifacts:
         if faults:
             raise faults[0]
 
-    def lacking(self, run_id: str, files: Sequence[File]) -> int:
+    def lacking(self, run_id: str, files: Sequence[RunFile]) -> int:
         """How many of the files the run is not known to hold."""
         return len(self._lacking(run_id, files))
 
-    def _lacking(self, run_id: str, files: Sequence[File]) -> list[File]:
+    def _lacking(self, run_id: str, files: Sequence[RunFile]) -> list[RunFile]:
         held = self._held.get(run_id, {})
         return [file for file in files if held.get(file.name) != file.made_of]
 
-    def _found(self, run_id: str, files: Sequence[File], *, complete: bool) -> dict[str, str]:
+    def _found(self, run_id: str, files: Sequence[RunFile], *, complete: bool) -> dict[str, str]:
         """Of what lies there, only what never changes is trusted to be what it shall be, unless all was complete."""
         with _told():
             names = set(self._listed(run_id, {str(PurePosixPath(file.name).parent) for file in files}))
@@ -84,7 +84,7 @@ class Artifacts:
         for folder in sorted(folders):
             yield from (info.path for info in self._reader.list_artifacts(run_id, None if folder == "." else folder))
 
-    def _write(self, run_id: str, file: File, body: bytes) -> None:
+    def _write(self, run_id: str, file: RunFile, body: bytes) -> None:
         writer, name = self._writer(), PurePosixPath(file.name)
         with _told(), TemporaryDirectory() as folder:
             path = Path(folder, name.name)
@@ -101,7 +101,7 @@ def _told() -> Iterator[None]:
         yield
     except Exception as error:
         text = without_password(" ".join(str(error).split()))[:300]
-        raise Unstored(f"{type(error).__name__}: {text}") from error
+        raise ArtifactsUnavailable(f"{type(error).__name__}: {text}") from error
 
 
 def _require_reachable(uri: str, place: str) -> None:
@@ -109,4 +109,4 @@ def _require_reachable(uri: str, place: str) -> None:
     local = urlsplit(place).scheme in ("", "file")
     host = urlsplit(uri).hostname if uri.startswith("http") else None
     if local and host and host not in _LOOPBACK:
-        raise Unstored(f"MLflow at {host} keeps files in its own folder {place}; start it with --serve-artifacts")
+        raise ArtifactsUnavailable(f"MLflow at {host} keeps files in its own folder {place}; start it with --serve-artifacts")

@@ -29,7 +29,7 @@ class Counts:
 
 
 @dataclass(frozen=True)
-class DataSet:
+class DatasetInput:
     """One of MLflow's data set inputs."""
 
     name: str
@@ -60,7 +60,7 @@ def split_hash(config: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()
 
 
-def data_sets(config: Mapping[str, Any]) -> tuple[DataSet, ...]:
+def data_sets(config: Mapping[str, Any]) -> tuple[DatasetInput, ...]:
     """What a trial trains on, and what it is judged on."""
     name, partition, found = config.get("dataset"), config.get("partition"), counts(config)
     used = {name: config.get(name) for name in _PARTITION}
@@ -68,8 +68,8 @@ def data_sets(config: Mapping[str, Any]) -> tuple[DataSet, ...]:
     validation = {"images": found.val} if found else {}
     digest, source = split_hash(config)[:_LONGEST_DIGEST], json.dumps(_source(config))
     return (
-        DataSet(f"{name} {partition}", digest, "training", source, json.dumps(training)),
-        DataSet(f"{name} validation", digest, "validation", source, json.dumps(validation)),
+        DatasetInput(f"{name} {partition}", digest, "training", source, json.dumps(training)),
+        DatasetInput(f"{name} validation", digest, "validation", source, json.dumps(validation)),
     )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from orchestration.formatting import label
 from orchestration.plan.trial_plan import ID_LENGTH
-from orchestration.record.manifest import SCORE, Entry, Manifest
+from orchestration.record.manifest import SCORE, EpochMetrics, Manifest
 from orchestration.tracking.dataset_inputs import counts, split_hash
 
 _HEADS = ("branch1", "branch2", "ensemble")
@@ -20,7 +20,7 @@ _STATES = {"FINISHED": "finished", "FAILED": "failed", "RUNNING": "running", "KI
 
 
 @dataclass(frozen=True)
-class Facts:
+class SweepFacts:
     """What the manifests of a sweep do not tell of it."""
 
     about: str = ""
@@ -32,7 +32,7 @@ class Facts:
 
 
 @dataclass(frozen=True)
-class Gist:
+class TrialSummary:
     """What the description of a sweep needs of a trial."""
 
     label: str
@@ -54,10 +54,10 @@ class Gist:
     """The newest epoch that has pictures; 0 without any."""
 
 
-def gist(manifest: Manifest, status: str) -> Gist:
-    """The gist of a trial that MLflow shows with `status`."""
+def summary_of(manifest: Manifest, status: str) -> TrialSummary:
+    """The summary of a trial that MLflow shows with `status`."""
     last, best, config = manifest.last, manifest.best, manifest.config
-    return Gist(
+    return TrialSummary(
         label=manifest.label,
         cell=cell_of(manifest),
         seed=config.get("seed"),
@@ -95,22 +95,22 @@ def trial_note(manifest: Manifest, *, store: str) -> str:
     return "\n".join([f"Trial {code(manifest.trial_id)} of the sweep {text(manifest.sweep)}: **{text(manifest.label)}**", "", *lines])
 
 
-def sweep_note(name: str, gists: Sequence[Gist], facts: Facts, *, links: Mapping[str, str], total: int) -> str:
+def sweep_note(name: str, summaries: Sequence[TrialSummary], facts: SweepFacts, *, links: Mapping[str, str], total: int) -> str:
     """What a sweep compares, on which data, what came of it so far, and how to run it again.
 
     Args:
-        gists: of the trials that have started, in the order of the file.
+        summaries: of the trials that have started, in the order of the file.
         links: addresses by what they lead to.
         total: trials that the file asks for.
     """
     paragraphs = [
         " · ".join(f"[{text(said)}]({url})" for said, url in links.items()),
-        f"Sweep **{text(name)}**{_compares(gists)}",
+        f"Sweep **{text(name)}**{_compares(summaries)}",
         text(facts.about),
-        f"**State:** {_states(gists, max(total, facts.total, len(gists)))}",
-        *_failures(gists),
-        *_results(gists),
-        "**Data:**\n\n" + "\n".join(_listed(dict.fromkeys(gist.data for gist in gists), _MOST_SPLITS)) if gists else "",
+        f"**State:** {_states(summaries, max(total, facts.total, len(summaries)))}",
+        *_failures(summaries),
+        *_results(summaries),
+        "**Data:**\n\n" + "\n".join(_listed(dict.fromkeys(summary.data for summary in summaries), _MOST_SPLITS)) if summaries else "",
         f"**Again:**\n\n    {' '.join(facts.command.split())}" if facts.command else "",
     ]
     return "\n\n".join(paragraph for paragraph in paragraphs if paragraph)
@@ -163,7 +163,7 @@ def _result(manifest: Manifest) -> str:
     )
 
 
-def _scores(entry: Entry) -> str:
+def _scores(entry: EpochMetrics) -> str:
     heads = [entry.metrics[f"{SCORE}_{head}"] for head in _HEADS if f"{SCORE}_{head}" in entry.metrics]
     return " / ".join(f"{100 * value:.2f}" for value in heads or [entry.metrics[SCORE]])
 
@@ -177,31 +177,31 @@ def _checkpoints(manifest: Manifest, store: str) -> Iterator[str]:
             yield f"{rule} {code(place)}"
 
 
-def _compares(gists: Sequence[Gist]) -> str:
-    if not gists:
+def _compares(summaries: Sequence[TrialSummary]) -> str:
+    if not summaries:
         return ""
-    names = [code(name) for name in gists[-1].varied if name != "seed"]
-    methods = ", ".join(sorted({text(gist.method) for gist in gists}))
-    seeds = ", ".join(map(str, sorted({gist.seed for gist in gists if gist.seed is not None})))
+    names = [code(name) for name in summaries[-1].varied if name != "seed"]
+    methods = ", ".join(sorted({text(summary.method) for summary in summaries}))
+    seeds = ", ".join(map(str, sorted({summary.seed for summary in summaries if summary.seed is not None})))
     return f" compares {', '.join(names) or 'seeds'}; method {methods}; seeds {seeds}"
 
 
-def _states(gists: Sequence[Gist], total: int) -> str:
-    found = Counter(_STATES.get(gist.status, gist.status) for gist in gists)
-    found["not started"] = total - len(gists)
+def _states(summaries: Sequence[TrialSummary], total: int) -> str:
+    found = Counter(_STATES.get(summary.status, summary.status) for summary in summaries)
+    found["not started"] = total - len(summaries)
     others = [f"{count} {state}" for state, count in found.items() if count and state != "finished"]
     return ", ".join([f"{found['finished']} of {total} trials finished", *others])
 
 
-def _failures(gists: Sequence[Gist]) -> list[str]:
-    failed = [f"{text(gist.label)}: {text(gist.reason[:200])}" for gist in gists if gist.status == "FAILED"]
+def _failures(summaries: Sequence[TrialSummary]) -> list[str]:
+    failed = [f"{text(summary.label)}: {text(summary.reason[:200])}" for summary in summaries if summary.status == "FAILED"]
     return ["**Failed:**\n\n" + "\n".join(_listed(failed, 3))] if failed else []
 
 
-def _results(gists: Sequence[Gist]) -> list[str]:
+def _results(summaries: Sequence[TrialSummary]) -> list[str]:
     """A line for each cell that has finished trials."""
-    cells: dict[str, list[Gist]] = {}
-    for found in gists:
+    cells: dict[str, list[TrialSummary]] = {}
+    for found in summaries:
         if found.status == "FINISHED":
             cells.setdefault(found.cell, []).append(found)
     if not cells:
@@ -217,11 +217,11 @@ def _results(gists: Sequence[Gist]) -> list[str]:
     return ["\n".join([*head, *rows, *more]), _top(cells)]
 
 
-def _row(cell: str, found: Sequence[Gist]) -> str:
-    return f"| {text(cell)} | {len(found)} | {percent(gist.last for gist in found)} | {percent(gist.best for gist in found)} |"
+def _row(cell: str, found: Sequence[TrialSummary]) -> str:
+    return f"| {text(cell)} | {len(found)} | {percent(summary.last for summary in found)} | {percent(summary.best for summary in found)} |"
 
 
-def _top(cells: Mapping[str, Sequence[Gist]]) -> str:
+def _top(cells: Mapping[str, Sequence[TrialSummary]]) -> str:
     last, best = ({cell: mean(_known(found, rule)) for cell, found in cells.items() if _known(found, rule)} for rule in ("last", "best"))
     said = [
         f"{rule}: {text(top)} with {100 * means[top]:.2f}"
@@ -231,8 +231,8 @@ def _top(cells: Mapping[str, Sequence[Gist]]) -> str:
     return f"**Highest mean** by rule {'; '.join(said)}" if said else ""
 
 
-def _known(found: Sequence[Gist], rule: str) -> list[float]:
-    values = [gist.last if rule == "last" else gist.best for gist in found]
+def _known(found: Sequence[TrialSummary], rule: str) -> list[float]:
+    values = [summary.last if rule == "last" else summary.best for summary in found]
     return [value for value in values if value is not None]
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from orchestration.errors import TrackingError, without_password
 from orchestration.record.manifest import SCORE
-from orchestration.tracking.dataset_inputs import DataSet
+from orchestration.tracking.dataset_inputs import DatasetInput
 from orchestration.tracking.ui_links import SQLITE, views
 
 if TYPE_CHECKING:
@@ -30,15 +30,15 @@ _EXPERIMENT_TAGS = {
 }
 
 
-class Away(Exception):  # noqa: N818
+class MlflowUnavailable(Exception):  # noqa: N818
     """MLflow gave no answer, or one that may be better next time."""
 
 
-class Gone(Exception):  # noqa: N818
+class RunGone(Exception):  # noqa: N818
     """MLflow knows no such run any more, or takes exception to what is written to it."""
 
 
-class Abandoned(Exception):  # noqa: N818
+class TrackingAbandoned(Exception):  # noqa: N818
     """Nothing may be written any more."""
 
 
@@ -57,7 +57,7 @@ def find_experiment(uri: str, sweep: str) -> tuple[str, Client]:
 
 
 @dataclass(frozen=True)
-class Value:
+class MetricValue:
     """One value of a metric."""
 
     key: str
@@ -81,14 +81,14 @@ def write_tags(client: Client, run_id: str, tags: Mapping[str, str]) -> None:
     client.log_batch(run_id, tags=[RunTag(name, value) for name, value in tags.items()], synchronous=True)
 
 
-def write_values(client: Client, run_id: str, values: Sequence[Value]) -> None:
+def write_values(client: Client, run_id: str, values: Sequence[MetricValue]) -> None:
     """At most LONGEST_BATCH."""
     from mlflow.entities import Metric
 
     client.log_batch(run_id, metrics=[Metric(v.key, v.value, v.time_ms, v.step) for v in values], synchronous=True)
 
 
-def write_data(client: Client, run_id: str, data: Sequence[DataSet]) -> None:
+def write_data(client: Client, run_id: str, data: Sequence[DatasetInput]) -> None:
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
     client.log_inputs(
@@ -114,8 +114,8 @@ def translated() -> Iterator[None]:
         if error.error_code in ("PERMISSION_DENIED", "UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED", "ENDPOINT_NOT_FOUND"):
             raise TrackingError(f"MLflow refused: {one_line(error)}") from error
         if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "INVALID_STATE", "BAD_REQUEST"):
-            raise Gone(one_line(error)) from error
-        raise Away(one_line(error)) from error
+            raise RunGone(one_line(error)) from error
+        raise MlflowUnavailable(one_line(error)) from error
 
 
 def one_line(error: Exception) -> str:

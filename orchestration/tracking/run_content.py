@@ -10,8 +10,8 @@ from itertools import accumulate
 from typing import Any
 
 from orchestration.plan.trial_plan import ID_LENGTH
-from orchestration.record.manifest import SCORE, Checkpoint, Entry, Manifest
-from orchestration.tracking.dataset_inputs import DataSet, data_sets, split_hash
+from orchestration.record.manifest import SCORE, Checkpoint, EpochMetrics, Manifest
+from orchestration.tracking.dataset_inputs import DatasetInput, data_sets, split_hash
 from orchestration.tracking.descriptions import cell_of, trial_note
 from rrn_core.config import TrainConfig
 
@@ -31,7 +31,7 @@ _CONTENTS = ("split", "init_sha256")  # what files hold, which nobody set
 
 
 @dataclass(frozen=True)
-class Point:
+class MetricPoint:
     """Metrics at one step; the same point is stored once, however often it is sent."""
 
     step: int
@@ -40,7 +40,7 @@ class Point:
 
 
 @dataclass(frozen=True)
-class RunView:
+class RunContent:
     """What the MLflow run of a trial, or of the whole sweep, has to show."""
 
     name: str
@@ -50,16 +50,16 @@ class RunView:
     end_ms: int | None = None
     """None while it runs, or where MLflow's clock shall tell; so is `start_ms`."""
     params: Mapping[str, str] = field(default_factory=dict)
-    data: tuple[DataSet, ...] = ()
-    series: Mapping[str, tuple[Point, ...]] = field(default_factory=dict)
+    data: tuple[DatasetInput, ...] = ()
+    series: Mapping[str, tuple[MetricPoint, ...]] = field(default_factory=dict)
     """Points by rising step, under the tag that says up to which step MLflow holds them."""
 
 
-def run_view(manifest: Manifest, *, store: str, live: bool) -> RunView:
+def run_content(manifest: Manifest, *, store: str, live: bool) -> RunContent:
     """What MLflow has to show of a trial; an unfinished one is RUNNING while a driver is `live` and an attempt is open, else KILLED."""
     unfinished = "RUNNING" if live and not _closed(manifest) else "KILLED"
     status = {"finished": "FINISHED", "failed": "FAILED"}.get(manifest.status, unfinished)
-    return RunView(
+    return RunContent(
         name=manifest.label,
         status=status,
         tags=_trial_tags(manifest, store),
@@ -93,27 +93,27 @@ def _defaults() -> Mapping[str, Any]:
     return TrainConfig().model_dump(mode="json")
 
 
-def _epochs(manifest: Manifest) -> Iterator[Point]:
-    best: Entry | None = None
+def _epochs(manifest: Manifest) -> Iterator[MetricPoint]:
+    best: EpochMetrics | None = None
     for entry in manifest.history:
         if best is None or entry.metrics[SCORE] > best.metrics[SCORE]:
             best = entry
         shown = {name: value for name, value in entry.metrics.items() if not name.startswith(_TABLED)}
-        yield Point(entry.epoch, entry.time_ms, {**shown, BEST_SCORE: best.metrics[SCORE], BEST_EPOCH: best.epoch})
+        yield MetricPoint(entry.epoch, entry.time_ms, {**shown, BEST_SCORE: best.metrics[SCORE], BEST_EPOCH: best.epoch})
 
 
 def _closed(manifest: Manifest) -> bool:
     return bool(manifest.attempts) and manifest.attempts[-1].ended_ms is not None
 
 
-def _effort(manifest: Manifest) -> tuple[Point, ...]:
+def _effort(manifest: Manifest) -> tuple[MetricPoint, ...]:
     """The seconds up to the end of each attempt; an attempt that has ended never changes, so a replay sends the very same points."""
     ended = [(attempt, attempt.ended_ms) for attempt in manifest.attempts if attempt.ended_ms is not None]
     useful = accumulate(attempt.useful_s for attempt, _ in ended)
     repeated = accumulate(attempt.repeated_s for attempt, _ in ended)
     lost = accumulate(attempt.lost_s for attempt, _ in ended)
     return tuple(
-        Point(attempt.number, ended_ms, {"effort/useful_s": u, "effort/repeated_s": r, "effort/lost_s": n})
+        MetricPoint(attempt.number, ended_ms, {"effort/useful_s": u, "effort/repeated_s": r, "effort/lost_s": n})
         for (attempt, ended_ms), u, r, n in zip(ended, useful, repeated, lost, strict=True)
     )
 

@@ -13,7 +13,7 @@ from functools import cache, partial
 from typing import Any
 
 from orchestration.errors import Corrupt
-from orchestration.record.manifest import SCORE, Attempt, Entry, Manifest, ObjectRef, Pictures, sha256_of
+from orchestration.record.manifest import SCORE, Attempt, EpochMetrics, EpochPictures, Manifest, ObjectRef, sha256_of
 from orchestration.store.base import Store
 
 IMAGES = "images"
@@ -31,7 +31,7 @@ Fetch = Callable[[ObjectRef], bytes]
 
 
 @dataclass(frozen=True)
-class File:
+class RunFile:
     """A file of a run."""
 
     name: str
@@ -46,7 +46,7 @@ class File:
 
 
 @dataclass(frozen=True)
-class Origin:
+class CodeOrigin:
     """What only the driver that orders an attempt knows of its code."""
 
     driver: int
@@ -69,32 +69,32 @@ def stored(store: Store) -> Fetch:
     return fetch
 
 
-def digest_of(files: Iterable[File]) -> str:
+def digest_of(files: Iterable[RunFile]) -> str:
     """Changes with any of the files, but for those that only one driver knows."""
     made = sorted((file.name, file.made_of) for file in files if file.made_of)
     return hashlib.sha256(json.dumps(made).encode()).hexdigest()[:16]
 
 
-def trial_files(manifest: Manifest, fetch: Fetch, *, live: bool, origin: Origin | None = None) -> tuple[File, ...]:
+def trial_files(manifest: Manifest, fetch: Fetch, *, live: bool, origin: CodeOrigin | None = None) -> tuple[RunFile, ...]:
     """All that the manifest and the store make, and what `origin` adds to the attempts that it ordered.
 
     Args:
         live: while the trial trains, the IoU of its classes stays that of the newest epoch that was drawn.
     """
     fetch = cache(fetch)
-    settings = File(CONFIG, manifest.trial_id, lambda: _config(manifest).encode(), fixed=True)
+    settings = RunFile(CONFIG, manifest.trial_id, lambda: _config(manifest).encode(), fixed=True)
     attempts = (file for attempt in manifest.attempts for file in _attempt(attempt, origin))
     images = (file for pictures in manifest.pictures for file in _images(manifest, pictures, fetch))
     return (settings, *attempts, *_iou(manifest, live=live), *_newest(manifest, fetch), *_confusion(manifest, fetch), *images)
 
 
-def overview_files(bodies: Mapping[str, bytes]) -> tuple[File, ...]:
+def overview_files(bodies: Mapping[str, bytes]) -> tuple[RunFile, ...]:
     """Files of the sweep's own run, from their contents."""
     return tuple(_overview_file(name, body) for name, body in sorted(bodies.items()))
 
 
-def _overview_file(name: str, body: bytes) -> File:
-    return File(name, sha256_of(body), lambda: body, table=name.endswith(".json") and _is_table(body))
+def _overview_file(name: str, body: bytes) -> RunFile:
+    return RunFile(name, sha256_of(body), lambda: body, table=name.endswith(".json") and _is_table(body))
 
 
 def _is_table(body: bytes) -> bool:
@@ -114,15 +114,15 @@ def _config(manifest: Manifest) -> str:
     return "\n".join([head, f"name: {name}", "base:", *settings, ""])
 
 
-def _attempt(attempt: Attempt, origin: Origin | None) -> Iterator[File]:
+def _attempt(attempt: Attempt, origin: CodeOrigin | None) -> Iterator[RunFile]:
     """Each attempt has files of its own, so that none is replaced by what a later driver knows less well."""
     ours = origin if origin and origin.driver == attempt.driver else None
     where = {"attempt": attempt.number, "driver": attempt.driver, "node": attempt.node, "machine": attempt.machine}
     known = {**where, **({"code": dict(ours.facts)} if ours else {})}
     prefix = f"{_ATTEMPTS}/{attempt.number}-"
-    yield File(f"{prefix}environment.json", str(attempt.number), lambda: _json(known), fixed=True)
+    yield RunFile(f"{prefix}environment.json", str(attempt.number), lambda: _json(known), fixed=True)
     for name, text in sorted(ours.code.items()) if ours else ():
-        yield File(f"{prefix}{name}", "", partial(_bounded, text), fixed=True)
+        yield RunFile(f"{prefix}{name}", "", partial(_bounded, text), fixed=True)
 
 
 def _bounded(text: str) -> bytes:
@@ -130,15 +130,15 @@ def _bounded(text: str) -> bytes:
     return (text if more <= 0 else f"{text[:_LONGEST_CODE]}\n(cut here: {more} more characters)\n").encode()
 
 
-def _iou(manifest: Manifest, *, live: bool) -> Iterator[File]:
+def _iou(manifest: Manifest, *, live: bool) -> Iterator[RunFile]:
     drawn = max((pictures.epoch for pictures in manifest.pictures), default=0)
     entries = [entry for entry in manifest.history if not live or manifest.status == "finished" or entry.epoch <= drawn]
     if entries and any(name.startswith("val/iou_") for name in entries[-1].metrics):
         rule = "last" if manifest.status == "finished" else "newest"
-        yield File(IOU, f"{rule} {entries[-1].epoch}", lambda: _iou_table(entries, rule), table=True)
+        yield RunFile(IOU, f"{rule} {entries[-1].epoch}", lambda: _iou_table(entries, rule), table=True)
 
 
-def _iou_table(entries: Sequence[Entry], rule: str) -> bytes:
+def _iou_table(entries: Sequence[EpochMetrics], rule: str) -> bytes:
     """Percent; empty where a class neither occurs nor is predicted."""
     last, best = entries[-1], max(entries, key=lambda entry: entry.metrics[SCORE])
     shown = [(last, head, f"{head}, {rule} ({last.epoch})") for head in _HEADS]
@@ -152,7 +152,7 @@ def _iou_table(entries: Sequence[Entry], rule: str) -> bytes:
     return table(["IoU in percent, epoch", *(title for *_, title in shown)], [mean, *rows])
 
 
-def _percent(entry: Entry, name: str) -> float | None:
+def _percent(entry: EpochMetrics, name: str) -> float | None:
     return round(100 * entry.metrics[name], 2) if name in entry.metrics else None
 
 
@@ -161,10 +161,10 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> bytes:
     return json.dumps({"columns": list(columns), "data": [list(row) for row in rows]}).encode()
 
 
-def _newest(manifest: Manifest, fetch: Fetch) -> Iterator[File]:
+def _newest(manifest: Manifest, fetch: Fetch) -> Iterator[RunFile]:
     """The newest predictions once more, where one looks for files."""
     if found := _drawn(manifest, PREDICTIONS):
-        yield File(PREDICTIONS, found[1].sha256, partial(fetch, found[1]))
+        yield RunFile(PREDICTIONS, found[1].sha256, partial(fetch, found[1]))
 
 
 def _drawn(manifest: Manifest, name: str) -> tuple[int, ObjectRef] | None:
@@ -173,7 +173,7 @@ def _drawn(manifest: Manifest, name: str) -> tuple[int, ObjectRef] | None:
     return max(found, key=lambda drawn: drawn[0], default=None)
 
 
-def _confusion(manifest: Manifest, fetch: Fetch) -> Iterator[File]:
+def _confusion(manifest: Manifest, fetch: Fetch) -> Iterator[RunFile]:
     found = _drawn(manifest, CONFUSION_TABLE)
     if found is None:
         return
@@ -184,8 +184,8 @@ def _confusion(manifest: Manifest, fetch: Fetch) -> Iterator[File]:
         known: dict[str, Any] = json.loads(fetch(ref))
         return known | {"said": f"{known['head']}, epoch {epoch}"}
 
-    yield File(CONFUSION_TABLE, ref.sha256, lambda: _confusion_table(counted()), table=True)
-    yield File(CONFUSION_MAP, ref.sha256, lambda: _confusion_map(counted()))
+    yield RunFile(CONFUSION_TABLE, ref.sha256, lambda: _confusion_table(counted()), table=True)
+    yield RunFile(CONFUSION_MAP, ref.sha256, lambda: _confusion_map(counted()))
 
 
 def _confusion_table(known: Mapping[str, Any]) -> bytes:
@@ -222,14 +222,14 @@ def _confusion_map(known: Mapping[str, Any]) -> bytes:
     return body.getvalue()
 
 
-def _images(manifest: Manifest, pictures: Pictures, fetch: Fetch) -> Iterator[File]:
+def _images(manifest: Manifest, pictures: EpochPictures, fetch: Fetch) -> Iterator[RunFile]:
     """Named as MLflow's `log_image` names what it logs by key and step, but for its random part: a replay replaces, and adds nothing."""
     time_ms = next((entry.time_ms for entry in manifest.history if entry.epoch == pictures.epoch), manifest.created_ms)
     for name, ref in pictures.objects.items():
         if name.endswith(".png"):
             base = f"{IMAGES}/{name.removesuffix('.png')}+step+{pictures.epoch}+timestamp+{time_ms}+{manifest.trial_id}"
-            yield File(f"{base}.png", ref.sha256, partial(fetch, ref), fixed=True)
-            yield File(f"{base}+compressed.webp", ref.sha256, partial(_thumbnail, fetch, ref), fixed=True)
+            yield RunFile(f"{base}.png", ref.sha256, partial(fetch, ref), fixed=True)
+            yield RunFile(f"{base}+compressed.webp", ref.sha256, partial(_thumbnail, fetch, ref), fixed=True)
 
 
 def _thumbnail(fetch: Fetch, ref: ObjectRef) -> bytes:

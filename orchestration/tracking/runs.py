@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from orchestration.errors import TrackingError, without_password
 from orchestration.tracking.artifacts import Artifacts
-from orchestration.tracking.dataset_inputs import DataSet
+from orchestration.tracking.dataset_inputs import DatasetInput
 from orchestration.tracking.experiment import (
     LONGEST_BATCH,
-    Abandoned,
-    Gone,
-    Value,
+    MetricValue,
+    RunGone,
+    TrackingAbandoned,
     find_experiment,
     translated,
     write_data,
@@ -23,8 +23,8 @@ from orchestration.tracking.experiment import (
     write_tags,
     write_values,
 )
-from orchestration.tracking.run_content import KIND, LONGEST_TAG, NOTE, Point, RunView
-from orchestration.tracking.run_files import IMAGES, File, digest_of
+from orchestration.tracking.run_content import KIND, LONGEST_TAG, NOTE, MetricPoint, RunContent
+from orchestration.tracking.run_files import IMAGES, RunFile, digest_of
 
 if TYPE_CHECKING:
     from orchestration.tracking.experiment import Client
@@ -56,7 +56,7 @@ class Runs:
     Every method may raise Abandoned once `abandoned` is set, and MLflow's own errors: call them within `translated`.
     """
 
-    def __init__(self, uri: str, client: Client, experiment_id: str, *, sweep: RunView, abandoned: threading.Event) -> None:
+    def __init__(self, uri: str, client: Client, experiment_id: str, *, sweep: RunContent, abandoned: threading.Event) -> None:
         self.id, self._reader, self._abandoned = experiment_id, client, abandoned
         self.artifacts = Artifacts(uri, client, lambda: self._writer)
         self._own_tags: dict[str, str] | None = None
@@ -96,7 +96,7 @@ class Runs:
         runs = self._trials.get(trial_id)
         return runs[0].run_id if runs else None
 
-    def show(self, trial_id: str, view: RunView | None, *, thorough: bool = False) -> None:
+    def show(self, trial_id: str, view: RunContent | None, *, thorough: bool = False) -> None:
         """Make the trial's one run equal to `view`, but for its files; None: the store knows no such trial.
 
         Args:
@@ -114,7 +114,7 @@ class Runs:
         run = same[0] if same else self._create(view, tags)
         self._trials[trial_id] = [self._update(run, view, tags, thorough=thorough)]
 
-    def store_files(self, trial_id: str | None, files: Sequence[File], *, thorough: bool = False) -> None:
+    def store_files(self, trial_id: str | None, files: Sequence[RunFile], *, thorough: bool = False) -> None:
         """Make a trial that is shown have these files; None: the sweep's own run. Raises Unstored, SweepError: as `Artifacts.put`."""
         run = self._stored(self._run_of(trial_id), files, thorough=thorough)
         if trial_id is None:
@@ -122,7 +122,7 @@ class Runs:
         else:
             self._trials[trial_id] = [run]
 
-    def lacking(self, trial_id: str | None, files: Sequence[File]) -> int:
+    def lacking(self, trial_id: str | None, files: Sequence[RunFile]) -> int:
         """How many of these files the run is not known to have."""
         run = self._run_of(trial_id)
         return 0 if run.tags.get(_FILES) == digest_of(files) else self.artifacts.lacking(run.run_id, files)
@@ -145,7 +145,7 @@ class Runs:
     @property
     def _writer(self) -> Client:
         if self._abandoned.is_set():
-            raise Abandoned
+            raise TrackingAbandoned
         return self._reader
 
     def _search(self) -> Iterator[_Run]:
@@ -155,7 +155,7 @@ class Runs:
             yield from map(_known_run, page)
             token = page.token or ""
 
-    def _create(self, view: RunView, tags: Mapping[str, str]) -> _Run:
+    def _create(self, view: RunContent, tags: Mapping[str, str]) -> _Run:
         run = _known_run(self._writer.create_run(self.id, start_time=view.start_ms, tags=dict(tags), run_name=view.name))
         self.artifacts.begin(run.run_id)
         self.created += 1
@@ -167,7 +167,7 @@ class Runs:
             self._set_status(run, "KILLED", None)
         self._tag(run, {KIND: "superseded"})
 
-    def _update(self, run: _Run, view: RunView, tags: Mapping[str, str], *, thorough: bool) -> _Run:
+    def _update(self, run: _Run, view: RunContent, tags: Mapping[str, str], *, thorough: bool) -> _Run:
         run = self._log_data(self._log_params(run, view.params), view.data)
         for tag, points in view.series.items():
             self._log_points(run, points, after=None if thorough else _logged(run, tag))
@@ -182,7 +182,7 @@ class Runs:
     def _run_of(self, trial_id: str | None) -> _Run:
         return self._parent if trial_id is None else self._trials[trial_id][0]
 
-    def _stored(self, run: _Run, files: Sequence[File], *, thorough: bool) -> _Run:
+    def _stored(self, run: _Run, files: Sequence[RunFile], *, thorough: bool) -> _Run:
         digest = digest_of(files)
         complete = run.tags.get(_FILES) == digest
         if not files or (complete and not thorough):
@@ -193,7 +193,7 @@ class Runs:
         pictured = {"mlflow.loggedImages": "True"} if any(file.name.startswith(f"{IMAGES}/") for file in files) else {}
         return self._tag(run, {_FILES: digest, **shown, **pictured})
 
-    def _log_data(self, run: _Run, data: Sequence[DataSet]) -> _Run:
+    def _log_data(self, run: _Run, data: Sequence[DatasetInput]) -> _Run:
         missing = [found for found in data if (found.name, found.digest) not in run.data]
         if missing:
             write_data(self._writer, run.run_id, missing)
@@ -206,7 +206,7 @@ class Runs:
             write_params(self._writer, run.run_id, missing)
         return replace(run, params={**missing, **run.params})
 
-    def _log_points(self, run: _Run, points: Sequence[Point], *, after: int | None) -> None:
+    def _log_points(self, run: _Run, points: Sequence[MetricPoint], *, after: int | None) -> None:
         """Log the points after that step; None: those that MLflow lacks."""
         values = _values(point for point in points if after is None or point.step > after)
         if after is None:
@@ -242,12 +242,12 @@ def open_runs(
 
     Raises TrackingError where waiting would not help, Away where it may.
     """
-    parent = RunView(name=sweep, status="RUNNING", tags={**tags, KIND: "sweep", "sweep": sweep}, start_ms=start_ms)
+    parent = RunContent(name=sweep, status="RUNNING", tags={**tags, KIND: "sweep", "sweep": sweep}, start_ms=start_ms)
     try:
         experiment_id, client = find_experiment(uri, sweep)
         with translated():
             return Runs(uri, client, experiment_id, sweep=parent, abandoned=abandoned or threading.Event())
-    except Gone as error:
+    except RunGone as error:
         raise TrackingError(f"MLflow at {without_password(uri)} refused the experiment {sweep}: {error}") from error
 
 
@@ -260,8 +260,8 @@ def _known_run(run: Any) -> _Run:
     )
 
 
-def _values(points: Iterator[Point]) -> list[Value]:
-    return [Value(name, point.step, point.time_ms, value) for point in points for name, value in sorted(point.metrics.items())]
+def _values(points: Iterator[MetricPoint]) -> list[MetricValue]:
+    return [MetricValue(name, point.step, point.time_ms, value) for point in points for name, value in sorted(point.metrics.items())]
 
 
 def _logged(run: _Run, tag: str) -> int:

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from orchestration.errors import SweepError, TrackingError, without_password
 from orchestration.record.manifest import Manifest, read_manifests
 from orchestration.store.base import Store
-from orchestration.tracking.artifacts import Unstored
-from orchestration.tracking.descriptions import Facts, Gist, gist
-from orchestration.tracking.experiment import Away, Gone, one_line, translated
-from orchestration.tracking.run_content import RunView, run_view, sweep_status
-from orchestration.tracking.run_files import File, stored, trial_files
+from orchestration.tracking.artifacts import ArtifactsUnavailable
+from orchestration.tracking.descriptions import SweepFacts, TrialSummary, summary_of
+from orchestration.tracking.experiment import MlflowUnavailable, RunGone, one_line, translated
+from orchestration.tracking.run_content import RunContent, run_content, sweep_status
+from orchestration.tracking.run_files import RunFile, stored, trial_files
 from orchestration.tracking.runs import Runs, open_runs
 from orchestration.tracking.sweep_run import Overview, describe, made
 from orchestration.tracking.ui_links import checked
@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Synced:
+class SyncReport:
     """What `sync` found and did."""
 
     runs: int
@@ -51,10 +51,10 @@ def sync(
     store: Store,
     *,
     trial_ids: Collection[str] | None = None,
-    facts: Facts | None = None,
+    facts: SweepFacts | None = None,
     overview: Overview | None = None,
     progress: Callable[[int, int], None] | None = None,
-) -> Synced:
+) -> SyncReport:
     """Make MLflow equal to the store, for every trial of the sweep; no driver may be at work on it.
 
     Args:
@@ -72,8 +72,8 @@ def sync(
     try:
         runs = open_runs(checked(uri), sweep, tags={}, start_ms=min((m.created_ms for m in manifests.values()), default=None))
         work = _Sync(runs, sweep, store, manifests, list(manifests if trial_ids is None else trial_ids))
-        return work.done(uri, facts or Facts(), overview, progress or (lambda done, total: None))
-    except Away as error:
+        return work.done(uri, facts or SweepFacts(), overview, progress or (lambda done, total: None))
+    except MlflowUnavailable as error:
         raise TrackingError(f"MLflow at {without_password(uri)} is away: {error}; nothing is lost, sync again when it is back") from error
 
 
@@ -82,12 +82,12 @@ class _Sync:
 
     def __init__(self, runs: Runs, sweep: str, store: Store, manifests: Mapping[str, Manifest], judged: Sequence[str]) -> None:
         self._runs, self._sweep, self._store, self._manifests, self._judged = runs, sweep, store, manifests, judged
-        self._views = {trial_id: run_view(manifest, store=store.uri, live=False) for trial_id, manifest in manifests.items()}
+        self._views = {trial_id: run_content(manifest, store=store.uri, live=False) for trial_id, manifest in manifests.items()}
         self._refused: list[str] = []
         self._missing, self._fault = 0, ""
         self._place_away = False
 
-    def done(self, uri: str, facts: Facts, overview: Overview | None, progress: Callable[[int, int], None]) -> Synced:
+    def done(self, uri: str, facts: SweepFacts, overview: Overview | None, progress: Callable[[int, int], None]) -> SyncReport:
         trial_ids = sorted({*self._views, *self._runs.trial_ids})
         for done, trial_id in enumerate(trial_ids, start=1):
             self._show(trial_id)
@@ -96,21 +96,21 @@ class _Sync:
         if self._refused:
             raise TrackingError(f"MLflow at {without_password(uri)} refused {len(self._refused)} runs: {'; '.join(self._refused)}")
         runs = self._runs
-        synced = Synced(len(runs.trial_ids) + 1, runs.created, runs.left_running, runs.points, runs.artifacts.added)
-        return Synced(**{**vars(synced), "missing": self._missing, "fault": self._fault})
+        synced = SyncReport(len(runs.trial_ids) + 1, runs.created, runs.left_running, runs.points, runs.artifacts.added)
+        return SyncReport(**{**vars(synced), "missing": self._missing, "fault": self._fault})
 
     def _show(self, trial_id: str) -> None:
-        view: RunView | None = self._views.get(trial_id)
+        view: RunContent | None = self._views.get(trial_id)
         try:
             with translated():
                 self._runs.show(trial_id, view, thorough=True)
-        except Gone as error:
+        except RunGone as error:
             self._refused.append(f"{trial_id}: {error}")
             return
         if view:
             self._store_files(trial_id, trial_files(self._manifests[trial_id], stored(self._store), live=False))
 
-    def _store_files(self, trial_id: str | None, files: Sequence[File]) -> None:
+    def _store_files(self, trial_id: str | None, files: Sequence[RunFile]) -> None:
         """Of the trial, or of the sweep's own run; once the place has failed, only what is known to be missing is counted."""
         try:
             if not self._place_away:
@@ -119,27 +119,27 @@ class _Sync:
                 return
         except TrackingError:
             raise
-        except (Unstored, SweepError) as error:
-            self._place_away = isinstance(error, Unstored)
+        except (ArtifactsUnavailable, SweepError) as error:
+            self._place_away = isinstance(error, ArtifactsUnavailable)
             self._fault = self._fault or str(error)
         self._missing += self._runs.lacking(trial_id, files)
 
-    def _show_sweep(self, facts: Facts, overview: Overview | None) -> None:
-        gists = {t: gist(self._manifests[t], self._views[t].status) for t in self._judged if t in self._manifests}
-        files = self._overview_files(overview, gists)
+    def _show_sweep(self, facts: SweepFacts, overview: Overview | None) -> None:
+        summaries = {t: summary_of(self._manifests[t], self._views[t].status) for t in self._judged if t in self._manifests}
+        files = self._overview_files(overview, summaries)
         self._store_files(None, files)
         statuses = {self._views[trial_id].status if trial_id in self._views else None for trial_id in self._judged}
-        ended_ms = max((self._manifests[trial_id].updated_ms for trial_id in gists), default=None)
+        ended_ms = max((self._manifests[trial_id].updated_ms for trial_id in summaries), default=None)
         try:
             with translated():
                 self._runs.end(sweep_status(statuses), end_ms=ended_ms)
-                describe(self._runs, self._sweep, gists, facts, files=files, total=len(self._judged))
-        except Gone as error:
+                describe(self._runs, self._sweep, summaries, facts, files=files, total=len(self._judged))
+        except RunGone as error:
             self._refused.append(f"the sweep's own run: {error}")
 
-    def _overview_files(self, overview: Overview | None, gists: Mapping[str, Gist]) -> tuple[File, ...]:
+    def _overview_files(self, overview: Overview | None, summaries: Mapping[str, TrialSummary]) -> tuple[RunFile, ...]:
         try:
-            return made(overview, gists)
+            return made(overview, summaries)
         except Exception as error:  # a bug in a figure must not keep the rest away
             log.warning("the comparison for MLflow could not be made: %s: %s", type(error).__name__, one_line(error))
             return ()

@@ -13,13 +13,13 @@ from importlib import metadata
 
 from orchestration.errors import SweepError, TrackingError, without_password
 from orchestration.record.manifest import Manifest
-from orchestration.tracking.artifact_queue import Filing
-from orchestration.tracking.descriptions import Facts, gist
-from orchestration.tracking.experiment import Abandoned, Away, Gone, find_experiment, one_line, translated
-from orchestration.tracking.run_content import LONGEST_TAG, RunView, run_view, sweep_status
-from orchestration.tracking.run_files import Fetch, Origin, trial_files
+from orchestration.tracking.artifact_queue import ArtifactQueue
+from orchestration.tracking.descriptions import SweepFacts, summary_of
+from orchestration.tracking.experiment import MlflowUnavailable, RunGone, TrackingAbandoned, find_experiment, one_line, translated
+from orchestration.tracking.run_content import LONGEST_TAG, RunContent, run_content, sweep_status
+from orchestration.tracking.run_files import CodeOrigin, Fetch, trial_files
 from orchestration.tracking.runs import Runs, open_runs
-from orchestration.tracking.sweep_run import Overview, Whole
+from orchestration.tracking.sweep_run import Overview, SweepRun
 from orchestration.tracking.ui_links import checked, comparison_url, ui_base
 
 log = logging.getLogger(__name__)
@@ -57,14 +57,14 @@ class Tracker:
         driver: int,
         tags: Mapping[str, str],
         code: Mapping[str, str] | None = None,
-        facts: Facts | None = None,
+        facts: SweepFacts | None = None,
         overview: Overview | None = None,
     ) -> None:
         self._uri, self._sweep, self._store, self._read, self._fetch = checked(uri), sweep, store, read, fetch
         self._tags = {name: value[:LONGEST_TAG] for name, value in tags.items() if value}
-        self._origin = Origin(driver, {**versions(), **tags}, code or {})
-        self._whole = Whole(sweep, facts or Facts(), overview)
-        self._files = Filing()
+        self._origin = CodeOrigin(driver, {**versions(), **tags}, code or {})
+        self._whole = SweepRun(sweep, facts or SweepFacts(), overview)
+        self._files = ArtifactQueue()
         self._runs: Runs | None = None
         self._away = self._closed = self._ended = False
         self._refused: set[str] = set()
@@ -131,7 +131,7 @@ class Tracker:
         """The thread. It catches everything: neither an outage nor a bug of MLflow may end a sweep."""
         try:
             self._keep_up()
-        except Abandoned:
+        except TrackingAbandoned:
             log.debug("tracking was abandoned")
         except TrackingError as error:
             log.warning("%s; MLflow is not told any more, the sweep goes on", error)
@@ -149,7 +149,7 @@ class Tracker:
                 wait_s = _FIRST_WAIT_S
                 with self._change:
                     self._change.wait_for(lambda: self._pending or self._closing.is_set(), timeout=self._idle_s())
-            except (Away, Gone) as error:
+            except (MlflowUnavailable, RunGone) as error:
                 self._lose(error)
                 self._pause(wait_s)
                 wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
@@ -199,11 +199,11 @@ class Tracker:
             return
         try:
             self._show(trial_id)
-        except Gone:
+        except RunGone:
             self._runs = None
             try:
                 self._show(trial_id)
-            except Gone as error:
+            except RunGone as error:
                 self._refused.add(trial_id)
                 log.warning("trial %s cannot be shown in MLflow: %s", trial_id, error)
 
@@ -219,14 +219,14 @@ class Tracker:
         with translated():
             runs.show(trial_id, view)
         if manifest and view:
-            self._whole.note(trial_id, gist(manifest, view.status))
+            self._whole.note(trial_id, summary_of(manifest, view.status))
             self._files.want(trial_id, trial_files(manifest, self._fetch, live=live, origin=self._origin))
         if not live or (view and view.status == "FINISHED"):
             with self._change:
                 self._settled[trial_id] = view.status if view else ""
 
-    def _view(self, manifest: Manifest, *, live: bool) -> RunView:
-        view = run_view(manifest, store=self._store, live=live)
+    def _view(self, manifest: Manifest, *, live: bool) -> RunContent:
+        view = run_content(manifest, store=self._store, live=live)
         ours = manifest.attempts and manifest.attempts[-1].driver == self._origin.driver
         return replace(view, tags={**self._tags, **view.tags}) if ours else view
 
@@ -253,7 +253,7 @@ class Tracker:
         """Forget what was found: after an outage runs may be missing, or exist although the reply was lost."""
         self._runs = None
         if not self._away:
-            what = "is away" if isinstance(error, Away) else "has lost a run"
+            what = "is away" if isinstance(error, MlflowUnavailable) else "has lost a run"
             log.warning("MLflow at %s %s, the sweep goes on and tracking catches up later: %s", without_password(self._uri), what, error)
         self._away = True
 
@@ -281,5 +281,5 @@ def make_experiment(uri: str, sweep: str) -> None:
     """
     try:
         find_experiment(uri, sweep)
-    except (Away, Gone) as error:
+    except (MlflowUnavailable, RunGone) as error:
         raise TrackingError(f"{error}; is it up, and the address right?") from error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rrn_core.data.files import VOID, Record, SplitName, label_table, listed_in, present
+from rrn_core.data.files import VOID, ImageRecord, SplitName, label_table, listed_in, present
 from rrn_core.data.lists import read_list
 
 CLASSES = (
@@ -57,12 +57,12 @@ class CamVid:
     def val_names(self) -> tuple[str, ...]:
         return self._names("val")
 
-    def find(self, name: str, split: SplitName) -> Record:
+    def find(self, name: str, split: SplitName) -> ImageRecord:
         folder = self.list_folder / split
         image = present([folder / f"{name}.png", folder / f"{name}.jpg"])
         if image is None:
             raise ValueError(f"{folder}: {name}.png or {name}.jpg is missing, {split} lists it")
-        return Record(name, image, present([self.list_folder / f"{split}annot" / f"{name}.png"]))
+        return ImageRecord(name, image, present([self.list_folder / f"{split}annot" / f"{name}.png"]))
 
     def _names(self, split: SplitName) -> tuple[str, ...]:
         folder, file = self.list_folder / split, self.list_folder / f"{split}.txt"

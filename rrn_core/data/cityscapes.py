@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from rrn_core.data.files import VOID, Layout, Record, SplitName, label_table, listed_in, plain_table, present
+from rrn_core.data.files import VOID, DatasetLayout, ImageRecord, SplitName, label_table, listed_in, plain_table, present
 from rrn_core.data.lists import read_list
 
 CLASSES = (
@@ -58,7 +58,7 @@ LABEL_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 3
 """What the 19 classes are called in the files of the download; the other ids of 0..33 are void."""
 
 
-def open_cityscapes(root: Path) -> Layout:
+def open_cityscapes(root: Path) -> DatasetLayout:
     """The layout found at `root`.
 
     Raises:
@@ -119,7 +119,7 @@ class _Download(_Cityscapes):
             raise ValueError(f"{root / 'gtFine'}: no *_gtFine_labelIds.png in train/CITY or val/CITY; unpack gtFine_trainvaltest.zip there")
         self.table = _label_ids() if self._kind == "labelIds" else plain_table(len(CLASSES))
 
-    def find(self, name: str, split: SplitName) -> Record:
+    def find(self, name: str, split: SplitName) -> ImageRecord:
         city = name.partition("_")[0]
         folder, labels = self._root / "leftImg8bit" / split / city, self._root / "gtFine" / split / city
         return _record(name, folder / f"{name}_leftImg8bit.png", labels / f"{name}_gtFine_{self._kind}.png")
@@ -133,7 +133,7 @@ class _Flat(_Cityscapes):
 
     table = plain_table(len(CLASSES))
 
-    def find(self, name: str, split: SplitName) -> Record:
+    def find(self, name: str, split: SplitName) -> ImageRecord:
         return _record(name, self._root / "images" / split / f"{name}.png", self._root / "segmentation" / split / f"{name}_gtFine.png")
 
     def _image_folders(self, split: SplitName) -> list[Path]:
@@ -145,7 +145,7 @@ def _label_ids() -> NDArray[np.int16]:
     return label_table({**dict.fromkeys(range(34), VOID), **{value: k for k, value in enumerate(LABEL_IDS)}})
 
 
-def _record(name: str, image: Path, label: Path) -> Record:
+def _record(name: str, image: Path, label: Path) -> ImageRecord:
     if not image.is_file():
         raise ValueError(f"{image.parent}: {image.name} is missing, a list names {name}")
-    return Record(name, image, present([label]))
+    return ImageRecord(name, image, present([label]))

@@ -13,7 +13,7 @@ import numpy as np
 
 from rrn_core.config import Runtime, Split, TrainConfig
 from rrn_core.data import camvid, cityscapes, digits, folder, voc
-from rrn_core.data.files import VOID, Colour, Files, Layout, Pixels, Record, SplitName, read_label, voc_palette
+from rrn_core.data.files import VOID, Colour, DatasetLayout, ImageFiles, ImageRecord, Pixels, SplitName, read_label, voc_palette
 from rrn_core.data.lists import find_file, read_list, roots, some
 from rrn_core.partition import labeled_indices, unlabeled_indices
 
@@ -75,7 +75,7 @@ def open_validation(config: TrainConfig, runtime: Runtime) -> DataSet:
     if config.dataset == "digits":
         return _open(config, runtime)
     layout = open_layout(config, runtime)
-    return DataSet(layout.classes, layout.palette, Files([], layout.table), _validation(config, layout), labelable=0)
+    return DataSet(layout.classes, layout.palette, ImageFiles([], layout.table), _validation(config, layout), labelable=0)
 
 
 def find_split(config: TrainConfig, runtime: Runtime) -> Split:
@@ -105,7 +105,7 @@ def split_indices(config: TrainConfig, data: DataSet) -> tuple[list[int], list[i
     return labeled, unlabeled_indices(labeled, len(data.train))
 
 
-def open_layout(config: TrainConfig, runtime: Runtime) -> Layout:
+def open_layout(config: TrainConfig, runtime: Runtime) -> DatasetLayout:
     """Where the files of `config.dataset` lie. Raises ValueError for `digits`, no data root, or a root of another layout."""
     root = runtime.data_root
     if root is None:
@@ -146,7 +146,7 @@ def _open(config: TrainConfig, runtime: Runtime) -> DataSet:
     return DataSet(layout.classes, layout.palette, train, _validation(config, layout), len(pool), _without_label(train), sets)
 
 
-def _validation(config: TrainConfig, layout: Layout) -> Files:
+def _validation(config: TrainConfig, layout: DatasetLayout) -> ImageFiles:
     files = _files(config, layout, layout.val_names(), "val")
     if missing := _without_label(files):
         names = [files.names[i] for i in sorted(missing)]
@@ -154,9 +154,9 @@ def _validation(config: TrainConfig, layout: Layout) -> Files:
     return files
 
 
-def _files(config: TrainConfig, layout: Layout, names: Sequence[str], split: SplitName) -> Files:
+def _files(config: TrainConfig, layout: DatasetLayout, names: Sequence[str], split: SplitName) -> ImageFiles:
     """Raises one ValueError for all images that are missing."""
-    records: list[Record] = []
+    records: list[ImageRecord] = []
     missing: dict[str, str] = {}
     for name in names:
         try:
@@ -167,10 +167,10 @@ def _files(config: TrainConfig, layout: Layout, names: Sequence[str], split: Spl
         kind = {"train": "training", "val": "validation"}[split]
         counted = f"{len(missing)} of {len(names)} {kind} images are missing: {some(missing)}"
         raise ValueError(f"dataset {config.dataset}: {counted}; {next(iter(missing.values()))}")
-    return Files(records, layout.table)
+    return ImageFiles(records, layout.table)
 
 
-def _labelled_classes(files: Files, index: int) -> frozenset[int]:
+def _labelled_classes(files: ImageFiles, index: int) -> frozenset[int]:
     """Read from the label alone: to decode the image too would take several times as long."""
     label = files.records[index].label
     return _classes(read_label(label, files.table)) if label else frozenset()
@@ -180,11 +180,11 @@ def _classes(label: Pixels) -> frozenset[int]:
     return frozenset(np.flatnonzero(np.bincount(label.ravel(), minlength=VOID + 1)[:VOID]).tolist())
 
 
-def _without_label(files: Files) -> frozenset[int]:
+def _without_label(files: ImageFiles) -> frozenset[int]:
     return frozenset(i for i, record in enumerate(files.records) if record.label is None)
 
 
-def _training_names(config: TrainConfig, layout: Layout, runtime: Runtime) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _training_names(config: TrainConfig, layout: DatasetLayout, runtime: Runtime) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Images to choose the labelled ones from, and the other ones."""
 
     def listed(written: str) -> tuple[tuple[str, ...], Path]:
@@ -222,7 +222,7 @@ def _split(config: TrainConfig, data: DataSet) -> Split:
 
 def _described_values(config: TrainConfig, images: Images) -> list[list[int]]:
     """What a description by the user makes of label values. Elsewhere it follows from the form of the files, which changes no result."""
-    return [images.table.tolist()] if config.dataset == "folder" and isinstance(images, Files) else []
+    return [images.table.tolist()] if config.dataset == "folder" and isinstance(images, ImageFiles) else []
 
 
 def _told(split: Split) -> str:

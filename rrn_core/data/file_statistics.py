@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from rrn_core.data.dataset import Images
-from rrn_core.data.files import Files, Pixels, Record, raw_label
+from rrn_core.data.files import ImageFiles, ImageRecord, Pixels, raw_label
 
 Progress = Callable[[int, int], None]
 """Called with the number of files looked at so far, and of all of them."""
@@ -23,7 +23,7 @@ _ORIENTATION = 0x0112
 
 
 @dataclass(frozen=True)
-class Look:
+class FileStatistics:
     """What one image and its label file show. Sizes are (width, height)."""
 
     name: str
@@ -38,11 +38,11 @@ class Look:
     broken_label: str | None = None
 
 
-Looks = dict[Record, Look]
+Looks = dict[ImageRecord, FileStatistics]
 """What was seen, by files."""
 
 
-class Eyes:
+class StatisticsReader:
     """Looks at many images in threads, at each once, and tells how far it is."""
 
     def __init__(self, looks: Looks, progress: Progress | None) -> None:
@@ -52,8 +52,8 @@ class Eyes:
     def expect(self, total: int) -> None:
         self._total = total
 
-    def look(self, images: Images, indices: Sequence[int]) -> list[Look]:
-        if not isinstance(images, Files):
+    def look(self, images: Images, indices: Sequence[int]) -> list[FileStatistics]:
+        if not isinstance(images, ImageFiles):
             return [self._told(_scene_look(images, index)) for index in indices]
         wanted = [images.records[index] for index in indices]
         fresh = [record for record in wanted if record not in self._looks]
@@ -64,7 +64,7 @@ class Eyes:
                 self._looks[pending[done]] = self._told(done.result())
         return [self._looks[record] for record in wanted]
 
-    def _told(self, look: Look) -> Look:
+    def _told(self, look: FileStatistics) -> FileStatistics:
         self._advance(1)
         return look
 
@@ -74,13 +74,13 @@ class Eyes:
             self._progress(self._done, self._total)
 
 
-def _scene_look(images: Images, index: int) -> Look:
+def _scene_look(images: Images, index: int) -> FileStatistics:
     """Of an image that has no file."""
     image, label = images[index]
-    return Look(images.names[index], size=(image.shape[1], image.shape[0]), counts=_counts(label))
+    return FileStatistics(images.names[index], size=(image.shape[1], image.shape[0]), counts=_counts(label))
 
 
-def _file_look(record: Record) -> Look:
+def _file_look(record: ImageRecord) -> FileStatistics:
     size, kind, label_size, counts = None, "", None, tuple[int, ...]()
     broken_image = broken_label = None
     try:
@@ -93,7 +93,7 @@ def _file_look(record: Record) -> Look:
             kind, label_size, counts = _kind(record.label), (values.shape[1], values.shape[0]), _counts(values)
         except (ValueError, OSError) as error:
             broken_label = str(error)
-    return Look(record.name, record.label, size, label_size, kind, counts, broken_image, broken_label)
+    return FileStatistics(record.name, record.label, size, label_size, kind, counts, broken_image, broken_label)
 
 
 def _decoded_size(file: Path) -> tuple[int, int]:

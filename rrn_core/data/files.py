@@ -23,7 +23,7 @@ REFUSED = -1
 
 
 @dataclass(frozen=True)
-class Record:
+class ImageRecord:
     """One image and, where it has one, its label file."""
 
     name: str
@@ -31,7 +31,7 @@ class Record:
     label: Path | None
 
 
-class Layout(Protocol):
+class DatasetLayout(Protocol):
     """One way in which a data set lies on disk. Names are those of lists: without folder and suffix."""
 
     @property
@@ -62,19 +62,19 @@ class Layout(Protocol):
 
     def val_names(self) -> tuple[str, ...]: ...
 
-    def find(self, name: str, split: SplitName) -> Record:
+    def find(self, name: str, split: SplitName) -> ImageRecord:
         """The files of an image; `label` is None where there is none. Raises ValueError where the image is missing."""
         ...
 
 
-class Files:
+class ImageFiles:
     """The images of some records, read when asked for; a label that is missing is void everywhere.
 
     Raises:
         ValueError: on access, a file that cannot be read, sizes that differ, or a label value that means nothing.
     """
 
-    def __init__(self, records: Sequence[Record], table: NDArray[np.int16]) -> None:
+    def __init__(self, records: Sequence[ImageRecord], table: NDArray[np.int16]) -> None:
         self.names = tuple(record.name for record in records)
         self.records = tuple(records)
         self.table = table

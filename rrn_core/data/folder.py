@@ -12,7 +12,7 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from rrn_core.data.files import VOID, Colour, Record, SplitName, label_table, voc_palette
+from rrn_core.data.files import VOID, Colour, ImageRecord, SplitName, label_table, voc_palette
 from rrn_core.data.lists import image_name, read_list, repeated, some
 
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
@@ -63,11 +63,11 @@ class Folder:
             raise ValueError(f"{file}: no such list; write into it the names of the validation images, one a line, out of those in masks/")
         return read_list(file)
 
-    def find(self, name: str, split: SplitName) -> Record:
+    def find(self, name: str, split: SplitName) -> ImageRecord:
         image = self._images.get(name) or self._unlabeled.get(name)
         if image is None:
             raise ValueError(f"{self.list_folder / 'images'}: no image is called {name}, {split} lists it")
-        return Record(name, image, self._masks.get(name))
+        return ImageRecord(name, image, self._masks.get(name))
 
     def _training(self) -> tuple[str, ...]:
         file = self.list_folder / "train.txt"

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from rrn_core.config import Runtime, TrainConfig
 from rrn_core.data.dataset import DataSet, open_dataset, open_layout, split_indices
-from rrn_core.data.file_statistics import Eyes, Look, Looks, Progress
+from rrn_core.data.file_statistics import FileStatistics, Looks, Progress, StatisticsReader
 from rrn_core.data.files import REFUSED, VOID, allowed, plain_table, read_label
 from rrn_core.data.lists import some
 from rrn_core.data.published import PUBLISHED, names_hash
@@ -47,14 +47,14 @@ class _Role:
     """The images that a run uses in one way, with what their label values mean."""
 
     what: str
-    looks: list[Look]
+    looks: list[FileStatistics]
     table: NDArray[np.int16]
     classes: tuple[str, ...]
     needs_labels: bool = True
     """Else labels are read too where they are there, but for diagnostics only."""
 
     @property
-    def labeled(self) -> list[Look]:
+    def labeled(self) -> list[FileStatistics]:
         return [look for look in self.looks if look.counts]
 
 
@@ -73,7 +73,7 @@ def inspect_data(config: TrainConfig, runtime: Runtime, *, looks: Looks | None =
         table = plain_table(len(data.classes)) if config.dataset == "digits" else open_layout(config, runtime).table
     except (ValueError, OSError) as error:
         return [Finding("fault", _named(config), " ".join(str(error).split()))]
-    roles = _roles(config, data, labeled, unlabeled, table, Eyes({} if looks is None else looks, progress))
+    roles = _roles(config, data, labeled, unlabeled, table, StatisticsReader({} if looks is None else looks, progress))
     counts = f"{len(labeled)} labelled, {len(unlabeled)} unlabelled, {len(data.val)} validation images"
     findings = [Finding("ok", _named(config), counts), *_published(config, [data.train.names[i] for i in labeled])]
     for role in roles:
@@ -82,7 +82,7 @@ def inspect_data(config: TrainConfig, runtime: Runtime, *, looks: Looks | None =
 
 
 def _roles(
-    config: TrainConfig, data: DataSet, labeled: Sequence[int], unlabeled: Sequence[int], table: NDArray[np.int16], eyes: Eyes
+    config: TrainConfig, data: DataSet, labeled: Sequence[int], unlabeled: Sequence[int], table: NDArray[np.int16], eyes: StatisticsReader
 ) -> list[_Role]:
     """Labelled, unlabelled, validation."""
     # in a full partition the unlabelled images are the labelled ones
@@ -126,13 +126,13 @@ def _first(role: _Role, kind: Literal["broken_image", "broken_label"]) -> str:
     return next((text for text in texts if text), "")
 
 
-def _fault(role: _Role, looks: Sequence[Look], what: str, example: str) -> Finding | None:
+def _fault(role: _Role, looks: Sequence[FileStatistics], what: str, example: str) -> Finding | None:
     if not looks:
         return None
     return Finding("fault", role.what, f"{len(looks)} of {len(role.looks)} {what}: {some(look.name for look in looks)}; {example}")
 
 
-def _label_fault(role: _Role, looks: Sequence[Look], what: str, example: str) -> Finding | None:
+def _label_fault(role: _Role, looks: Sequence[FileStatistics], what: str, example: str) -> Finding | None:
     advice = "" if role.needs_labels else "; mend the masks, or simply remove them: unlabelled images need none"
     return _fault(role, looks, what, example + advice)
 
@@ -205,7 +205,7 @@ def _totals(role: _Role) -> NDArray[np.int64]:
     return totals
 
 
-def _padding(config: TrainConfig, looks: Iterable[Look]) -> Finding:
+def _padding(config: TrainConfig, looks: Iterable[FileStatistics]) -> Finding:
     """How much of a training crop lies outside the images, as a mean over the images and `config.scales`."""
     sizes = np.array([look.size for look in looks if look.size], np.float64).reshape(-1, 2)
     scaled = np.floor(sizes[:, None] * np.array(config.scales)[:, None])  # (images, scales, 2)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rrn_core.data.files import Layout, Record, SplitName, listed_in, plain_table, present, voc_palette
+from rrn_core.data.files import DatasetLayout, ImageRecord, SplitName, listed_in, plain_table, present, voc_palette
 from rrn_core.data.lists import read_list
 
 CLASSES = (
@@ -32,7 +32,7 @@ CLASSES = (
 )
 
 
-def open_voc(root: Path) -> Layout:
+def open_voc(root: Path) -> DatasetLayout:
     """The layout found at `root`: VOC2012, VOCdevkit or what holds it, CPS's pascal_voc or what holds it.
 
     Raises:
@@ -91,7 +91,7 @@ class _Devkit(_Voc):
     def val_names(self) -> tuple[str, ...]:
         return read_list(self.list_folder / "val.txt")
 
-    def find(self, name: str, split: SplitName) -> Record:
+    def find(self, name: str, split: SplitName) -> ImageRecord:
         own, augmented = self._own / f"{name}.png", self._augmented / f"{name}.png"
         if split == "val":
             return _record(name, self._images, [own, augmented])
@@ -115,7 +115,7 @@ class _Cps(_Voc):
         file = self.list_folder / "val.txt"
         return read_list(file) if file.is_file() else self._named(self.list_folder / "val")
 
-    def find(self, name: str, split: SplitName) -> Record:
+    def find(self, name: str, split: SplitName) -> ImageRecord:
         folder = self.list_folder / ("train_aug" if split == "train" else "val")
         return _record(name, folder / "image", [folder / "label" / f"{name}.png"])
 
@@ -134,8 +134,8 @@ def _find_sbd(root: Path, folder: Path) -> Path | None:
     return next((place for place in places if (place / "cls").is_dir()), None)
 
 
-def _record(name: str, images: Path, labels: list[Path]) -> Record:
+def _record(name: str, images: Path, labels: list[Path]) -> ImageRecord:
     image = present([images / f"{name}.jpg"])
     if image is None:
         raise ValueError(f"{images}: {name}.jpg is missing, a list names it")
-    return Record(name, image, present(labels))
+    return ImageRecord(name, image, present(labels))

@@ -1,4 +1,4 @@
-"""cli.py with a directory store, SQLite and a local Ray: what a user sees."""
+"""cli/ with a directory store, SQLite and a local Ray: what a user sees."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ import pytest
 from finished import train
 
 from orchestration.compare.comparison import Comparison, compare
-from orchestration.compare.results import Result, common_epoch, results
+from orchestration.compare.results import TrialResult, common_epoch, results
 from orchestration.errors import SweepError
 from orchestration.plan.sweep_file import check
 from orchestration.plan.trial_plan import TrialPlan, expand
@@ -26,11 +26,11 @@ def sweep(**document) -> list[TrialPlan]:
     return expand(check({"name": "demo", "preset": "digits", **document}))
 
 
-def known(store: Store, *sweeps: Sequence[TrialPlan]) -> list[Result]:
+def known(store: Store, *sweeps: Sequence[TrialPlan]) -> list[TrialResult]:
     return results((plans, read_manifests(store, plans[0].sweep)) for plans in sweeps)
 
 
-def grid(store: Store, scores: dict[tuple[str, float], Sequence[float]]) -> list[Result]:
+def grid(store: Store, scores: dict[tuple[str, float], Sequence[float]]) -> list[TrialResult]:
     """Finished trials of one epoch: val/miou by partition and eps, one for each seed."""
     partitions, eps = (list(dict.fromkeys(key[i] for key in scores)) for i in (0, 1))
     plans = sweep(grid={"partition": partitions, "eps": eps}, seeds=list(range(max(map(len, scores.values())))))
@@ -101,7 +101,7 @@ def test_holms_correction_goes_over_the_whole_table(store):
     )
 
 
-def three_epochs(store: Store) -> list[Result]:
+def three_epochs(store: Store) -> list[TrialResult]:
     """A finished trial whose second epoch was the best, and one that has completed two epochs."""
     plans = sweep(grid={"eps": [0.2, 0.4]})
     train(store, plans[0], [{"val/miou": 0.1, "train/loss": 3}, {"val/miou": 0.9, "train/loss": 2}, {"val/miou": 0.3, "train/loss": 1}])

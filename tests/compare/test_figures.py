@@ -1,4 +1,4 @@
-"""figures.py, heat.py, curves.py: the numbers in the figures, against those worked out by hand; and what is left out."""
+"""figures.py, heat_maps.py, curves.py: the numbers in the figures, against those worked out by hand; and what is left out."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""tables.py, longform.py: a comparison for the terminal, for papers and for other programs."""
+"""text_tables.py, long_table.py: a comparison for the terminal, for papers and for other programs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The best checkpoint of real trainings (best_checkpoint.py) as a folder that stands alone (export.py, card.py, onnx_model.py)."""
+"""The best checkpoint of real trainings (best_checkpoint.py) as a folder that stands alone (export.py, model_card.py, onnx_model.py)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from places import ROOT, SHARED
 
 from orchestration.errors import SweepError
 from orchestration.export import best_checkpoint, onnx_model
-from orchestration.export.best_checkpoint import Choice
+from orchestration.export.best_checkpoint import BestCheckpoint
 from orchestration.export.export_folder import Exported, export, folder_names, slug
 from orchestration.export.model_card import class_names
 from orchestration.export.onnx_model import OnnxError, Scores, compare, write_onnx
@@ -27,7 +27,7 @@ from orchestration.inference import evaluate_checkpoint
 from orchestration.plan.spec import Retention
 from orchestration.plan.sweep_file import check, load
 from orchestration.plan.trial_plan import TrialPlan, expand
-from orchestration.record.manifest import Entry, read_manifests
+from orchestration.record.manifest import EpochMetrics, read_manifests
 from orchestration.record.trial_record import TrialRecord
 from orchestration.store.directory import DirectoryStore
 from orchestration.store.open import open_store
@@ -54,7 +54,7 @@ def trained(tmp_path_factory) -> Path:
     for plan in PLANS:
         record = TrialRecord.open(store, plan, retention=Retention())
         for report in train(plan.config, ONE_THREAD):
-            entry = Entry(epoch=report.epoch, step=report.iteration, time_ms=0, metrics=report.metrics)
+            entry = EpochMetrics(epoch=report.epoch, step=report.iteration, time_ms=0, metrics=report.metrics)
             files = report.state.to_files()
             record.commit(step=report.iteration, epoch=report.epoch, files=files, entries=[entry], seconds=report.state.seconds)
         record.finish()
@@ -68,7 +68,7 @@ def store(trained, tmp_path) -> DirectoryStore:
 
 
 @pytest.fixture(scope="module")
-def exported(trained, tmp_path_factory) -> tuple[Choice, Path]:
+def exported(trained, tmp_path_factory) -> tuple[BestCheckpoint, Path]:
     """The best of the four with everything, as a folder."""
     (taken,) = best(open_store(str(trained)))
     out = tmp_path_factory.mktemp("exported") / "model"
@@ -77,12 +77,12 @@ def exported(trained, tmp_path_factory) -> tuple[Choice, Path]:
     ).folder
 
 
-def export_one(taken: Choice, store, out: Path, **how: Any) -> Exported:
+def export_one(taken: BestCheckpoint, store, out: Path, **how: Any) -> Exported:
     (done,) = export([taken], store, out, **how)
     return done
 
 
-def best(store, plans: list[TrialPlan] = PLANS, **rule: Any) -> list[Choice]:
+def best(store, plans: list[TrialPlan] = PLANS, **rule: Any) -> list[BestCheckpoint]:
     return best_checkpoint.best(plans, read_manifests(store, "demo"), **rule)
 
 
@@ -94,7 +94,7 @@ def finish(store, plan: TrialPlan, *scores: float, retention: Retention | None =
     """A trial with these mIoUs (0..1) of its epochs, and checkpoints without networks."""
     record = TrialRecord.open(store, plan, retention=retention or Retention(last=9))
     for epoch, score in enumerate(scores, start=1):
-        entry = Entry(epoch=epoch, step=10 * epoch, time_ms=0, metrics=dict.fromkeys(HEADS, score) | {"val/miou_branch1": 1 - score})
+        entry = EpochMetrics(epoch=epoch, step=10 * epoch, time_ms=0, metrics=dict.fromkeys(HEADS, score) | {"val/miou_branch1": 1 - score})
         record.commit(step=10 * epoch, epoch=epoch, files={"model.safetensors": b"w"}, entries=[entry], seconds=1)
     if done:
         record.finish()
@@ -263,7 +263,7 @@ class TestFolder:
         assert "onnxruntime alone" not in (place / "README.md").read_text()
         other = next(candidate for candidate in taken.ranking if candidate.checkpoint != taken.best.checkpoint)
         with pytest.raises(SweepError, match=r"model: holds another model; name another folder, or delete it first$"):
-            export_one(best_checkpoint.Choice({}, taken.metric, taken.at, 1, (other,)), store, place, runtime=ONE_THREAD)
+            export_one(best_checkpoint.BestCheckpoint({}, taken.metric, taken.at, 1, (other,)), store, place, runtime=ONE_THREAD)
         (place / "model.safetensors").unlink()
         with pytest.raises(SweepError, match=r"model: is not empty"):
             export_one(taken, store, place, runtime=ONE_THREAD)
@@ -273,7 +273,7 @@ class TestFolder:
     def test_an_onnx_file_of_other_weights_is_not_left_behind(self, exported, store, tmp_path, monkeypatch):
         taken, folder = exported
         monkeypatch.setattr(onnx_model, "write_onnx", lambda model, file, facts: shutil.copy(folder / "model.onnx", file))
-        other = best_checkpoint.Choice({}, taken.metric, taken.at, 1, taken.ranking[1:])
+        other = best_checkpoint.BestCheckpoint({}, taken.metric, taken.at, 1, taken.ranking[1:])
         with pytest.raises(
             SweepError, match=r"model\.onnx was not written, all else was: it does not compute what torch does: largest diff"
         ):

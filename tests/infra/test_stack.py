@@ -19,7 +19,7 @@ from botocore.exceptions import ClientError
 from mlflow import MlflowClient
 from processes import sweep
 
-from infra.local.parts import MARK, Part, StackError, program, wait_until
+from infra.local.parts import MARK, StackError, StackPart, program, wait_until
 from infra.local.stack import Stack
 
 NAMES = ["postgres", "mlflow", "s3", "ray-head", "ray-worker-1", "ray-worker-2"]
@@ -212,7 +212,7 @@ def test_down_ends_all_of_it_and_keeps_its_data(stack: Stack):
 
 
 def test_a_process_that_got_a_recorded_number_later_is_left_alone(tmp_path: Path):
-    part = Part("mine", [sys.executable, "-c", "import time; time.sleep(600)"], log=tmp_path / "mine.log", check=lambda: True)
+    part = StackPart("mine", [sys.executable, "-c", "import time; time.sleep(600)"], log=tmp_path / "mine.log", check=lambda: True)
     with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True) as bystander:
         try:
             (tmp_path / "mine.pid").write_text(f"{bystander.pid} 1")
@@ -226,7 +226,7 @@ def test_a_process_that_got_a_recorded_number_later_is_left_alone(tmp_path: Path
 
 
 def test_a_part_that_ends_says_so_in_one_line_with_its_last_words(tmp_path: Path):
-    part = Part("mine", [sys.executable, "-c", "raise SystemExit('no such disk')"], log=tmp_path / "mine.log", check=lambda: False)
+    part = StackPart("mine", [sys.executable, "-c", "raise SystemExit('no such disk')"], log=tmp_path / "mine.log", check=lambda: False)
     with pytest.raises(StackError, match="mine ended instead of starting: no such disk") as caught:
         part.start()
     assert "\n" not in str(caught.value)
@@ -234,7 +234,7 @@ def test_a_part_that_ends_says_so_in_one_line_with_its_last_words(tmp_path: Path
 
 def test_what_a_dead_leader_left_behind_is_ended_with_it(tmp_path: Path):
     script = "import subprocess, sys; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'], start_new_session=True)"
-    part = Part("mine", [sys.executable, "-c", script], log=tmp_path / "mine.log", check=lambda: False)
+    part = StackPart("mine", [sys.executable, "-c", script], log=tmp_path / "mine.log", check=lambda: False)
     part.launch()
     wait_until(lambda: not part.running(), deadline_s=60, what="the leader's end")
     (orphan,) = marked(part)
@@ -251,7 +251,7 @@ def living(stack: Stack) -> set[int]:
     return set().union(*(marked(part) for part in stack.parts.values()))
 
 
-def marked(part: Part) -> set[int]:
+def marked(part: StackPart) -> set[int]:
     mark, found = f"{MARK}={part.log}".encode(), set()
     for entry in Path("/proc").iterdir():
         with suppress(OSError):
@@ -260,7 +260,7 @@ def marked(part: Part) -> set[int]:
     return {pid for pid in found if alive(pid)}
 
 
-def trials(part: Part) -> set[int]:
+def trials(part: StackPart) -> set[int]:
     """Pids of Ray's workers of that node that run a task."""
     return {pid for pid in marked(part) if "ray::<lambda>" in Path(f"/proc/{pid}/cmdline").read_text(errors="replace")}
 

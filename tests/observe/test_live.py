@@ -1,4 +1,4 @@
-"""view.py and status.py: what a terminal shows while a sweep runs, what a log gets, and the table at the end."""
+"""live.py and status.py: what a terminal shows while a sweep runs, what a log gets, and the table at the end."""
 
 from __future__ import annotations
 
@@ -8,28 +8,28 @@ from rich.console import Console
 
 from orchestration.observe import status
 from orchestration.observe.events import Event
-from orchestration.observe.live import View
-from orchestration.observe.progress import Update
+from orchestration.observe.live import LiveView
+from orchestration.observe.progress import TrialProgress
 from orchestration.plan.sweep_file import check
 from orchestration.plan.trial_plan import expand
-from orchestration.record.manifest import Entry, Manifest
+from orchestration.record.manifest import EpochMetrics, Manifest
 
 PLANS = expand(check({"name": "demo", "preset": "digits", "grid": {"partition": ["1/8"], "eps": [0.3, 0.6, 0.7]}}))
 
 
-def update(plan, **changes) -> Update:
+def update(plan, **changes) -> TrialProgress:
     known = {"attempt": 1, "resumed_step": None, "epoch": 2, "epochs": 5, "iteration": 40, "iterations": 100}
-    return Update(trial_id=plan.trial_id, **(known | {"loss": 1.25, "miou": 0.321, "eta_s": 75.0} | changes))
+    return TrialProgress(trial_id=plan.trial_id, **(known | {"loss": 1.25, "miou": 0.321, "eta_s": 75.0} | changes))
 
 
-def screen(view: View) -> str:
+def screen(view: LiveView) -> str:
     console = Console(width=100, file=io.StringIO())
     console.print(view.render())
     return console.file.getvalue()
 
 
 def test_the_screen_counts_the_trials_and_shows_each_running_one():
-    view = View(Console(file=io.StringIO(), width=100), total=3, finished=0)
+    view = LiveView(Console(file=io.StringIO(), width=100), total=3, finished=0)
     first, second, _ = PLANS
     view(Event("started", first))
     view(Event("started", second))
@@ -45,7 +45,7 @@ def test_the_screen_counts_the_trials_and_shows_each_running_one():
 
 def test_a_log_gets_plain_lines_for_what_matters():
     console = Console(file=io.StringIO(), width=200)
-    view = View(console, total=3, finished=1)
+    view = LiveView(console, total=3, finished=1)
     plan = PLANS[1]
     view(Event("started", plan))
     view(Event("update", plan, update(plan, attempt=2, resumed_step=40, note="checkpoint of step 60 is unusable")))
@@ -67,7 +67,8 @@ def test_a_log_gets_plain_lines_for_what_matters():
 def manifest(plan, *, status: str, mious=(), reason=None) -> Manifest:
     heads = ("", "_branch1", "_branch2", "_ensemble")
     history = [
-        Entry(epoch=n, step=n, time_ms=n, metrics={f"val/miou{head}": miou for head in heads}) for n, miou in enumerate(mious, start=1)
+        EpochMetrics(epoch=n, step=n, time_ms=n, metrics={f"val/miou{head}": miou for head in heads})
+        for n, miou in enumerate(mious, start=1)
     ]
     common = {"sweep": "demo", "trial_id": plan.trial_id, "label": plan.label, "varied": plan.varied, "config": {}}
     times = {"iterations": 1, "created_ms": 0, "updated_ms": 0, "seconds": 61.0}

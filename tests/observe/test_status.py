@@ -1,4 +1,4 @@
-"""report.py: states, and the ledger of effort."""
+"""status.py: states, and the ledger of effort."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from orchestration.observe import status
 from orchestration.plan.sweep_file import check
 from orchestration.plan.trial_plan import TrialPlan, expand
-from orchestration.record.manifest import Attempt, Entry, Manifest
+from orchestration.record.manifest import Attempt, EpochMetrics, Manifest
 
 HEADS = ("val/miou", "val/miou_branch1", "val/miou_branch2", "val/miou_ensemble")
 
@@ -33,7 +33,7 @@ def trial(plan, *attempts: Attempt, status: str = "running", failure: str | None
         attempts=attempts,
         created_ms=0,
         updated_ms=1,
-        history=tuple(Entry(epoch=epoch, step=epoch, time_ms=0, metrics=dict.fromkeys(HEADS, 0.5)) for epoch in (1, 2, 3)),
+        history=tuple(EpochMetrics(epoch=epoch, step=epoch, time_ms=0, metrics=dict.fromkeys(HEADS, 0.5)) for epoch in (1, 2, 3)),
     )
 
 

@@ -22,13 +22,13 @@ from servers import wait_until
 from orchestration.errors import SweepError
 from orchestration.observe import state_changes as changes_module
 from orchestration.observe.logs import find_trial, logs
-from orchestration.observe.state_changes import Pulse
+from orchestration.observe.state_changes import DriverLiveness
 from orchestration.observe.trial_log import log_lines
 from orchestration.observe.watch import watch
 from orchestration.plan.spec import Retention
 from orchestration.plan.trial_plan import make_plan
 from orchestration.record.lease import Driver, Lease
-from orchestration.record.manifest import Entry, Manifest, read_manifest
+from orchestration.record.manifest import EpochMetrics, Manifest, read_manifest
 from orchestration.record.trial_record import TrialRecord, settle
 from orchestration.sweep import Sweep, open_sweep
 
@@ -80,7 +80,7 @@ class Play:
         """Ten seconds of work, committed."""
         self.now_s += 10.0
         step = STEPS // 4 * epoch
-        entry = Entry(epoch=epoch, step=step, time_ms=1_700_000_000_000 + round(1000 * self.now_s), metrics=metrics(epoch))
+        entry = EpochMetrics(epoch=epoch, step=step, time_ms=1_700_000_000_000 + round(1000 * self.now_s), metrics=metrics(epoch))
         record.commit(step=step, epoch=epoch, files={"model.safetensors": b"w%d" % epoch}, entries=[entry], seconds=10.0 * epoch)
 
     def train(self, n: int, *, epochs: int) -> TrialRecord:
@@ -355,7 +355,7 @@ class TestPulse:
     def test_time_in_which_the_store_was_away_makes_no_driver_silent(self, monkeypatch):
         now_s = [0.0]
         monkeypatch.setattr(changes_module.time, "monotonic", lambda: now_s[0])
-        pulse, driver = Pulse(), Driver(token=3, name="x", heard="y", beat=1, every_s=5.0, alive=None)
+        pulse, driver = DriverLiveness(), Driver(token=3, name="x", heard="y", beat=1, every_s=5.0, alive=None)
         pulse.take(driver)
         now_s[0] += 29.0
         pulse.take(driver)
@@ -411,7 +411,7 @@ class TestLogs:
 
     def test_instants_are_those_of_the_local_time_zone(self, sweep, tmp_path):
         troubled(sweep)
-        code = "from pathlib import Path; from orchestration.observe.watch import logs; from orchestration.sweep import open_sweep\n"
+        code = "from pathlib import Path; from orchestration.observe.logs import logs; from orchestration.sweep import open_sweep\n"
         code += f"sweep = open_sweep(Path({str(sweep.file)!r}), [], data_root=None, environment={{'RRN_STORE': {sweep.store.uri!r}}})\n"
         code += "logs(sweep, '1/8 eps=0.3', print)"
         for zone, hour in (("UTC", "22:30:00"), ("Asia/Tokyo", "07:30:00")):

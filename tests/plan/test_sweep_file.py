@@ -1,4 +1,4 @@
-"""sweepfile.py: what a sweep file may say, and how each fault is told."""
+"""sweep_file.py: what a sweep file may say, and how each fault is told."""
 
 from pathlib import Path
 

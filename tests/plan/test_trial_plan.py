@@ -1,4 +1,4 @@
-"""plan.py: the trials of a sweep, their identities, and that planning needs nothing heavy."""
+"""trial_plan.py: the trials of a sweep, their identities, and that planning needs nothing heavy."""
 
 import subprocess
 import sys

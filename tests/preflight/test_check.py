@@ -21,7 +21,7 @@ from orchestration.plan.sweep_file import check as parse
 from orchestration.plan.trial_plan import TrialPlan, expand, representatives
 from orchestration.preflight import check as checks
 from orchestration.preflight.estimate import COSTLESS, estimate, probed
-from orchestration.record.manifest import Entry, read_manifests
+from orchestration.record.manifest import EpochMetrics, read_manifests
 from orchestration.record.trial_record import TrialRecord
 from orchestration.store.directory import DirectoryStore
 from orchestration.store.open import open_store
@@ -366,11 +366,11 @@ def test_weights_that_are_missing_or_do_not_fit_are_a_fault(tmp_path):
 
 def test_weights_that_fit_pass(tmp_path):
     from rrn_core.networks.quartet import build_quartet
-    from rrn_core.weights import Facts, pack
+    from rrn_core.weights import WeightsMetadata, pack
 
     (plan,) = expand(spec_of(base={"init_weights": "start.safetensors"}))
     branches = {name: value for name, value in build_quartet(plan.config, 11).state_dict().items() if name.startswith("branch")}
-    (tmp_path / "start.safetensors").write_bytes(pack(branches, Facts(kind="branches", backbone="tiny", num_classes=11)))
+    (tmp_path / "start.safetensors").write_bytes(pack(branches, WeightsMetadata(kind="branches", backbone="tiny", num_classes=11)))
     findings = checks.check_weights([plan.config], Runtime(lists_root=tmp_path), open_store(str(tmp_path / "store")))
     assert [finding.level for finding in findings] == ["ok"]
 
@@ -417,7 +417,7 @@ def trained(tmp_path: Path, plan: TrialPlan, *, epochs: list[tuple[float, float]
     per_epoch = plan.iterations // plan.config.epochs
     for epoch, (train_s, eval_s) in enumerate(epochs, start=1):
         metrics = {"val/miou": 0.1, "perf/train_s": train_s, "perf/eval_s": eval_s, "perf/peak_memory_mb": 100.0 * epoch}
-        entry = Entry(epoch=epoch, step=epoch * per_epoch, time_ms=epoch, metrics=metrics)
+        entry = EpochMetrics(epoch=epoch, step=epoch * per_epoch, time_ms=epoch, metrics=metrics)
         record.commit(step=entry.step, epoch=epoch, files={}, entries=[entry], seconds=1)
     return read_manifests(store, "demo")
 

@@ -15,8 +15,8 @@ from orchestration.plan.spec import FinishedRetention, Retention
 from orchestration.plan.sweep_file import check
 from orchestration.plan.trial_plan import expand
 from orchestration.record import garbage
-from orchestration.record.garbage import Collected, Item, collect, render
-from orchestration.record.manifest import Entry, manifest_key, read_checkpoint, read_manifests
+from orchestration.record.garbage import GarbageItem, GarbageReport, collect, render
+from orchestration.record.manifest import EpochMetrics, manifest_key, read_checkpoint, read_manifests
 from orchestration.record.tracking_note import tracked, write_tracked
 from orchestration.record.trial_record import TrialRecord, settle
 from orchestration.store.base import Store
@@ -34,7 +34,7 @@ def opened(store: Store, trial: int = 0, *, driver: int = 1) -> TrialRecord:
 
 
 def commit(record: TrialRecord, epoch: int, miou: float = 0.5, *, drawn: bool = False) -> None:
-    entry = Entry(epoch=epoch, step=10 * epoch, time_ms=1000 + epoch, metrics={"val/miou": miou})
+    entry = EpochMetrics(epoch=epoch, step=10 * epoch, time_ms=1000 + epoch, metrics={"val/miou": miou})
     files = {"model.safetensors": b"w%d" % epoch, "state.pt": b"s"}
     pictures = {epoch: {"predictions.png": b"p%d" % epoch}} if drawn else {}
     record.commit(step=10 * epoch, epoch=epoch, files=files, entries=[entry], seconds=1.0, pictures=pictures)
@@ -48,7 +48,7 @@ def finished(store: Store, trial: int, mious: list[float]) -> TrialRecord:
     return record
 
 
-def collected(store: Store, rule: FinishedRetention | None = None, *, driver: int = 2, dry_run: bool = False, ids=IDS) -> Collected:
+def collected(store: Store, rule: FinishedRetention | None = None, *, driver: int = 2, dry_run: bool = False, ids=IDS) -> GarbageReport:
     return collect(store, "demo", ids, driver=driver, retention=Retention(finished=rule), dry_run=dry_run)
 
 
@@ -340,9 +340,9 @@ def test_a_bucket_that_hides_unfinished_uploads_is_collected_all_the_same(tmp_pa
 
 
 def test_what_is_shown_has_a_line_a_kind_and_a_total():
-    items = [Item("retired", orphan("t1", "1-1/a"), 2_000_000), Item("retired", orphan("t2", "1-1/a"), 1_500_000_000)]
-    items += [Item("orphaned", orphan("t1"), 500), Item("unfinished", "demo/.new-1", None)]
-    found = Collected(items=tuple(items), settled=("t1",), open=("t2", "t3"), others=1, others_bytes=42_000_000)
+    items = [GarbageItem("retired", orphan("t1", "1-1/a"), 2_000_000), GarbageItem("retired", orphan("t2", "1-1/a"), 1_500_000_000)]
+    items += [GarbageItem("orphaned", orphan("t1"), 500), GarbageItem("unfinished", "demo/.new-1", None)]
+    found = GarbageReport(items=tuple(items), settled=("t1",), open=("t2", "t3"), others=1, others_bytes=42_000_000)
     assert render(found, dry_run=True).splitlines() == [
         "would be removed                       number  size",
         "checkpoints beyond retention.finished  2       1.5 GB",
@@ -359,7 +359,7 @@ def test_what_is_shown_has_a_line_a_kind_and_a_total():
 
 
 def test_nothing_is_one_line():
-    assert render(Collected((), (), (), 0, 0), dry_run=False) == "nothing to remove"
+    assert render(GarbageReport((), (), (), 0, 0), dry_run=False) == "nothing to remove"
 
 
 class Actor:

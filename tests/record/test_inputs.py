@@ -1,4 +1,4 @@
-"""contents.py and sweep.py: identities follow what the files hold, not where they lie."""
+"""inputs.py and sweep.py: identities follow what the files hold, not where they lie."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from orchestration.errors import SweepError
 from orchestration.plan.spec import Retention
 from orchestration.plan.sweep_file import check
 from orchestration.plan.trial_plan import TrialPlan, expand
-from orchestration.record.inputs import Contents, unresolved, weights_key
+from orchestration.record.inputs import InputContents, unresolved, weights_key
 from orchestration.record.manifest import read_manifest
 from orchestration.run.trial import Job, run_trial
 from orchestration.store.open import open_store
@@ -204,6 +204,6 @@ def test_a_stored_proposal_that_no_longer_fits_the_file_is_passed_over(tmp_path)
 
 def test_a_resolved_configuration_passes_every_check_again(tmp_path, data):
     (plan, _) = expand(check({"name": "own", "preset": "digits", "base": {"dataset": "folder"}, "grid": {"eps": [0.3, 0.5]}}))
-    resolved = Contents(Runtime(data_root=data), open_store(str(tmp_path / "store"))).resolve(plan.config)
+    resolved = InputContents(Runtime(data_root=data), open_store(str(tmp_path / "store"))).resolve(plan.config)
     assert TrainConfig.model_validate_json(resolved.model_dump_json()) == resolved
     assert weights_key("ab") == "weights/ab.safetensors"

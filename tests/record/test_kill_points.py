@@ -20,7 +20,7 @@ from orchestration.plan.spec import Retention
 from orchestration.plan.sweep_file import check
 from orchestration.plan.trial_plan import TrialPlan, expand
 from orchestration.record.garbage import collect
-from orchestration.record.manifest import Entry, Manifest, manifest_key, read_checkpoint, read_manifest, read_manifests
+from orchestration.record.manifest import EpochMetrics, Manifest, manifest_key, read_checkpoint, read_manifest, read_manifests
 from orchestration.record.trial_record import TrialRecord
 from orchestration.store.base import Store
 from orchestration.store.directory import DirectoryStore
@@ -47,7 +47,7 @@ def files(epoch: int) -> dict[str, bytes]:
 
 
 def commit(record: TrialRecord, epoch: int) -> None:
-    entry = Entry(epoch=epoch, step=10 * epoch, time_ms=1000 + epoch, metrics={"val/miou": 0.5})
+    entry = EpochMetrics(epoch=epoch, step=10 * epoch, time_ms=1000 + epoch, metrics={"val/miou": 0.5})
     pictures = {epoch: {"predictions.png": b"picture %d" % epoch}}
     record.commit(step=10 * epoch, epoch=epoch, files=files(epoch), entries=[entry], seconds=1.0, pictures=pictures)
 

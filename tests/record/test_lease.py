@@ -24,7 +24,7 @@ from servers import ForgetfulProxy, fresh_s3, wait_until
 from orchestration.errors import LeaseHeld, LeaseLost, StoreError
 from orchestration.record import lease as lease_module
 from orchestration.record import process
-from orchestration.record.lease import Lease, Seen, current_token
+from orchestration.record.lease import LastSeen, Lease, current_token
 from orchestration.store.base import Store
 from orchestration.store.directory import DirectoryStore
 from orchestration.store.open import open_store
@@ -200,7 +200,7 @@ class TestHolders:
             wait_until(lambda: process._state(driver.pid)[0] == "Z", deadline_s=10, what="its death")
             with acquire(store, patience_s=3600, say=pytest.fail) as heir:
                 assert heir.took_over == f"sweep demo: the driver with pid {driver.pid} on {socket.gethostname()} is dead; taken over"
-                assert heir.previous == {"trial-1": Seen(attempt=2, worked_s=7.5)}
+                assert heir.previous == {"trial-1": LastSeen(attempt=2, worked_s=7.5)}
                 driver.wait(10)
 
     def test_a_pid_that_now_belongs_to_another_process_is_dead(self, store: Store):
@@ -278,10 +278,10 @@ class TestHeart:
             lease.forget("never seen")
             wait_until(lambda: set(record_of(store)["seen"]) == {"a", "b"}, deadline_s=20, what="the heartbeat")
             with acquire(store, take_over=True) as heir:
-                assert heir.previous == {"a": Seen(attempt=1, worked_s=5.0), "b": Seen(attempt=2, worked_s=1.0)}
+                assert heir.previous == {"a": LastSeen(attempt=1, worked_s=5.0), "b": LastSeen(attempt=2, worked_s=1.0)}
                 heir.forget("a")
         with acquire(store) as last:
-            assert last.previous == {"b": Seen(attempt=2, worked_s=1.0)}
+            assert last.previous == {"b": LastSeen(attempt=2, worked_s=1.0)}
 
     def test_threads_may_see_at_once(self, store: Store):
         with acquire(store, every_s=0.01) as lease:
@@ -364,7 +364,7 @@ class TestOutages:
                 server.kill()
                 threading.Timer(1.0, server.launch).start()
                 with acquire(patient, take_over=True) as rival:
-                    assert rival.previous == {"a": Seen(attempt=1, worked_s=2.5)}
+                    assert rival.previous == {"a": LastSeen(attempt=1, worked_s=2.5)}
                     wait_until(lambda: is_lost(lease), deadline_s=60, what="the loss")
                     rival.check()
         finally:

@@ -8,7 +8,7 @@ from orchestration.errors import StoreError
 from orchestration.plan.spec import Retention
 from orchestration.plan.sweep_file import check
 from orchestration.plan.trial_plan import expand
-from orchestration.record.manifest import Entry, dump_manifest, manifest_key, parse_manifest, read_manifest, read_manifests
+from orchestration.record.manifest import EpochMetrics, dump_manifest, manifest_key, parse_manifest, read_manifest, read_manifests
 from orchestration.record.tracking_note import forget_tracked, tracked, write_tracked
 from orchestration.record.trial_record import TrialRecord
 from orchestration.store.open import open_store
@@ -55,7 +55,7 @@ def test_a_manifest_that_was_copied_by_hand_is_refused(store, key):
 
 def test_an_epoch_without_a_score_is_not_a_manifest(store):
     record = TrialRecord.open(store, PLAN, retention=Retention())
-    entry = Entry(epoch=1, step=1, time_ms=1, metrics={"val/miou": 0.5, "train/loss": 1.0})
+    entry = EpochMetrics(epoch=1, step=1, time_ms=1, metrics={"val/miou": 0.5, "train/loss": 1.0})
     record.commit(step=1, epoch=1, files={"state.pt": b"s"}, entries=[entry], seconds=1.0)
     key = manifest_key("demo", PLAN.trial_id)
     body = dump_manifest(record.manifest).replace(b'"val/miou"', b'"val/else"')

@@ -1,4 +1,4 @@
-"""record.py: one writer a trial, objects before the manifest, what is kept, and where the seconds went."""
+"""trial_record.py: one writer a trial, objects before the manifest, what is kept, and where the seconds went."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from orchestration.errors import Fenced, StoreError, StoreUnavailable
 from orchestration.plan.spec import Retention, Retries
 from orchestration.plan.sweep_file import check
 from orchestration.plan.trial_plan import expand
-from orchestration.record.manifest import Entry, manifest_key, read_manifest, restored_plan
+from orchestration.record.manifest import EpochMetrics, manifest_key, read_manifest, restored_plan
 from orchestration.record.trial_record import TrialRecord, settle, spent
 from orchestration.store.open import open_store
 
@@ -22,7 +22,7 @@ def store(tmp_path):
 
 
 def commit(record: TrialRecord, epoch: int, miou: float, *, pictures: dict[int, dict[str, bytes]] | None = None) -> None:
-    entry = Entry(epoch=epoch, step=10 * epoch, time_ms=1000 + epoch, metrics={"val/miou": miou})
+    entry = EpochMetrics(epoch=epoch, step=10 * epoch, time_ms=1000 + epoch, metrics={"val/miou": miou})
     files = {"model.safetensors": b"w%d" % epoch}
     record.commit(step=10 * epoch, epoch=epoch, files=files, entries=[entry], seconds=float(epoch), pictures=pictures)
 
@@ -244,7 +244,7 @@ def test_every_second_of_an_attempt_is_useful_repeated_or_lost(store, tmp_path):
     clock.now_s += 8
     record_at_s = clock.now_s
     clock.now_s += 1  # the upload waits
-    entry = Entry(epoch=3, step=30, time_ms=1, metrics={"val/miou": 0.6})
+    entry = EpochMetrics(epoch=3, step=30, time_ms=1, metrics={"val/miou": 0.6})
     again.commit(step=30, epoch=3, files={"model.safetensors": b"w3"}, entries=[entry], seconds=3.0, at_s=record_at_s)
     clock.now_s += 1
     again.finish()

@@ -1,4 +1,4 @@
-"""outbox.py: checkpoints that wait for a store lie on disk, in order and within bounds, and nothing of them stays behind."""
+"""upload_queue.py: checkpoints that wait for a store lie on disk, in order and within bounds, and nothing of them stays behind."""
 
 from __future__ import annotations
 
@@ -20,20 +20,22 @@ from places import ROOT
 from servers import wait_until
 
 from orchestration.errors import Fenced, Preempted, StoreUnavailable
-from orchestration.record.manifest import SCORE, Entry
-from orchestration.record.upload_queue import Outbox, Parcel
+from orchestration.record.manifest import SCORE, EpochMetrics
+from orchestration.record.upload_queue import PendingCheckpoint, UploadQueue
 from orchestration.store.open import open_store
 
 SIZE = 10_000
 ROOMY = 100 * SIZE
 
 
-def parcel(step: int, *, score: float | None = None, size: int = SIZE) -> Parcel:
+def parcel(step: int, *, score: float | None = None, size: int = SIZE) -> PendingCheckpoint:
     """The checkpoint of `step`; with a score it closes the epoch of the same number."""
-    entries = [] if score is None else [Entry(epoch=step, step=step, time_ms=0, metrics={SCORE: score})]
+    entries = [] if score is None else [EpochMetrics(epoch=step, step=step, time_ms=0, metrics={SCORE: score})]
     files = {"model.safetensors": bytes([step % 256]) * (size - 10), "state.pt": b"%010d" % step}
     pictures = {} if score is None else {step: {"predictions.png": b"picture %d" % step}}
-    return Parcel(step=step, epoch=step, files=files, entries=entries, seconds=float(step), at_s=time.monotonic(), pictures=pictures)
+    return PendingCheckpoint(
+        step=step, epoch=step, files=files, entries=entries, seconds=float(step), at_s=time.monotonic(), pictures=pictures
+    )
 
 
 class Gate:
@@ -41,10 +43,10 @@ class Gate:
 
     def __init__(self, folder: Path) -> None:
         self.store = open_store(str(folder))
-        self.committed: list[Parcel] = []
+        self.committed: list[PendingCheckpoint] = []
         self.arrived, self.opened = threading.Semaphore(0), threading.Event()
 
-    def commit(self, parcel: Parcel) -> None:
+    def commit(self, parcel: PendingCheckpoint) -> None:
         self.arrived.release()
         assert self.opened.wait(60)
         for name, body in parcel.files.items():
@@ -99,14 +101,14 @@ def blocked(submit: threading.Thread) -> bool:
     return submit.is_alive()
 
 
-def in_thread(outbox: Outbox, parcel: Parcel) -> threading.Thread:
+def in_thread(outbox: UploadQueue, parcel: PendingCheckpoint) -> threading.Thread:
     thread = threading.Thread(target=outbox.submit, args=(parcel,), daemon=True)
     thread.start()
     return thread
 
 
 @contextmanager
-def outbox_that_ends_with(outbox: Outbox, error: type[Exception]) -> Iterator[None]:
+def outbox_that_ends_with(outbox: UploadQueue, error: type[Exception]) -> Iterator[None]:
     """Everything within passes, and its exit raises."""
     outbox.__enter__()
     yield
@@ -117,7 +119,7 @@ def outbox_that_ends_with(outbox: Outbox, error: type[Exception]) -> Iterator[No
 class TestOrder:
     def test_everything_is_committed_in_order_with_the_same_bytes(self, gate: Gate, spool: Path):
         gate.opened.set()
-        with Outbox(gate.commit, limit_bytes=ROOMY, folder=spool) as outbox:
+        with UploadQueue(gate.commit, limit_bytes=ROOMY, folder=spool) as outbox:
             for step in range(1, 20):
                 outbox.submit(parcel(step, score=float(step)))
                 assert outbox.flush(timeout_s=30)
@@ -127,7 +129,7 @@ class TestOrder:
             assert committed.files == parcel(committed.step).files
 
     def test_the_exit_waits_for_all_that_was_submitted(self, gate: Gate, spool: Path):
-        with Outbox(gate.commit, limit_bytes=ROOMY, folder=spool) as outbox:
+        with UploadQueue(gate.commit, limit_bytes=ROOMY, folder=spool) as outbox:
             for step in (1, 2, 3):
                 outbox.submit(parcel(step, score=0.5))
                 gate.arrive() if step == 1 else None
@@ -138,7 +140,7 @@ class TestOrder:
         assert [committed.files for committed in gate.committed] == [parcel(step).files for step in (1, 2, 3)]
 
     def test_a_parcel_that_nobody_is_before_never_touches_the_disk(self, gate: Gate, spool: Path):
-        with Outbox(gate.commit, limit_bytes=0, folder=spool) as outbox:
+        with UploadQueue(gate.commit, limit_bytes=0, folder=spool) as outbox:
             outbox.submit(parcel(1))
             gate.arrive()
             assert not list(spool.iterdir())
@@ -148,7 +150,7 @@ class TestOrder:
     def test_without_a_folder_it_is_where_temporary_files_are(self, gate: Gate, spool: Path, monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setattr("tempfile.tempdir", None)  # forget what was found before
         monkeypatch.setenv("TMPDIR", str(spool))
-        with Outbox(gate.commit, limit_bytes=ROOMY) as outbox:
+        with UploadQueue(gate.commit, limit_bytes=ROOMY) as outbox:
             outbox.submit(parcel(1))
             gate.arrive()
             outbox.submit(parcel(2))
@@ -157,7 +159,7 @@ class TestOrder:
         monkeypatch.setattr("tempfile.tempdir", None)
 
     def test_two_checkpoints_of_one_step_are_two(self, gate: Gate, spool: Path):
-        with Outbox(gate.commit, limit_bytes=ROOMY, folder=spool) as outbox:
+        with UploadQueue(gate.commit, limit_bytes=ROOMY, folder=spool) as outbox:
             outbox.submit(parcel(1))
             gate.arrive()
             outbox.submit(parcel(2, size=SIZE))
@@ -169,7 +171,7 @@ class TestOrder:
 class TestBounds:
     def test_training_pauses_at_the_bound_and_goes_on_when_there_is_room(self, gate: Gate, spool: Path, caplog: pytest.LogCaptureFixture):
         caplog.set_level(logging.INFO)
-        with Outbox(gate.commit, limit_bytes=SIZE, folder=spool) as outbox:
+        with UploadQueue(gate.commit, limit_bytes=SIZE, folder=spool) as outbox:
             outbox.submit(parcel(1))
             gate.arrive()
             outbox.submit(parcel(2))
@@ -186,7 +188,7 @@ class TestBounds:
         assert [record.message.split(":")[0].split(" after")[0] for record in caplog.records] == ["training pauses", "training goes on"]
 
     def test_what_is_larger_than_the_bound_waits_in_memory(self, gate: Gate, spool: Path):
-        with Outbox(gate.commit, limit_bytes=SIZE // 2, folder=spool) as outbox:
+        with UploadQueue(gate.commit, limit_bytes=SIZE // 2, folder=spool) as outbox:
             outbox.submit(parcel(1))
             gate.arrive()
             second = in_thread(outbox, parcel(2))
@@ -208,7 +210,7 @@ class TestBounds:
         watcher.start()
         gate.opened.set()
         try:
-            with Outbox(gate.commit, limit_bytes=2 * SIZE, folder=spool) as outbox:
+            with UploadQueue(gate.commit, limit_bytes=2 * SIZE, folder=spool) as outbox:
                 for step in range(1, 60):
                     outbox.submit(parcel(step, score=float(step * 7919 * (seed + 1) % 101)))
         finally:
@@ -221,7 +223,7 @@ class TestBounds:
         assert all(committed.files == parcel(committed.step).files for committed in gate.committed)
 
     def test_a_full_disk_pauses_and_loses_nothing(self, gate: Gate, small_disk: Path, caplog: pytest.LogCaptureFixture):
-        with Outbox(gate.commit, limit_bytes=2**30, folder=small_disk) as outbox:
+        with UploadQueue(gate.commit, limit_bytes=2**30, folder=small_disk) as outbox:
             outbox.submit(parcel(1, score=0.1, size=300_000))
             gate.arrive()
             outbox.submit(parcel(2, score=0.9, size=300_000))
@@ -239,7 +241,7 @@ class TestBounds:
         assert not list(small_disk.iterdir())
 
     def test_a_folder_that_cannot_be_written_only_pauses(self, gate: Gate, tmp_path: Path):
-        with Outbox(gate.commit, limit_bytes=ROOMY, folder=tmp_path / "missing") as outbox:
+        with UploadQueue(gate.commit, limit_bytes=ROOMY, folder=tmp_path / "missing") as outbox:
             outbox.submit(parcel(1))
             gate.arrive()
             second = in_thread(outbox, parcel(2))
@@ -266,7 +268,7 @@ class TestCoalescing:
     def test_after_an_outage_only_the_best_and_the_newest_go_up_with_all_entries(
         self, gate: Gate, spool: Path, scores: Sequence[float | None], steps: list[int]
     ):
-        with Outbox(gate.commit, limit_bytes=2 * SIZE if len(scores) > 2 else ROOMY, folder=spool) as outbox:
+        with UploadQueue(gate.commit, limit_bytes=2 * SIZE if len(scores) > 2 else ROOMY, folder=spool) as outbox:
             outbox.submit(parcel(1, score=0.0))
             gate.arrive()
             for step, score in enumerate(scores, start=2):
@@ -280,7 +282,7 @@ class TestCoalescing:
             assert all(entry.step <= committed.step for entry in committed.entries)
 
     def test_an_hour_without_the_store_never_pauses_training(self, gate: Gate, spool: Path, caplog: pytest.LogCaptureFixture):
-        with Outbox(gate.commit, limit_bytes=2 * SIZE, folder=spool) as outbox:
+        with UploadQueue(gate.commit, limit_bytes=2 * SIZE, folder=spool) as outbox:
             for step in range(1, 200):
                 outbox.submit(parcel(step, score=1 / step))
                 gate.arrive() if step == 1 else None
@@ -292,15 +294,15 @@ class TestCoalescing:
 
 
 class TestErrors:
-    def fail(self, parcel: Parcel) -> None:
+    def fail(self, parcel: PendingCheckpoint) -> None:
         raise Fenced(f"step {parcel.step}")
 
     def test_an_error_of_a_commit_is_raised_at_every_later_call_and_nothing_more_is_committed(self, gate: Gate, spool: Path):
-        def once(parcel: Parcel) -> None:
+        def once(parcel: PendingCheckpoint) -> None:
             gate.commit(parcel)
             raise Fenced("step 1")
 
-        outbox = Outbox(once, limit_bytes=ROOMY, folder=spool)
+        outbox = UploadQueue(once, limit_bytes=ROOMY, folder=spool)
         with outbox_that_ends_with(outbox, Fenced):
             outbox.submit(parcel(1))
             gate.arrive()
@@ -316,15 +318,15 @@ class TestErrors:
         assert gate.steps == [1]
 
     def test_an_error_is_raised_at_the_exit_at_the_latest(self, spool: Path):
-        with pytest.raises(Fenced, match="step 1"), Outbox(self.fail, limit_bytes=ROOMY, folder=spool) as outbox:
+        with pytest.raises(Fenced, match="step 1"), UploadQueue(self.fail, limit_bytes=ROOMY, folder=spool) as outbox:
             outbox.submit(parcel(1))
 
     def test_an_error_ends_a_pause(self, gate: Gate, spool: Path):
-        def late(parcel: Parcel) -> None:
+        def late(parcel: PendingCheckpoint) -> None:
             gate.commit(parcel)
             raise StoreUnavailable("gone for good")
 
-        outbox = Outbox(late, limit_bytes=SIZE, folder=spool)
+        outbox = UploadQueue(late, limit_bytes=SIZE, folder=spool)
         with outbox_that_ends_with(outbox, StoreUnavailable):
             outbox.submit(parcel(1))
             gate.arrive()
@@ -336,7 +338,7 @@ class TestErrors:
 
     def test_while_an_exception_passes_the_commit_under_way_ends_and_the_rest_is_dropped(self, gate: Gate, spool: Path, caplog):
         def interrupted() -> None:
-            with Outbox(gate.commit, limit_bytes=ROOMY, folder=spool) as outbox:
+            with UploadQueue(gate.commit, limit_bytes=ROOMY, folder=spool) as outbox:
                 outbox.submit(parcel(1))
                 gate.arrive()
                 outbox.submit(parcel(2))
@@ -351,7 +353,7 @@ class TestErrors:
 
     def test_an_error_of_a_commit_does_not_mask_the_one_that_passes(self, spool: Path, caplog: pytest.LogCaptureFixture):
         def diverged() -> None:
-            with Outbox(self.fail, limit_bytes=ROOMY, folder=spool) as outbox:
+            with UploadQueue(self.fail, limit_bytes=ROOMY, folder=spool) as outbox:
                 outbox.submit(parcel(1))
                 wait_until(lambda: outbox.waiting == 0, deadline_s=30, what="the error")
                 raise FloatingPointError("diverged")
@@ -361,7 +363,7 @@ class TestErrors:
         assert "the last checkpoint was not committed: step 1" in caplog.text
 
     def test_a_spooled_file_that_vanished_is_an_error_and_not_a_checkpoint(self, gate: Gate, spool: Path):
-        outbox = Outbox(gate.commit, limit_bytes=ROOMY, folder=spool)
+        outbox = UploadQueue(gate.commit, limit_bytes=ROOMY, folder=spool)
         with outbox_that_ends_with(outbox, FileNotFoundError):
             outbox.submit(parcel(1))
             gate.arrive()
@@ -374,7 +376,7 @@ class TestErrors:
 
 class TestConclusion:
     def test_the_last_words_are_committed_after_all_that_waits(self, gate: Gate, spool: Path):
-        with suppress(Preempted), Outbox(gate.commit, limit_bytes=ROOMY, folder=spool) as outbox:
+        with suppress(Preempted), UploadQueue(gate.commit, limit_bytes=ROOMY, folder=spool) as outbox:
             outbox.submit(parcel(1, score=0.5))
             gate.arrive()
             outbox.submit(parcel(2, score=0.4))
@@ -384,7 +386,7 @@ class TestConclusion:
         assert (gate.steps, gate.epochs) == ([1, 2, 3], [1, 2])
 
     def test_without_last_words_it_waits_for_what_was_submitted(self, gate: Gate, spool: Path):
-        with suppress(Preempted), Outbox(gate.commit, limit_bytes=ROOMY, folder=spool) as outbox:
+        with suppress(Preempted), UploadQueue(gate.commit, limit_bytes=ROOMY, folder=spool) as outbox:
             outbox.submit(parcel(1))
             threading.Timer(0.5, gate.opened.set).start()
             assert outbox.conclude(None, within_s=30)
@@ -394,7 +396,7 @@ class TestConclusion:
     @pytest.mark.parametrize("limit_bytes", [ROOMY, SIZE // 2], ids=["room", "no room"])
     def test_a_store_that_is_away_is_waited_for_no_longer(self, gate: Gate, spool: Path, caplog, limit_bytes: int):
         since_s = time.monotonic()
-        with suppress(Preempted), Outbox(gate.commit, limit_bytes=limit_bytes, folder=spool) as outbox:
+        with suppress(Preempted), UploadQueue(gate.commit, limit_bytes=limit_bytes, folder=spool) as outbox:
             outbox.submit(parcel(1))
             gate.arrive()
             assert not outbox.conclude(parcel(2), within_s=0.5)
@@ -404,10 +406,10 @@ class TestConclusion:
         gate.opened.set()
 
     def test_what_went_wrong_with_a_commit_is_raised(self, spool: Path):
-        def refuse(parcel: Parcel) -> None:
+        def refuse(parcel: PendingCheckpoint) -> None:
             raise Fenced(f"step {parcel.step}")
 
-        with pytest.raises(Fenced, match="step 7"), Outbox(refuse, limit_bytes=ROOMY, folder=spool) as outbox:
+        with pytest.raises(Fenced, match="step 7"), UploadQueue(refuse, limit_bytes=ROOMY, folder=spool) as outbox:
             outbox.conclude(parcel(7), within_s=30)
 
 
@@ -415,11 +417,11 @@ class TestLeftOvers:
     def test_the_folder_of_a_killed_process_is_swept_and_that_of_a_living_one_stays(self, gate: Gate, spool: Path):
         code = f"""
 import pathlib, threading, time
-from orchestration.record.upload_queue import Outbox, Parcel
-def parcel(step): return Parcel(step=step, epoch=0, files={{"a": bytes(1000)}}, entries=(), seconds=0.0, at_s=0.0)
+from orchestration.record.upload_queue import UploadQueue, PendingCheckpoint
+def parcel(step): return PendingCheckpoint(step=step, epoch=0, files={{"a": bytes(1000)}}, entries=(), seconds=0.0, at_s=0.0)
 arrived = threading.Event()
 def commit(parcel): arrived.set(); time.sleep(300)
-with Outbox(commit, limit_bytes=10**6, folder=pathlib.Path({str(spool)!r})) as outbox:
+with UploadQueue(commit, limit_bytes=10**6, folder=pathlib.Path({str(spool)!r})) as outbox:
     outbox.submit(parcel(1)); arrived.wait(30); outbox.submit(parcel(2)); print("ready", flush=True); time.sleep(300)
 """
         gate.opened.set()
@@ -427,14 +429,14 @@ with Outbox(commit, limit_bytes=10**6, folder=pathlib.Path({str(spool)!r})) as o
             try:
                 assert process.stdout.readline() == "ready\n"
                 assert on_disk(spool) == 1000
-                with Outbox(gate.commit, limit_bytes=ROOMY, folder=spool):
+                with UploadQueue(gate.commit, limit_bytes=ROOMY, folder=spool):
                     assert on_disk(spool) == 1000
             finally:
                 process.kill()
         assert on_disk(spool) == 1000
         (spool / "rrn-sweep-outbox-husk").mkdir()  # killed before it could lock
         (spool / "another's").mkdir()
-        with Outbox(gate.commit, limit_bytes=ROOMY, folder=spool):
+        with UploadQueue(gate.commit, limit_bytes=ROOMY, folder=spool):
             assert [path.name for path in spool.iterdir()] == ["another's"]
         (spool / "another's").rmdir()
 
@@ -446,13 +448,13 @@ class TestStore:
         try:
             set_environment(server, monkeypatch)
             store = open_store(f"s3://rrn-test/{uuid.uuid4().hex}", deadline_s=120)
-            committed: list[Parcel] = []
+            committed: list[PendingCheckpoint] = []
 
-            def commit(parcel: Parcel) -> None:
+            def commit(parcel: PendingCheckpoint) -> None:
                 store.write(f"{parcel.step}/model", parcel.files["model.safetensors"])
                 committed.append(parcel)
 
-            with Outbox(commit, limit_bytes=ROOMY, folder=spool) as outbox:
+            with UploadQueue(commit, limit_bytes=ROOMY, folder=spool) as outbox:
                 outbox.submit(parcel(1, score=0.1))
                 assert outbox.flush(timeout_s=60)
                 server.kill()

@@ -1,4 +1,4 @@
-"""pictures.py and sheet.py: what is drawn is what the networks say, as training asks them, and drawing changes nothing."""
+"""pictures.py and picture_grid.py: what is drawn is what the networks say, as training asks them, and drawing changes nothing."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from rrn_core.picture_grid import (
     RIGHT,
     UNKNOWN,
     WRONG,
-    Row,
+    GridRow,
     coloured,
     errors,
     fitted,
@@ -210,7 +210,10 @@ def test_a_map_gets_brighter_with_its_values_and_its_selection_is_outlined():
 
 
 def test_a_sheet_takes_names_of_any_length_many_classes_and_images_of_different_sizes():
-    rows = [Row("a_name_that_is_much_longer_than_its_row" * 5, (swatch(WRONG), swatch(RIGHT))), Row("b", tuple(random_images(2, (64, 40))))]
+    rows = [
+        GridRow("a_name_that_is_much_longer_than_its_row" * 5, (swatch(WRONG), swatch(RIGHT))),
+        GridRow("b", tuple(random_images(2, (64, 40)))),
+    ]
     many = [(f"class number {k}", swatch(WRONG)) for k in range(150)]
     few, all_of_them = (sheet(rows, ["left", "right, and much longer"], [key]) for key in (many[:1], many))
     assert few.shape[1] == all_of_them.shape[1]

@@ -19,7 +19,7 @@ from rrn_core.networks.deeplab import Branch
 from rrn_core.networks.discriminators import Discriminator
 from rrn_core.networks.quartet import Quartet, build_quartet
 from rrn_core.presets import PRESETS
-from rrn_core.step import Group, Optimisers, group_of, learning_rate, train_step
+from rrn_core.step import AccumulationGroup, Optimisers, group_of, learning_rate, train_step
 
 CLASSES = 5
 RELEASED = {**PRESETS["released"], "crop": 128, "partition": "1/16"}
@@ -158,9 +158,9 @@ def test_hard_example_mining_keeps_its_share_of_pixels_for_every_image_of_the_ba
 
 def test_groups_of_iterations_start_anew_with_every_epoch_and_its_last_may_be_short():
     groups = [group_of(config(accumulate=3), i, 7) for i in range(14)]
-    first, middle, last = Group(True, False, 3), Group(False, False, 3), Group(False, True, 3)
-    assert groups == 2 * [first, middle, last, first, middle, last, Group(True, True, 1)]
-    assert {group_of(config(), i, 7) for i in range(14)} == {Group()}
+    first, middle, last = AccumulationGroup(True, False, 3), AccumulationGroup(False, False, 3), AccumulationGroup(False, True, 3)
+    assert groups == 2 * [first, middle, last, first, middle, last, AccumulationGroup(True, True, 1)]
+    assert {group_of(config(), i, 7) for i in range(14)} == {AccumulationGroup()}
 
 
 @pytest.mark.parametrize("method", ["supervised", "cps", "rrn"])
@@ -170,7 +170,7 @@ def test_a_group_steps_once_with_the_mean_gradient_and_the_rate_of_its_last_iter
     quartet = build_quartet(settings, CLASSES)
     before = {name: parameter.detach().clone() for name, parameter in quartet.named_parameters()}
     optimisers = Optimisers(quartet, settings)
-    for i, (lr, group) in enumerate([(9.0, Group(True, False, 2)), (0.01, Group(False, True, 2))], start=1):
+    for i, (lr, group) in enumerate([(9.0, AccumulationGroup(True, False, 2)), (0.01, AccumulationGroup(False, True, 2))], start=1):
         assert all(torch.equal(parameter, before[name]) for name, parameter in quartet.named_parameters())
         torch.manual_seed(0)
         train_step(quartet, optimisers, batch(i), settings, epoch=1, lr=lr, group=group)

@@ -1,4 +1,4 @@
-"""drawing.py: which epochs are drawn."""
+"""epoch_pictures.py: which epochs are drawn."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""checkout.py: which code runs, seen in a real repository."""
+"""git_checkout.py: which code runs, seen in a real repository."""
 
 import json
 import shutil
@@ -10,13 +10,13 @@ import pytest
 
 from orchestration.run import git_checkout
 
-ASK = "import json, checkout; print(json.dumps([dict(git_checkout.git_state()), git_checkout.git_diff()]))"
+ASK = "import json, git_checkout; print(json.dumps([dict(git_checkout.git_state()), git_checkout.git_diff()]))"
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A folder with the module alone in it; not yet a repository."""
-    shutil.copy(git_checkout.__file__, tmp_path / "checkout.py")
+    shutil.copy(git_checkout.__file__, tmp_path / "git_checkout.py")
     (tmp_path / "notes.txt").write_bytes(b"one\n")
     return tmp_path
 

@@ -16,10 +16,10 @@ import pytest
 from servers import free_port, wait_until
 
 from orchestration.observe.events import Event
-from orchestration.plan.spec import Notify
+from orchestration.plan.spec import NotificationRule
 from orchestration.plan.sweep_file import check
 from orchestration.plan.trial_plan import expand
-from orchestration.record.manifest import Entry, Manifest
+from orchestration.record.manifest import EpochMetrics, Manifest
 from orchestration.run import notification_text, notifications
 from orchestration.run.notifications import Notifier
 from orchestration.sweep import Sweep, open_sweep
@@ -93,7 +93,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 def notifier(*, url: str = "", command: str | None = None, **rule) -> Notifier:
     named = {"webhook_env": "HOOK"} if url else {}
     environment = {"PATH": os.environ["PATH"], "HOOK": url}
-    return Notifier(Notify(command=command, **named, **rule), "demo", total=2, environment=environment)
+    return Notifier(NotificationRule(command=command, **named, **rule), "demo", total=2, environment=environment)
 
 
 def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -110,7 +110,7 @@ def finished(tmp_path: Path) -> Sweep:
 
 
 def manifest(plan, mious=(), **changes) -> Manifest:
-    history = tuple(Entry(epoch=n, step=n, time_ms=n, metrics={"val/miou": miou}) for n, miou in enumerate(mious, start=1))
+    history = tuple(EpochMetrics(epoch=n, step=n, time_ms=n, metrics={"val/miou": miou}) for n, miou in enumerate(mious, start=1))
     known = {"sweep": "demo", "trial_id": plan.trial_id, "label": plan.label, "varied": plan.varied, "config": {}, "iterations": 1}
     return Manifest(**known, created_ms=0, updated_ms=0, **{"status": "finished", "history": history, **changes})
 
@@ -229,7 +229,7 @@ class TestWebhook:
         assert SECRET not in caplog.text
 
     def test_an_unset_variable_is_told_at_once(self, caplog):
-        told = Notifier(Notify(webhook_env="SLACK_WEBHOOK"), "demo", total=1, environment={})
+        told = Notifier(NotificationRule(webhook_env="SLACK_WEBHOOK"), "demo", total=1, environment={})
         told(FAILED)
         assert told.close(timeout_s=1) == 0
         assert warnings(caplog) == ["notify: SLACK_WEBHOOK is not set: no webhook will be told"]

@@ -1,4 +1,4 @@
-"""usage.py: what a trial uses of its machine, and what that machine is."""
+"""resource_usage.py: what a trial uses of its machine, and what that machine is."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from orchestration.plan.sweep_file import check
 from orchestration.plan.trial_plan import TrialPlan
-from orchestration.record.manifest import Entry, Manifest
+from orchestration.record.manifest import EpochMetrics, Manifest
 from orchestration.run.search import AdaptiveSource
 
 SPACE = {"lambda1": {"low": 0.1, "high": 3.0, "log": True}, "eps": {"low": 0.2, "high": 0.8}, "epochs": {"low": 1, "high": 9}}
@@ -18,7 +18,7 @@ def spec_of(sampler: str = "tpe", trials: int = 14, *, space=None, at: str = "la
 def manifest_of(plan: TrialPlan, *, status: str = "finished") -> Manifest:
     """A finished trial is best where eps is 0.5; it was better still an epoch earlier."""
     score = 1 - abs(plan.config.eps - 0.5)
-    history = [Entry(epoch=n, step=n, time_ms=n, metrics={"val/miou": value}) for n, value in ((1, score + 0.5), (2, score))]
+    history = [EpochMetrics(epoch=n, step=n, time_ms=n, metrics={"val/miou": value}) for n, value in ((1, score + 0.5), (2, score))]
     common = {"sweep": "demo", "trial_id": plan.trial_id, "label": plan.label, "varied": plan.varied, "proposal": plan.proposal}
     config = plan.config.model_dump(mode="json")
     return Manifest(**common, config=config, iterations=1, created_ms=0, updated_ms=0, status=status, history=tuple(history))

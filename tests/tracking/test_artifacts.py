@@ -16,14 +16,14 @@ import pytest
 from servers import free_port, wait_until
 from tracked_sweep import Sweep, attempt, judged, manifest
 
-from infra.local.parts import Part
+from infra.local.parts import StackPart
 from orchestration.record.manifest import Manifest, ObjectRef, dump_manifest, manifest_key
 from orchestration.store.open import open_store
 from orchestration.tracking import artifact_queue, sweep_run
-from orchestration.tracking.artifacts import Artifacts, Unstored
-from orchestration.tracking.descriptions import Facts
-from orchestration.tracking.run_files import Fetch, File
-from orchestration.tracking.sync import Synced, sync
+from orchestration.tracking.artifacts import Artifacts, ArtifactsUnavailable
+from orchestration.tracking.descriptions import SweepFacts
+from orchestration.tracking.run_files import Fetch, RunFile
+from orchestration.tracking.sync import SyncReport, sync
 
 IMAGES = "images/predictions+step+{0}+timestamp+170000000{0}000+abc"
 
@@ -37,7 +37,7 @@ def proxy(mlflow_database: Path, tmp_path_factory: pytest.TempPathFactory) -> It
     command += ["--host", "127.0.0.1", "--port", str(port), "--artifacts-destination", str(folder / "artifacts")]
     quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
     uri = f"http://127.0.0.1:{port}"
-    server = Part("proxy", command, log=folder / "log", check=lambda: answers(f"{uri}/health"), environment=quiet)
+    server = StackPart("proxy", command, log=folder / "log", check=lambda: answers(f"{uri}/health"), environment=quiet)
     try:
         server.start()
         yield uri
@@ -157,7 +157,7 @@ class TestFilesOfATrial:
         before = sorted(local.files(local.run()))
         shutil.rmtree(folder / "images")
         (folder / "iou_per_class.json").unlink()
-        assert synced(local, tmp_path, found) == Synced(runs=2, created=0, closed=0, points=0, files=3)
+        assert synced(local, tmp_path, found) == SyncReport(runs=2, created=0, closed=0, points=0, files=3)
         assert sorted(local.files(local.run())) == before
         assert synced(local, tmp_path, found).files == 0
 
@@ -289,8 +289,8 @@ class TestPlacesThatAreAway:
 
         artifacts = Artifacts("http://mlflow.example:5000", client, client)
         artifacts.begin("run")
-        with pytest.raises(Unstored, match="serve-artifacts"):
-            artifacts.put("run", str(tmp_path / "x"), [File("a", "1", lambda: b"a")], complete=False)
+        with pytest.raises(ArtifactsUnavailable, match="serve-artifacts"):
+            artifacts.put("run", str(tmp_path / "x"), [RunFile("a", "1", lambda: b"a")], complete=False)
         assert not (tmp_path / "x").exists()
 
     def test_after_an_abandonment_no_file_is_written(self, local: Sweep) -> None:
@@ -363,7 +363,7 @@ class TestTheSweepAsAWhole:
         def note() -> str:
             return local.parent().data.tags.get("mlflow.note.content", "") if local.runs("") else ""
 
-        tracker = local.tracker(facts=Facts(about="why", command="rrn-sweep a.yaml"))
+        tracker = local.tracker(facts=SweepFacts(about="why", command="rrn-sweep a.yaml"))
         tracker.start(["abc", "def"])
         wait_until(lambda: "0 of 2 trials finished, 2 not started" in note(), deadline_s=20, what="a first description")
         local.put(drawn_trial(local))
@@ -415,7 +415,7 @@ class TestTheSweepAsAWhole:
         assert "the comparison for MLflow could not be made: KeyError" in caplog.text
 
 
-def synced(sweep: Sweep, folder: Path, *manifests: Manifest, **changes: Any) -> Synced:
+def synced(sweep: Sweep, folder: Path, *manifests: Manifest, **changes: Any) -> SyncReport:
     """A sync of a real store with these manifests and their pictures."""
     store = open_store(str(folder / "store"))
     for found in manifests:
@@ -424,7 +424,7 @@ def synced(sweep: Sweep, folder: Path, *manifests: Manifest, **changes: Any) -> 
     for key, body in sweep.objects.items():
         store.write(key, body)
     ids = [found.trial_id for found in manifests]
-    return sync(sweep.uri, sweep.name, store, **{"trial_ids": ids, "facts": Facts(about="what it is for"), **changes})
+    return sync(sweep.uri, sweep.name, store, **{"trial_ids": ids, "facts": SweepFacts(about="what it is for"), **changes})
 
 
 def answers(url: str) -> bool:

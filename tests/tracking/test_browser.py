@@ -22,7 +22,7 @@ from servers import MlflowServer
 
 from orchestration.plan.spec import Retention
 from orchestration.plan.trial_plan import TrialPlan
-from orchestration.record.manifest import Entry
+from orchestration.record.manifest import EpochMetrics
 from orchestration.record.trial_record import TrialRecord
 from orchestration.run.epoch_pictures import CONFUSION, PREDICTIONS
 from orchestration.run.runner import facts, overview
@@ -343,7 +343,7 @@ def fill(sweep: Sweep, plan: TrialPlan, begun_ms: int) -> None:
     record.finish()
 
 
-def measured(plan: TrialPlan, epoch: int, time_ms: int) -> Entry:
+def measured(plan: TrialPlan, epoch: int, time_ms: int) -> EpochMetrics:
     found, chance = entry(plan, epoch), random.Random(f"{plan.trial_id} {epoch} machine")
     more: dict[str, Any] = {
         "system/cpu_utilization_percentage": 90 + 8 * chance.random(),

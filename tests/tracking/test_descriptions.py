@@ -8,7 +8,7 @@ import pytest
 from tracked_sweep import STORE, attempt, checkpoint, judged, manifest
 
 from orchestration.record.manifest import Manifest
-from orchestration.tracking.descriptions import Facts, code, gist, percent, sweep_note, text, trial_note
+from orchestration.tracking.descriptions import SweepFacts, code, percent, summary_of, sweep_note, text, trial_note
 from rrn_core.config import Split, TrainConfig
 
 SPLIT = Split(labeled=46, unlabeled=321, val=101, sha256="ab" * 32)
@@ -52,9 +52,9 @@ class TestOfATrial:
 
 
 class TestOfASweep:
-    def note(self, *trials: Manifest, total: int = 0, facts: Facts | None = None, **statuses: str) -> str:
-        gists = [gist(found, statuses.get(f"s{found.config['seed']}", "FINISHED")) for found in trials]
-        return sweep_note("my_sweep", gists, facts or Facts(), links={"charts | all": "#/experiments/1"}, total=total)
+    def note(self, *trials: Manifest, total: int = 0, facts: SweepFacts | None = None, **statuses: str) -> str:
+        gists = [summary_of(found, statuses.get(f"s{found.config['seed']}", "FINISHED")) for found in trials]
+        return sweep_note("my_sweep", gists, facts or SweepFacts(), links={"charts | all": "#/experiments/1"}, total=total)
 
     def test_cells_are_means_over_seeds_by_both_rules(self) -> None:
         trials = [finished(part, seed, 0.5, 0.4 + 0.01 * seed) for part in ("1/8", "full") for seed in (1, 2, 3)]
@@ -76,12 +76,12 @@ class TestOfASweep:
         assert note.count("512 labelled, 512 unlabelled") == 1
 
     def test_what_for_and_how_again(self) -> None:
-        note = self.note(facts=Facts(about="the | paper's *table*", command="rrn-sweep run a.yaml\n--data-root /d"))
+        note = self.note(facts=SweepFacts(about="the | paper's *table*", command="rrn-sweep run a.yaml\n--data-root /d"))
         assert "the &#124; paper's &#42;table&#42;" in note
         assert note.endswith("**Again:**\n\n    rrn-sweep run a.yaml --data-root /d")
 
     def test_a_search_tells_how_many_trials_there_will_be(self) -> None:
-        assert "1 of 30 trials finished, 29 not started" in self.note(finished("1/8", 1, 0.5), total=1, facts=Facts(total=30))
+        assert "1 of 30 trials finished, 29 not started" in self.note(finished("1/8", 1, 0.5), total=1, facts=SweepFacts(total=30))
 
     def test_a_sweep_of_a_thousand_cells_is_cut_where_a_line_ends(self) -> None:
         trials = [finished(f"n:{count}", 1, 0.5) for count in range(1, 400)]

@@ -9,20 +9,20 @@ from typing import Any
 import pytest
 from tracked_sweep import STORE, attempt, checkpoint, judged, manifest
 
-from orchestration.tracking.dataset_inputs import DataSet
-from orchestration.tracking.run_content import run_view
+from orchestration.tracking.dataset_inputs import DatasetInput
+from orchestration.tracking.run_content import run_content
 from rrn_core.config import Split, TrainConfig
 
 
 class TestRunView:
     def test_tags_name_the_last_and_the_first_best_checkpoint(self) -> None:
         scored = manifest(3, checkpoints=(checkpoint(1, 0.4), checkpoint(2, 0.4), checkpoint(3)))
-        tags = run_view(scored, store=f"{STORE}/", live=True).tags
+        tags = run_content(scored, store=f"{STORE}/", live=True).tags
         assert tags["checkpoint_best"] == f"{STORE}/sweep/abc/checkpoints/00000001-1"
         assert tags["checkpoint_last"] == f"{STORE}/sweep/abc/checkpoints/00000003-1"
 
     def test_tags_are_what_people_filter_by(self) -> None:
-        tags = run_view(manifest(1, proposal=7), store=STORE, live=True).tags
+        tags = run_content(manifest(1, proposal=7), store=STORE, live=True).tags
         assert {
             name: tags[name] for name in ("sweep", "trial_id", "partition", "seed", "method", "dataset", "attempt", "proposal", "rrn.kind")
         } == {
@@ -38,7 +38,7 @@ class TestRunView:
         }
 
     def test_long_values_are_cut_to_what_mlflow_takes(self) -> None:
-        view = run_view(manifest(1, status="failed", reason="x" * 10_000, config={"scales": "y" * 10_000}), store=STORE, live=True)
+        view = run_content(manifest(1, status="failed", reason="x" * 10_000, config={"scales": "y" * 10_000}), store=STORE, live=True)
         assert (len(view.tags["reason"]), len(view.params["scales"])) == (5000, 6000)
 
     @pytest.mark.parametrize(
@@ -46,17 +46,17 @@ class TestRunView:
         [("running", True, "RUNNING"), ("running", False, "KILLED"), ("finished", False, "FINISHED"), ("failed", True, "FAILED")],
     )
     def test_status(self, stored: str, live: bool, shown: str) -> None:
-        view = run_view(manifest(1, status=stored), store=STORE, live=live)
+        view = run_content(manifest(1, status=stored), store=STORE, live=live)
         assert (view.status, view.end_ms is None) == (shown, shown == "RUNNING")
 
 
 class TestLiveness:
     @pytest.mark.parametrize(("outcome", "shown"), [(None, "RUNNING"), ("stopped", "KILLED"), ("lost", "KILLED")])
     def test_a_trial_between_two_attempts_does_not_run(self, outcome: str | None, shown: str) -> None:
-        assert run_view(manifest(1, attempts=(attempt(1, outcome),)), store=STORE, live=True).status == shown
+        assert run_content(manifest(1, attempts=(attempt(1, outcome),)), store=STORE, live=True).status == shown
 
     def test_an_open_attempt_has_no_effort_yet(self) -> None:
-        view = run_view(manifest(1, attempts=(attempt(1, "lost"), attempt(2, None))), store=STORE, live=False)
+        view = run_content(manifest(1, attempts=(attempt(1, "lost"), attempt(2, None))), store=STORE, live=False)
         assert [point.step for point in view.series["rrn.logged_attempt"]] == [1]
         assert view.tags["attempts"] == "2: lost, open"
 
@@ -84,7 +84,7 @@ class TestFewAndWellNamed:
         assert list(params_of(TrainConfig(method="supervised"), varied=("eps", "partition")))[:2] == ["eps", "partition"]
 
     def test_a_series_for_each_class_and_head_is_left_to_a_table(self) -> None:
-        (point,) = run_view(manifest(1, history=(judged(1, 0.5),)), store=STORE, live=True).series["rrn.logged_epoch"]
+        (point,) = run_content(manifest(1, history=(judged(1, 0.5),)), store=STORE, live=True).series["rrn.logged_epoch"]
         assert set(point.metrics) == {
             "train/loss",
             "val/miou",
@@ -100,13 +100,13 @@ class TestFewAndWellNamed:
     def test_the_best_so_far_is_the_first_epoch_that_reached_it(self) -> None:
         scores = (0.3, 0.5, 0.4, 0.5, 0.6)
         history = tuple(judged(epoch, score) for epoch, score in enumerate(scores, start=1))
-        points = run_view(manifest(5, history=history), store=STORE, live=True).series["rrn.logged_epoch"]
+        points = run_content(manifest(5, history=history), store=STORE, live=True).series["rrn.logged_epoch"]
         best = [(point.metrics["best/miou"], point.metrics["best/miou_epoch"]) for point in points]
         assert best == [(0.3, 1), (0.5, 2), (0.5, 2), (0.5, 2), (0.6, 5)]
 
     def test_tags_group_by_each_varied_setting_and_by_all_but_the_seed(self) -> None:
         config = TrainConfig(partition="1/8", eps=0.25, drlc=False, seed=3).model_dump(mode="json")
-        tags = run_view(manifest(1, config=config, varied=("eps", "partition", "drlc", "seed")), store=STORE, live=True).tags
+        tags = run_content(manifest(1, config=config, varied=("eps", "partition", "drlc", "seed")), store=STORE, live=True).tags
         assert {name: tags[name] for name in ("eps", "drlc", "partition", "seed", "cell")} == {
             "eps": "0.25",
             "drlc": "false",
@@ -149,8 +149,8 @@ class TestData:
 
 def params_of(config: TrainConfig, **changes: Any) -> Mapping[str, str]:
     settings = {"varied": ("seed",), **changes}
-    return run_view(manifest(1, config=config.model_dump(mode="json"), **settings), store=STORE, live=True).params
+    return run_content(manifest(1, config=config.model_dump(mode="json"), **settings), store=STORE, live=True).params
 
 
-def data_of(config: TrainConfig) -> tuple[DataSet, ...]:
-    return run_view(manifest(1, config=config.model_dump(mode="json")), store=STORE, live=True).data
+def data_of(config: TrainConfig) -> tuple[DatasetInput, ...]:
+    return run_content(manifest(1, config=config.model_dump(mode="json")), store=STORE, live=True).data

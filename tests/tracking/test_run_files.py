@@ -14,13 +14,13 @@ from tracked_sweep import CLASSES, CONFUSION, attempt, judged, manifest, png
 from orchestration.errors import Corrupt, NotFound
 from orchestration.plan.sweep_file import load
 from orchestration.plan.trial_plan import expand
-from orchestration.record.manifest import Manifest, ObjectRef, Pictures, sha256_of
+from orchestration.record.manifest import EpochPictures, Manifest, ObjectRef, sha256_of
 from orchestration.store.base import Store
 from orchestration.store.open import open_store
-from orchestration.tracking.run_files import File, Origin, digest_of, overview_files, stored, table, trial_files
+from orchestration.tracking.run_files import CodeOrigin, RunFile, digest_of, overview_files, stored, table, trial_files
 from rrn_core.config import Split, TrainConfig
 
-OURS = Origin(driver=1, facts={"ray": "2.60", "git_commit": "c0ffee"}, code={"git.diff": "+x\n"})
+OURS = CodeOrigin(driver=1, facts={"ray": "2.60", "git_commit": "c0ffee"}, code={"git.diff": "+x\n"})
 
 
 @pytest.fixture
@@ -28,17 +28,17 @@ def store(tmp_path: Path) -> Store:
     return open_store(str(tmp_path / "store"))
 
 
-def files(store: Store, found: Manifest, *, live: bool = False, origin: Origin | None = None) -> dict[str, File]:
+def files(store: Store, found: Manifest, *, live: bool = False, origin: CodeOrigin | None = None) -> dict[str, RunFile]:
     return {file.name: file for file in trial_files(found, stored(store), live=live, origin=origin)}
 
 
-def drawn(store: Store, epoch: int, *, shade: int = 100) -> Pictures:
+def drawn(store: Store, epoch: int, *, shade: int = 100) -> EpochPictures:
     refs = {}
     for name, body in (("predictions.png", png(shade)), ("confusion.json", CONFUSION)):
         key = f"sweep/abc/pictures/{epoch:04d}-1/{name}"
         store.write(key, body)
         refs[name] = ObjectRef(key=key, sha256=sha256_of(body), size=len(body))
-    return Pictures(epoch=epoch, objects=refs)
+    return EpochPictures(epoch=epoch, objects=refs)
 
 
 def judged_trial(*scores: float, **changes: Any) -> Manifest:
@@ -97,7 +97,7 @@ class TestEnvironment:
         assert digest_of(files(store, found, origin=OURS).values()) == digest_of(files(store, found).values())
 
     def test_a_huge_diff_is_cut(self, store: Store) -> None:
-        huge = Origin(driver=1, facts={}, code={"git.diff": "x" * (2**20 + 7)})
+        huge = CodeOrigin(driver=1, facts={}, code={"git.diff": "x" * (2**20 + 7)})
         body = files(store, manifest(1, attempts=(attempt(1, None),)), origin=huge)["attempts/1-git.diff"].make()
         assert body.endswith(b"x\n(cut here: 7 more characters)\n")
 
@@ -134,7 +134,7 @@ class TestTables:
         body = json.dumps({"classes": names, "head": "branch1", "counts": [[int(i == j) for j in range(classes)] for i in range(classes)]})
         store.write("sweep/abc/pictures/0001-1/confusion.json", body.encode())
         ref = ObjectRef(key="sweep/abc/pictures/0001-1/confusion.json", sha256=sha256_of(body.encode()), size=len(body))
-        found = judged_trial(0.5, pictures=(Pictures(epoch=1, objects={"confusion.json": ref}),))
+        found = judged_trial(0.5, pictures=(EpochPictures(epoch=1, objects={"confusion.json": ref}),))
         with Image.open(io.BytesIO(files(store, found)["confusion.png"].make())) as picture:
             assert min(picture.size) > 300
 

@@ -17,8 +17,8 @@ from orchestration.errors import TrackingError
 from orchestration.record.manifest import Manifest, dump_manifest, manifest_key
 from orchestration.store.base import Store
 from orchestration.store.open import open_store
-from orchestration.tracking.descriptions import Facts
-from orchestration.tracking.sync import Synced, sync
+from orchestration.tracking.descriptions import SweepFacts
+from orchestration.tracking.sync import SyncReport, sync
 
 
 class Case:
@@ -33,8 +33,8 @@ class Case:
             self.sweep.put(named)
             self.store.write(manifest_key(self.sweep.name, named.trial_id), dump_manifest(named))
 
-    def sync(self, *trial_ids: str, **changes: Any) -> Synced:
-        default = {"trial_ids": trial_ids or None, "facts": Facts(about="what it is for")}
+    def sync(self, *trial_ids: str, **changes: Any) -> SyncReport:
+        default = {"trial_ids": trial_ids or None, "facts": SweepFacts(about="what it is for")}
         return sync(self.sweep.uri, self.sweep.name, self.store, **{**default, **changes})
 
     def statuses(self) -> dict[str, str]:
@@ -107,17 +107,17 @@ def test_what_a_dead_driver_left_running_gets_the_truth_and_a_second_time_writes
     assert case.statuses() == {"abc": "FINISHED", "def": "FAILED", "cut": "KILLED", "old": "KILLED", "gone": "KILLED"}
     assert case.sweep.parent().info.status == "FAILED"
     before = content(case.database)
-    assert case.sync("abc", "def", "cut", "new") == Synced(runs=6, created=0, closed=0, points=0)
+    assert case.sync("abc", "def", "cut", "new") == SyncReport(runs=6, created=0, closed=0, points=0)
     assert content(case.database) == before
 
 
 def test_a_sweep_that_mlflow_never_heard_of_is_built_from_the_store(case: Case) -> None:
     case.put(FINISHED, FAILED)
-    assert case.sync() == Synced(runs=3, created=3, closed=0, points=5 * len(SHOWN) + 3 * 3, files=3 + 2)
+    assert case.sync() == SyncReport(runs=3, created=3, closed=0, points=5 * len(SHOWN) + 3 * 3, files=3 + 2)
     parent = case.sweep.parent().info
     assert (parent.status, parent.start_time, parent.end_time) == ("FAILED", FINISHED.created_ms, FINISHED.updated_ms)
     before = content(case.database)
-    assert case.sync() == Synced(runs=3, created=0, closed=0, points=0)
+    assert case.sync() == SyncReport(runs=3, created=0, closed=0, points=0)
     assert content(case.database) == before
 
 
@@ -125,7 +125,7 @@ def test_sync_shows_what_the_tracker_showed(case: Case) -> None:
     case.put(FINISHED, FAILED)
     case.sweep.track()
     before = case.shown()
-    assert case.sync() == Synced(runs=3, created=0, closed=0, points=0)
+    assert case.sync() == SyncReport(runs=3, created=0, closed=0, points=0)
     assert case.shown() == before
 
 
@@ -171,7 +171,7 @@ def test_an_older_database_that_somebody_restored_is_brought_up_to_date(fresh: C
     fresh.sync()
     restored = Case(f"sqlite:///{older}", older, fresh.store)
     restored.sweep.name = fresh.sweep.name
-    assert restored.sync() == Synced(runs=2, created=0, closed=0, points=2 * len(SHOWN) + 2 * 3)
+    assert restored.sync() == SyncReport(runs=2, created=0, closed=0, points=2 * len(SHOWN) + 2 * 3)
     assert restored.shown() == fresh.shown()
 
 
@@ -212,7 +212,7 @@ def test_what_could_not_be_shown_during_an_outage_arrives_later(mlflow_database:
         with pytest.raises(TrackingError, match="is away"):
             case.sync()
         server.start()
-        assert case.sync() == Synced(runs=2, created=0, closed=2, points=2 * len(SHOWN) + 2 * 3, files=2)
+        assert case.sync() == SyncReport(runs=2, created=0, closed=2, points=2 * len(SHOWN) + 2 * 3, files=2)
         assert (case.statuses(), case.sweep.parent().info.status) == ({"abc": "FINISHED"}, "FINISHED")
     finally:
         server.kill()
@@ -226,5 +226,5 @@ def test_a_server_that_is_away_is_told_without_its_password(store: Store) -> Non
 
 def test_it_says_what_it_did() -> None:
     text = "MLflow: 3 runs looked at, 1 created, 2 closed, 40 points and 5 files added"
-    assert str(Synced(3, 1, 2, 40, 5)) == text
-    assert str(Synced(3, 1, 2, 40, 5, 7, "no room")) == f"{text}; 7 files could not be stored, sync again later: no room"
+    assert str(SyncReport(3, 1, 2, 40, 5)) == text
+    assert str(SyncReport(3, 1, 2, 40, 5, 7, "no room")) == f"{text}; 7 files could not be stored, sync again later: no room"

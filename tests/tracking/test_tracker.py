@@ -16,7 +16,7 @@ from servers import MlflowServer, free_port, wait_until
 from tracked_sweep import STORE, Sweep, attempt, content, expected_points, manifest
 
 from orchestration.errors import StoreUnavailable, TrackingError
-from orchestration.record.manifest import Entry, Manifest
+from orchestration.record.manifest import EpochMetrics, Manifest
 from orchestration.tracking.tracker import Tracker
 
 PARAMS = {
@@ -304,7 +304,7 @@ class TestOutages:
         assert "trial bad cannot be shown in MLflow for now: no answer" in caplog.text
 
     def test_a_trial_that_mlflow_refuses_leaves_the_others_alone(self, local_sweep: Sweep, caplog: pytest.LogCaptureFixture) -> None:
-        odd = Entry(epoch=1, step=1, time_ms=1, metrics={"val/miou": 1.0, "not a key ?!": 2.0})
+        odd = EpochMetrics(epoch=1, step=1, time_ms=1, metrics={"val/miou": 1.0, "not a key ?!": 2.0})
         local_sweep.put(manifest(1, trial_id="odd", seed=4, history=(odd,)), manifest(2))
         tracker = local_sweep.tracker()
         tracker.start(["odd", "abc"])

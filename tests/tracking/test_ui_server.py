@@ -1,4 +1,4 @@
-"""serve.py with a real `mlflow server` in a process of its own: what it shows, and that nothing is left of it."""
+"""ui_server.py with a real `mlflow server` in a process of its own: what it shows, and that nothing is left of it."""
 
 from __future__ import annotations
 
