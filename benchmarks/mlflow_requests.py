@@ -23,7 +23,7 @@ from orchestration.run.runner import MLFLOW_SETTINGS
 from orchestration.tracking.run_content import run_content
 from orchestration.tracking.run_files import trial_files
 from orchestration.tracking.runs import Runs, open_runs
-from rrn_core.config import TrainConfig
+from rrn_core import configure
 
 EPOCHS, CLASSES = 30, 21
 HEADS = ("branch1", "branch2", "ensemble")
@@ -74,7 +74,7 @@ def trial(epochs: int, *, drawn: bool = False) -> Manifest:
         sweep="benchmark",
         trial_id="abc",
         label="1/8 seed 1",
-        config=TrainConfig().model_dump(mode="json"),
+        config=configure().model_dump(mode="json"),
         varied=("partition", "seed"),
         iterations=1000,
         attempts=(Attempt(number=1, driver=1, node="here", started_ms=1),),

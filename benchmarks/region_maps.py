@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image
+from rrn_core.step import MixedImages, discriminator_inputs, mixed_pass
 from safetensors.torch import load
 from torch import Tensor
 
@@ -27,9 +28,11 @@ from rrn_core.data.batch import IMAGENET_MEAN, IMAGENET_STD, Batch
 from rrn_core.data.batches import Batches
 from rrn_core.data.dataset import DataSet, open_dataset
 from rrn_core.losses import VOID, hard_labels, scale_image
-from rrn_core.networks.quartet import Quartet, build_quartet
+from rrn_core.methods import build_networks
+from rrn_core.methods.cps import MixedImages, mixed_pass
+from rrn_core.methods.rrn import discriminator_inputs
+from rrn_core.networks.quartet import Quartet
 from rrn_core.picture_grid import GridRow, coloured, errors, heat, photograph, sheet, swatch
-from rrn_core.step import Mixed, discriminator_pairs, mixed_pass
 
 BATCHES = 40
 COLUMNS = ("mixed image", "true labels", "branch 1", "where it errs", "score of D1", "score of D2")
@@ -67,7 +70,7 @@ def opened(store_uri: str, sweep: str, trial: str, data_root: Path) -> tuple[str
     assert manifest is not None, f"{sweep}/{trial}: not in {store_uri}"
     config = build_config(manifest.config)
     data = open_dataset(config, Runtime(data_root=data_root.resolve()))
-    quartet = build_quartet(config, len(data.classes))
+    quartet = build_networks(config, len(data.classes))
     quartet.load_state_dict(load(store.read(manifest.checkpoints[-1].objects["model.safetensors"].key)[0]))
     for judge in quartet.discriminators():
         judge.eval()
@@ -77,7 +80,7 @@ def opened(store_uri: str, sweep: str, trial: str, data_root: Path) -> tuple[str
 def judged(quartet: Quartet, batch: Batch, config: TrainConfig, data: DataSet) -> tuple[list[list[float]], GridRow]:
     """For every region with known labels: branch, share of right pixels, score of the own and of the other discriminator; and a picture."""
     mixed = mixed_pass(quartet.branch1, quartet.branch2, batch)
-    pairs = discriminator_pairs(mixed, batch, config)
+    pairs = discriminator_inputs(mixed, batch, config)
     d1, d2 = quartet.discriminators()
     rows: list[list[float]] = []
     scores: list[Tensor] = []
@@ -94,7 +97,7 @@ def judged(quartet: Quartet, batch: Batch, config: TrainConfig, data: DataSet) -
     return rows, picture_of(mixed, scores, data)
 
 
-def picture_of(mixed: Mixed, scores: list[Tensor], data: DataSet) -> GridRow:
+def picture_of(mixed: MixedImages, scores: list[Tensor], data: DataSet) -> GridRow:
     """The panels of the first image."""
     pixels = scale_image(mixed.image[:1], scaling="unnormalise", mean=IMAGENET_MEAN, std=IMAGENET_STD)[0].permute(1, 2, 0).numpy()
     maps = [F.interpolate(score[:1], size=pixels.shape[:2], mode="bilinear", align_corners=True)[0, 0].numpy() for score in scores]

@@ -13,8 +13,8 @@ from orchestration.failures import Failure
 from orchestration.plan.spec import SweepSpec
 from orchestration.plan.sweep_file import load
 from orchestration.plan.trial_plan import TrialPlan, expand, representatives
-from orchestration.record.inputs import InputContents, unresolved
-from orchestration.record.manifest import Manifest, adopted, proposed, read_manifests, restored_plan
+from orchestration.record.inputs import InputContents
+from orchestration.record.manifest import Manifest, StoredTrials, read_manifests, restored_plan
 from orchestration.record.tracking_note import tracked, write_tracked
 from orchestration.store.base import Store
 from orchestration.store.open import open_store
@@ -32,7 +32,7 @@ class Sweep:
     spec: SweepSpec
     store: Store
     tracking: str
-    contents: InputContents
+    inputs: InputContents
     plans: list[TrialPlan]
     manifests: dict[str, Manifest]
     samples: list[TrialPlan]
@@ -94,12 +94,13 @@ class Sweep:
     def reread(self, *, known: Mapping[str, Manifest] | None = None) -> Sweep:
         """The sweep with what the store knows now; manifests that are `known` not to change are not read again. Raises StoreError."""
         spec = self.spec
-        names = None if spec.search or any(unresolved(plan.config) for plan in self.plans) else [plan.trial_id for plan in self.plans]
-        manifests = read_manifests(self.store, spec.name, names, known=known)
-        plans = [adopted(plan, manifests.values()) if unresolved(plan.config) else plan for plan in self.plans]
+        manifests = read_manifests(self.store, spec.name, known=known)
+        stored = StoredTrials(manifests.values())
         if spec.search:
-            found = proposed(spec, manifests, self.contents.resolve)
+            found = stored.of_search(spec, self.inputs.resolve)
             plans = [replace(restored_plan(manifest), varied=tuple(spec.space)) for manifest in found]
+        else:
+            plans = [plan if plan.trial_id in manifests else _as_stored(plan, stored) for plan in self.plans]
         return replace(self, plans=plans, manifests=manifests)
 
     def tracked(self) -> set[str]:
@@ -128,12 +129,19 @@ def open_sweep(file: Path, overrides: Sequence[str], *, data_root: Path | None, 
     spec = load(file, overrides=overrides)
     store = open_store(spec.store or environment.get("RRN_STORE") or "runs/store", deadline_s=STORE_WAITS_S)
     tracking = _absolute(spec.tracking or environment.get("MLFLOW_TRACKING_URI") or "sqlite:///runs/mlflow.db")
-    contents = InputContents(Runtime(data_root=data_root, lists_root=file.resolve().parent), store)
+    inputs = InputContents(Runtime(data_root=data_root, lists_root=file.resolve().parent), store)
     with naming(file):
-        plans = expand(spec, contents.resolve)
-        samples = representatives(spec, contents.resolve) if spec.search else []
-    sweep = Sweep(file, spec, store, tracking, contents, plans, {}, samples)
+        plans = expand(spec, inputs.resolve)
+        samples = representatives(spec, inputs.resolve) if spec.search else []
+    sweep = Sweep(file, spec, store, tracking, inputs, plans, {}, samples)
     return sweep.reread() if look else sweep
+
+
+def _as_stored(plan: TrialPlan, stored: StoredTrials) -> TrialPlan:
+    """The plan by the name under which the store holds its trial: made where the data could be seen, or by an earlier release."""
+    if (manifest := stored.find(plan.config)) is None:
+        return plan
+    return replace(restored_plan(manifest), varied=plan.varied, same_as=plan.same_as)
 
 
 @contextmanager

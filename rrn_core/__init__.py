@@ -1,16 +1,17 @@
-"""The Region Relevance Network: `for report in train(TrainConfig(...), Runtime(...))`."""
+"""The Region Relevance Network and its neighbours: `for report in train(configure("digits"), Runtime())`."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from rrn_core.config import Runtime, TrainConfig
+from rrn_core.methods import configure
 from rrn_core.presets import PRESETS
 
 if TYPE_CHECKING:
     from rrn_core.state import CheckpointError
     from rrn_core.training import Report, train
 
-__all__ = ["PRESETS", "CheckpointError", "Report", "Runtime", "TrainConfig", "train"]
+__all__ = ["PRESETS", "CheckpointError", "Report", "Runtime", "TrainConfig", "configure", "train"]
 
 _HOMES = {"CheckpointError": "state", "Report": "training", "train": "training"}
 

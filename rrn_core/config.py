@@ -1,14 +1,16 @@
-"""Everything that changes a result (`TrainConfig`), and where it runs (`Runtime`)."""
+"""Everything that changes a result (`TrainConfig`: the settings that every method has), and where it runs (`Runtime`)."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
+
+from rrn_core.setting import Setting, setting_of
 
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
@@ -18,6 +20,9 @@ Count = Annotated[int, Field(ge=1)]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 PARTITIONS = ("1/16", "1/8", "1/4", "1/2", "full")
+
+METHOD = Setting("run", headline=True)
+"""The facts of `method`, which every method states for its own name."""
 
 
 class Split(BaseModel):
@@ -32,131 +37,107 @@ class Split(BaseModel):
 
 
 class TrainConfig(BaseModel):
-    """One training run as a value. The defaults are the default column of METHOD.md 1.6, VOC 2012 sizes.
+    """One training run as a value: the settings that every method has; each method adds its own (`rrn_core.methods`).
 
-    Numbers in brackets below are the paper's equations. Validation is strict: a string is never read as a
-    number, an unknown key is refused, NaN and infinity are refused.
+    `rrn_core.configure` makes one. The defaults are those of the paper on VOC 2012. Numbers in brackets are equations of the paper.
+    Validation is strict: a string is never read as a number, an unknown name is refused, NaN and infinity are refused.
     """
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
-    method: Literal["supervised", "cps", "rrn"] = "rrn"
-    """`supervised`: L_sup alone. `cps`: L_sup + lambda1 L_cps. `rrn`: all terms of (7, 8)."""
-    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    revision: ClassVar[int] = 1
+    """Of the method's arithmetic: part of the identity, raised when a change gives other numbers on purpose."""
+    unlabeled_streams: ClassVar[int] = 2
+    """Batches of unlabelled images in each iteration."""
+
+    method: Annotated[str, METHOD] = "rrn"
+    """How the networks are trained: `supervised`, `cps` or `rrn`; each is a file in `rrn_core/methods`."""
+    seed: Annotated[int, Field(ge=0, lt=2**31), Setting("run", changes_cost=False, headline=True)] = 0
     """Seeds the initial weights, the data order, augmentation, CutMix boxes and dropout."""
 
-    # data
-    dataset: Literal["digits", "camvid", "voc", "cityscapes", "folder"] = "digits"
-    train_list: str | None = None
-    """File with the ordered training images, instead of the data set's own list. This and the two lists below are read in the spelling of
-    CPS, of UniMatch or as bare names; a relative path starts at the sweep file, at the data root, or at the data set's own lists."""
-    partition: str = "1/8"
+    dataset: Annotated[Literal["digits", "camvid", "voc", "cityscapes", "folder"], Setting("data", data="set", headline=True)] = "digits"
+    """`digits`: the embedded scenes, which need no files. The others are read from the data root as downloaded; `folder`: your own data."""
+    train_list: Annotated[str | None, Setting("data", changes_cost=False, data="list")] = None
+    """File with the ordered training images, instead of the data set's own list. This list and the two below may be written as CPS or
+    UniMatch write theirs, or as bare names. A relative path is looked up beside the sweep file, then in the data root, then beside the
+    data set's own lists."""
+    partition: Annotated[str, Setting("data", changes_cost=False, data="partition", headline=True)] = "1/8"
     """Share of the training images whose labels are used: 1/16, 1/8, 1/4, 1/2, full, or `n:92` for a count."""
-    partition_by: Literal["every_kth", "seeded", "balanced", "list"] = "every_kth"
-    """`every_kth`: images 0, k, 2k, ... of the ordered list (CPS's and the paper's). `seeded`: a random draw.
-    `balanced`: a seeded draw that evens out the number of images in which each class occurs.
-    `list`: the images of `labeled_list`; `partition` is then no more than their name."""
-    partition_seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
-    labeled_list: str | None = None
+    partition_by: Annotated[Literal["every_kth", "seeded", "balanced", "list"], Setting("data", changes_cost=False, data="partition")] = (
+        "every_kth"
+    )
+    """`every_kth`: images 0, k, 2k, ... of the ordered list, as CPS and the paper do. `seeded`: a random draw.
+    `balanced`: a random draw that evens out the number of images in which each class occurs.
+    `list`: the images of `labeled_list`; `partition` is then only their name."""
+    partition_seed: Annotated[int, Field(ge=0, lt=2**31), Setting("data", changes_cost=False, data="partition")] = 0
+    """Seed of `seeded` and `balanced`."""
+    labeled_list: Annotated[str | None, Setting("data", changes_cost=False, data="list")] = None
     """File with the labelled images; `{k}` in its name stands for the 8 of "1/8" or the 92 of "n:92"."""
-    unlabeled_list: str | None = None
+    unlabeled_list: Annotated[str | None, Setting("data", changes_cost=False, data="list")] = None
     """File with the unlabelled images, like `labeled_list`; without it, the training images that `labeled_list` does not name."""
-    split: Split | None = None
-    """What the lists and the partition come to. A sweep fills it in from the data, so that other images make another run; training refuses
-    images that differ. Unset, nothing is compared; `digits` needs none, its scenes are made from the settings."""
-    image_size: Annotated[int, Field(ge=64, le=4096)] = 64
+    split: Annotated[Split | None, Setting("data", changes_cost=False, data="contents")] = None
+    """What the lists and the partition come to. A sweep fills it in from the data, so that other images make another trial; training
+    refuses images that differ. Unset, nothing is compared; `digits` needs none."""
+    image_size: Annotated[int, Field(ge=64, le=4096), Setting("data", data="scene")] = 64
     """Side of a `digits` scene in pixels; other data sets have their own sizes."""
-    train_images: Count = 512
+    train_images: Annotated[Count, Setting("data", changes_cost=False, data="scene")] = 512
     """Number of `digits` training scenes; other data sets have their own lists."""
-    val_images: Count = 64
+    val_images: Annotated[Count, Setting("data", changes_cost=False, data="scene")] = 64
     """Number of `digits` validation scenes."""
-    crop: Annotated[int, Field(ge=64, le=4096)] = 512
+    crop: Annotated[int, Field(ge=64, le=4096), Setting("data", data="view")] = 512
     """Side of the square training crop and of the evaluation window, in pixels."""
-    scales: Annotated[tuple[Positive, ...], Field(min_length=1)] = (0.5, 0.75, 1.0, 1.5, 1.75, 2.0)
-    """Random resize factors, drawn uniformly (1.25 is missing in the release too)."""
-    hflip: Probability = 0.5
-    cutmix_boxes: Count = 3
-    """Boxes XOR-ed into one CutMix mask (French et al.)."""
-    cutmix_area: tuple[Probability, Probability] = (0.25, 0.5)
-    """Range of the share of the image that all boxes together would cover if none overlapped."""
+    scales: Annotated[tuple[Positive, ...], Field(min_length=1), Setting("data", changes_cost=False, data="view")] = (
+        0.5,
+        0.75,
+        1.0,
+        1.5,
+        1.75,
+        2.0,
+    )
+    """Random resize factors, drawn uniformly (1.25 is missing in the released code too)."""
+    hflip: Annotated[Probability, Setting("data", changes_cost=False)] = 0.5
+    """Probability that an image is mirrored."""
 
-    # networks
-    backbone: Literal["tiny", "resnet18", "resnet50", "resnet101"] = "resnet50"
-    init_weights: str | None = None
-    """Weights to start from, as `rrn-sweep weights import` writes them: a path, which if relative starts at the sweep file or at the data
-    root, or (in a sweep) `store:` and a key of the store.
+    backbone: Annotated[Literal["tiny", "resnet18", "resnet50", "resnet101"], Setting("networks", headline=True)] = "resnet50"
+    """ResNet with a deep stem (v1c); `tiny` is for CPUs and small images."""
+    init_weights: Annotated[str | None, Setting("networks", changes_cost=False)] = None
+    """Weights to start from, as `rrn-sweep weights import` writes them: a path, looked up beside the sweep file and then in the data root,
+    or (in a sweep) `store:` and a key of the store.
     An ImageNet backbone starts both branches; whole branches, and discriminators where the file has them, start the same parts."""
-    init_sha256: Digest | None = None
+    init_sha256: Annotated[Digest | None, Setting("networks", changes_cost=False, data="contents")] = None
     """SHA-256 of that file. A sweep fills it in; training refuses other contents."""
-    discriminator: Literal["patch", "image", "pixel"] = "patch"
-    """`patch`: one score per region (the paper). `image`: one per image (the released script). `pixel`: one per pixel."""
-    discriminator_width: Count = 64
-    """Channels of the discriminator's first convolution; the next three have 2, 4 and 8 times as many."""
-    region_kernel: Count = 10
-    """Kernel and stride of the patch classifier on the conv4 map (1/16 of the crop): a region spans 16 x this many pixels."""
-    feature_pool: Count | Literal["auto", "global"] = "auto"
-    """Kernel of the average pooling before feature matching. `auto`: 20, or 50 on a conv4 map of at least 50, as released; `global`
-    where the map is below 20 or would pool to more than one cell."""
 
-    # objective
-    eps: Annotated[float, Field(gt=0, lt=1)] = 0.6
-    """Threshold of the region-consistency map (1, 3). The loss reads it, nothing else does."""
-    lambda1: NonNegative = 1.0
-    """Weight of L_cps (5, 6)."""
-    lambda2: NonNegative = 1.0
-    """Weight of L_dr (3), or of L_ls (1) where `drlc` is off."""
-    lambda3: NonNegative = 0.1
-    """Weight of feature matching L_f (2)."""
-    drlc: bool = True
-    """Dynamic region loss: both discriminators judge each branch (3). Off: each branch by its own discriminator only (1)."""
-    drlc_weighting: Literal["sum_of_masked_means", "eq3_mean_all", "eq3_mean_selected"] = "sum_of_masked_means"
-    region_upsample: Literal["bilinear", "nearest", "footprint", "threshold_first"] = "bilinear"
-    """How a region map becomes a pixel mask. `footprint`: each region covers its true cells, the rest of the crop is never selected.
-    `threshold_first`: bilinear, but the thresholded map is up-sampled and cut at 1/2."""
-    gate: Literal["ge", "gt"] = "ge"
-    """A region is selected where rc >= eps (paper) or rc > eps (release)."""
-    region_label: Literal["own", "teacher", "cross"] = "own"
-    """Target of the region loss: the branch's own argmax on the mixed image, its teacher's mixed label, or the other teacher's."""
-    region_loss_from_epoch: Annotated[int, Field(ge=0)] = 1
-    """Cold start: L_dr is zero before this epoch (counted from 0)."""
-    judge_dropout: bool = True
-    """Dropout of the discriminators stays active while they judge (as released). Off: a deterministic gate."""
-    discriminator_scaling: Literal["batch", "per_image", "unnormalise"] = "batch"
-    """How an image is brought to [0, 1] for the discriminators: min/max over the batch, over each image, or the stored pixel value."""
-    mask_void: bool = False
-    """Zero the discriminators' whole input where the labelled image is void (255)."""
-    feature_matching: Literal["mean", "sum"] = "mean"
-    """L_f as the mean over channels (release) or the L1 norm (2)."""
-    cps_on_labeled: bool = False
-    """Adds the labelled images' half of L_cps (5)."""
-    supervised_ce: Literal["plain", "ohem"] = "plain"
+    supervised_ce: Annotated[Literal["plain", "ohem"], Setting("objective")] = "plain"
     """L_sup over all labelled pixels, or online hard example mining: only over those that are predicted badly (CPS on Cityscapes)."""
-    ohem_threshold: Annotated[float, Field(gt=0, le=1)] = 0.7
+    ohem_threshold: Annotated[float, Field(gt=0, le=1), Setting("objective")] = 0.7
     """Pixels whose true class has at most this probability are hard."""
-    ohem_min_kept: Count = 50_000
-    """At least so many pixels per image of the batch count as hard, the worst ones first."""
+    ohem_min_kept: Annotated[Count, Setting("objective")] = 50_000
+    """At least this many pixels per image of the batch count as hard, the worst ones first."""
 
-    # optimisation
-    batch_size: Annotated[int, Field(ge=2)] = 6
-    """Images per stream (labelled, u0, u1) and step; at least 2, because ASPP normalises a 1x1 map over the batch."""
-    accumulate: Count = 1
+    batch_size: Annotated[int, Field(ge=2), Setting("optimisation")] = 6
+    """Images per stream and iteration; at least 2, because ASPP normalises a 1x1 map over the batch."""
+    accumulate: Annotated[Count, Setting("optimisation")] = 1
     """Iterations whose gradients are averaged into one optimiser step; every epoch starts a new group, its last iteration ends one."""
-    epochs: Count = 32
-    lr: Positive = 0.0025
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    weight_decay: NonNegative = 5e-4
-    poly_power: NonNegative = 0.9
-    warmup_epochs: Annotated[int, Field(ge=0)] = 10
-    discriminator_lr: Positive = 1e-4
-    precision: Literal["float32", "bfloat16"] = "float32"
+    epochs: Annotated[Count, Setting("optimisation", changes_cost=False, acts_from="warm-up's end", headline=True)] = 32
+    """Passes over the longer of the labelled and unlabelled lists."""
+    lr: Annotated[Positive, Setting("optimisation", changes_cost=False)] = 0.0025
+    """Learning rate of the branches after warm-up."""
+    momentum: Annotated[float, Field(ge=0, lt=1), Setting("optimisation", changes_cost=False)] = 0.9
+    """Of SGD."""
+    weight_decay: Annotated[NonNegative, Setting("optimisation", changes_cost=False)] = 5e-4
+    """Of the branches' convolutions; biases and normalisation do not decay."""
+    poly_power: Annotated[NonNegative, Setting("optimisation", changes_cost=False, acts_from="warm-up's end")] = 0.9
+    """Power of the polynomial decay of the learning rate."""
+    warmup_epochs: Annotated[int, Field(ge=0), Setting("optimisation", changes_cost=False)] = 10
+    """Epochs in which the learning rate rises from 0 to `lr`."""
+    precision: Annotated[Literal["float32", "bfloat16"], Setting("optimisation")] = "float32"
     """`bfloat16`: the networks run under autocast; every loss stays in float32."""
 
-    # evaluation
-    ensemble: Literal["none", "logits", "prob"] = "logits"
+    ensemble: Annotated[Literal["none", "logits", "prob"], Setting("evaluation", acts_from="evaluation")] = "logits"
     """What `val/miou` is: branch 1 alone, or the weighted mean of both branches' logits or probabilities."""
-    ensemble_weight: Probability = 0.5
+    ensemble_weight: Annotated[Probability, Setting("evaluation", changes_cost=False, acts_from="evaluation")] = 0.5
     """Weight of branch 1 in the ensemble."""
-    eval_batch: Count = 8
+    eval_batch: Annotated[Count, Setting("evaluation", acts_from="evaluation")] = 8
     """Windows per forward pass in evaluation."""
 
     @field_validator("partition")
@@ -166,13 +147,6 @@ class TrainConfig(BaseModel):
         if value not in PARTITIONS and not counted:
             choices = ", ".join(f'"{p}"' for p in PARTITIONS)
             raise PydanticCustomError("partition", 'must be one of {choices}, or "n:92" for a count', {"choices": choices})
-        return value
-
-    @field_validator("cutmix_area")
-    @classmethod
-    def _ordered_area(cls, value: tuple[float, float]) -> tuple[float, float]:
-        if value[0] > value[1]:
-            raise PydanticCustomError("cutmix_area", "must be [smallest, largest]", {})
         return value
 
     @model_validator(mode="after")
@@ -185,56 +159,25 @@ class TrainConfig(BaseModel):
             raise PydanticCustomError("lists", "digits has no files, so it takes no lists", {})
         return self
 
-    @model_validator(mode="after")
-    def _fits_the_crop(self) -> Self:
-        """The discriminators halve the crop four times: refuse what does not fit their last map, with the arithmetic."""
-        if self.method != "rrn":
-            return self
-        side = self.conv4_side
-        shape = f"crop {self.crop} gives a conv4 map of {side} x {side} (crop / 16)"
-        if self.discriminator == "patch" and self.region_kernel > side:
-            raise PydanticCustomError(
-                "region_kernel",
-                "region_kernel {k} does not fit: {shape}; set region_kernel <= {side} or crop >= {crop}",
-                {"k": self.region_kernel, "shape": shape, "side": side, "crop": 16 * self.region_kernel},
-            )
-        if isinstance(self.feature_pool, int) and not side / 2 < self.feature_pool <= side:
-            raise PydanticCustomError(
-                "feature_pool",
-                "feature_pool {k} does not give one cell: {shape}; set feature_pool to {low}..{side}, auto or global",
-                {"k": self.feature_pool, "shape": shape, "side": side, "low": side // 2 + 1},
-            )
-        return self
-
-    @property
-    def conv4_side(self) -> int:
-        """Side of the discriminator's last feature map for a training crop."""
-        return self.crop // 16
-
-    @property
-    def pool_kernel(self) -> int:
-        """`feature_pool` resolved for this crop; the whole map where it is global."""
-        side = self.conv4_side
-        if isinstance(self.feature_pool, int):
-            return self.feature_pool
-        if self.feature_pool == "auto" and (20 <= side < 40 or 50 <= side < 100):
-            return 20 if side < 40 else 50
-        return side
-
     @property
     def partition_number(self) -> str:
         """What `{k}` stands for in the name of a list: 8 of "1/8", 92 of "n:92", full."""
         return self.partition.removeprefix("1/").removeprefix("n:")
 
     def identity(self) -> dict[str, Any]:
-        """Every setting as JSON holds it. Where the contents of lists and weights are known, they count, and not where the files lay."""
+        """What tells this run from others: every setting that its method reads, as JSON holds it, and the method's revision.
+
+        Where the contents of lists and weights are known, they count instead of the paths. A setting at its neutral value is left out.
+        """
         settings = self.model_dump(mode="json")
         if self.split:
-            settings |= {"train_list": None, "labeled_list": None, "unlabeled_list": None}
+            settings |= {name: None for name, field in type(self).model_fields.items() if setting_of(field).data == "list"}
         if self.init_sha256:
             settings["init_weights"] = None
-        return settings
+        neutral = {name: setting_of(field).neutral for name, field in type(self).model_fields.items()}
+        return {"revision": self.revision} | {name: value for name, value in settings.items() if value != neutral[name]}
 
+    @property
     def digest(self) -> str:
         """SHA-256 of the canonical JSON of the identity, as 64 hex digits."""
         return hashlib.sha256(json.dumps(self.identity(), sort_keys=True, separators=(",", ":")).encode()).hexdigest()

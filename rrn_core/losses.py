@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Literal
 
 import torch
@@ -172,3 +172,8 @@ def class_probabilities(logits: Tensor) -> Tensor:
 def _footprint(selected: Tensor, size: tuple[int, int], cell: int) -> Tensor:
     filled = selected.repeat_interleave(cell, dim=2).repeat_interleave(cell, dim=3)[..., : size[0], : size[1]]
     return F.pad(filled, (0, size[1] - filled.shape[3], 0, size[0] - filled.shape[2]))
+
+
+def count_pixels(masks: Iterable[Tensor]) -> Tensor:
+    """Number of true pixels in all masks together, as a float scalar."""
+    return torch.stack([mask.sum() for mask in masks]).sum().float()

@@ -11,14 +11,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rrn_core.config import TrainConfig
-from rrn_core.data.batch import IMAGENET_MEAN, IMAGENET_STD
 from rrn_core.data.dataset import Images, Pixels
 from rrn_core.data.files import VOID, Colour
 from rrn_core.evaluate import HEADS, Forward, evaluating, heads, reported_head, slide_all
-from rrn_core.losses import class_probabilities, discriminator_input, hard_labels, region_mask, scale_image
+from rrn_core.losses import hard_labels
+from rrn_core.methods import method_of
+from rrn_core.methods.base import RegionMaps
 from rrn_core.networks.quartet import Quartet
 from rrn_core.picture_grid import RIGHT, UNKNOWN, WRONG, GridRow, Key, coloured, errors, heat, heat_swatches, photograph, sheet, swatch
-from rrn_core.step import discriminators, region_side, selections
 
 _NAMES = {"branch1": "branch 1", "branch2": "branch 2", "ensemble": "ensemble"}
 
@@ -41,10 +41,11 @@ def panels(
     pairs = [images[i] for i in indices]
     seen = views(quartet, [image for image, _ in pairs], config, device)
     rows = [_row(images.names[i], *pair, view, palette, config) for i, pair, view in zip(indices, pairs, seen, strict=True)]
-    regions = ["region map of D1", "region map of D2"] if quartet.D1 else []
+    shown = _region_maps(quartet, config)
+    regions = ["region map of D1", "region map of D2"] if shown else []
     columns = ["image", "truth", *_NAMES.values(), *regions, f"errors of {_NAMES[reported_head(config)]}"]
     named = [(name, swatch(colour)) for name, colour in zip(classes, palette, strict=True)]
-    return sheet(rows, columns, [_key(config, regions=bool(regions)), named])
+    return sheet(rows, columns, [_key(shown.legend(config) if shown else None), named])
 
 
 def spread(count: int, total: int) -> list[int]:
@@ -78,6 +79,10 @@ def views(quartet: Quartet, images: Iterable[Pixels], config: TrainConfig, devic
         return [_view(of_image, len(judges)) for of_image in maps]
 
 
+def _region_maps(quartet: Quartet, config: TrainConfig) -> RegionMaps | None:
+    return method_of(config.method).REGION_MAPS if quartet.D1 else None
+
+
 def _view(maps: Tensor, judges: int) -> PredictionMaps:
     """What `_judged` says of a whole image, summed over windows."""
     scores, windows, regions = torch.split(maps, [len(maps) - 1 - 2 * judges, 1, 2 * judges])
@@ -87,32 +92,16 @@ def _view(maps: Tensor, judges: int) -> PredictionMaps:
 
 
 def _judged(quartet: Quartet, config: TrainConfig, device: torch.device) -> Forward:
-    """Windows to the scores of all heads, a one, which counts the windows of a pixel, and the `_regions`: (N, 3 K + 1 + 4, crop, crop)."""
-    see = heads(quartet, config, device)
+    """Windows to the scores of all heads, a one, which counts the windows of a pixel, and the region maps: (N, 3 K + 1 + 4, crop, crop)."""
+    see, shown = heads(quartet, config, device), _region_maps(quartet, config)
 
     def forward(windows: Tensor) -> Tensor:
         windows = windows.to(device)
         scores = see(windows)
-        regions = [_regions(quartet, windows, scores[:, :2], config)] if quartet.D1 else []
+        regions = [shown.of(quartet, windows, scores[:, :2], config)] if shown else []
         return torch.cat([scores.flatten(1, 2), torch.ones_like(windows[:, :1]), *regions], dim=1)
 
     return forward
-
-
-def _regions(quartet: Quartet, images: Tensor, logits: Tensor, config: TrainConfig) -> Tensor:
-    """rc and selection of D1, then of D2, (B, 4, H, W), of both branches' logits (B, 2, K, H, W)."""
-    pixels = scale_image(images, scaling=config.discriminator_scaling, mean=IMAGENET_MEAN, std=IMAGENET_STD)
-    size, maps = images.shape[2:], []
-    for z, judge in zip(logits.unbind(1), discriminators(quartet, config), strict=True):
-        score = judge(discriminator_input(class_probabilities(z), pixels))[0]
-        maps += [_pixels_of(score.sigmoid(), config, size), selections(score, None, config, size=size)[1].float()]
-    return torch.stack(maps, dim=1)
-
-
-def _pixels_of(rc: Tensor, config: TrainConfig, size: torch.Size) -> Tensor:
-    """The map before any threshold."""
-    upsample = "bilinear" if config.region_upsample == "threshold_first" else config.region_upsample
-    return region_mask(rc, (size[0], size[1]), gate=lambda maps: maps, upsample=upsample, cell=region_side(config, size))
 
 
 def _row(name: str, image: Pixels, truth: Pixels, view: PredictionMaps, palette: Sequence[Colour], config: TrainConfig) -> GridRow:
@@ -125,7 +114,7 @@ def _row(name: str, image: Pixels, truth: Pixels, view: PredictionMaps, palette:
     return GridRow(name, (*before, *regions, errors(reported, truth)), captions)
 
 
-def _key(config: TrainConfig, *, regions: bool) -> Key:
+def _key(selected: str | None) -> Key:
     ramp, outlined = heat_swatches()
-    judged = [("region map from 0 to 1", ramp), (f"outlined: selected, eps {config.eps:g}", outlined)] if regions else []
+    judged = [("region map from 0 to 1", ramp), (f"outlined: {selected}", outlined)] if selected else []
     return [*judged, ("right", swatch(RIGHT)), ("wrong", swatch(WRONG)), ("void", swatch(UNKNOWN))]

@@ -4,49 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-_PAPER: dict[str, Any] = {
-    "crop": 512,
-    "scales": (0.5, 0.75, 1.0, 1.5, 1.75, 2.0),
-    "hflip": 0.5,
-    "cutmix_boxes": 3,
-    "cutmix_area": (0.25, 0.5),
-    "backbone": "resnet50",
-    "discriminator": "patch",
-    "discriminator_width": 64,
-    "region_kernel": 10,
-    "feature_pool": "auto",
-    "eps": 0.6,
-    "lambda1": 1.0,
-    "lambda2": 1.0,
-    "lambda3": 0.1,
-    "drlc": True,
-    "drlc_weighting": "sum_of_masked_means",
-    "region_upsample": "bilinear",
-    "gate": "ge",
-    "region_label": "own",
-    "region_loss_from_epoch": 1,
-    "judge_dropout": True,
-    "discriminator_scaling": "batch",
-    "mask_void": False,
-    "feature_matching": "mean",
-    "cps_on_labeled": False,
-    "supervised_ce": "plain",
-    "batch_size": 6,
-    "accumulate": 1,
-    "epochs": 32,
-    "lr": 0.0025,
-    "momentum": 0.9,
-    "weight_decay": 5e-4,
-    "poly_power": 0.9,
-    "warmup_epochs": 10,
-    "discriminator_lr": 1e-4,
-    "ensemble": "logits",
-    "ensemble_weight": 0.5,
-}
-
 PRESETS: dict[str, dict[str, Any]] = {
-    "paper": _PAPER,
-    "released": {**_PAPER, "discriminator": "image", "gate": "gt", "weight_decay": 1e-4},
+    "paper": {},
+    "released": {"discriminator": "image", "gate": "gt", "weight_decay": 1e-4},
     "cityscapes": {
         "dataset": "cityscapes",
         "crop": 800,
@@ -76,10 +36,10 @@ PRESETS: dict[str, dict[str, Any]] = {
         "eval_batch": 32,
     },
 }
-"""`paper` names every setting of METHOD.md 1.6 and has the epochs of partition 1/16. It equals the defaults, that is METHOD.md's default
-column: where it has to choose between the equations and what the authors ran, it takes what they ran, so that `feature_matching` is a mean
-and not the L1 norm of (2), and `cps_on_labeled` is off though (5) has it. `released`: what the authors' script does otherwise.
-`cityscapes`: the paper's values for it, on top of the defaults; where the paper is silent (OHEM, no warm-up, the epochs of 1/16), those of
-CPS on Cityscapes. `digits`: the embedded data on a CPU within a minute. Its networks start from random weights, and with the paper's
-lambda1 = lambda2 = 1 they would teach each other that all is background before they have seen a digit; hence the smaller ones.
+"""`paper`: the defaults, with the epochs of partition 1/16. Where the equations and the released code differ, they follow the code:
+`feature_matching` is a mean and not the L1 norm of (2), and `cps_on_labeled` is off although (5) has it. `released`: what the authors'
+script does otherwise. `cityscapes`: the paper's values; where the paper is silent (OHEM, no warm-up, the epochs of 1/16), those of CPS on
+Cityscapes. `digits`: the embedded data on a CPU within a minute. Its networks start from random weights, and with the paper's
+lambda1 = lambda2 = 1 they would teach each other that all is background before they have seen a digit; hence the smaller weights.
+Settings that a method does not have are left out for it.
 """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -11,14 +12,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from rrn_core.config import Runtime, TrainConfig
 from rrn_core.data.batch import Batch
 from rrn_core.data.dataset import Pixels, open_validation
 from rrn_core.evaluate import default_stride, evaluate, window_starts
-from rrn_core.networks.quartet import Quartet, build_quartet
-from rrn_core.step import Optimisers, train_step
+from rrn_core.methods import build_networks, method_of
+from rrn_core.methods.base import train_step
+from rrn_core.networks.quartet import Quartet
+from rrn_core.optimisation import ALONE, Optimisers
 from rrn_core.training import peak_memory_mb, set_up_torch
 
 
@@ -79,20 +82,21 @@ def task_of(config: TrainConfig, runtime: Runtime) -> Task:
 def probe(config: TrainConfig, runtime: Runtime, *, num_classes: int, iterations: int = 3) -> Cost:
     """Run `iterations` whole training steps, after one that is not counted, and one evaluation batch, on random images.
 
-    The region loss takes part. Torch's settings and global random state are left as they were.
+    Every term of the loss takes part. Torch's settings and global random state are left as they were.
 
     Raises:
         torch.OutOfMemoryError: the run does not fit the device.
     """
     with _as_in_training(runtime) as device:
         _reset_peak(device)
-        quartet = build_quartet(config, num_classes).to(device)
+        method = method_of(config.method)
+        quartet = build_networks(config, num_classes).to(device)
         optimisers = Optimisers(quartet, config)
         batch = _random_batch(config, num_classes).to(device)
 
         def step() -> None:
-            # without a rate of learning nothing can diverge, at the same cost
-            train_step(quartet, optimisers, batch, config, epoch=config.region_loss_from_epoch, lr=0.0)
+            # at learning rate 0 nothing can diverge, at the same cost; after the last epoch every term takes part
+            train_step(method, quartet, optimisers, batch, config, epoch=sys.maxsize, lr=0.0, group=ALONE)
 
         per_iteration = _seconds(step, iterations, device)
         per_window = _evaluation_s(quartet, config, num_classes, device) / config.eval_batch
@@ -100,17 +104,12 @@ def probe(config: TrainConfig, runtime: Runtime, *, num_classes: int, iterations
 
 
 def checkpoint_bytes(config: TrainConfig, num_classes: int) -> int:
-    """Size of what a checkpoint of `config` holds: the networks, the momentum of the branches, both moments of the discriminators."""
+    """Size of what a checkpoint of `config` holds: the networks, and what the optimisers remember of each parameter."""
     with torch.device("meta"):
-        quartet = build_quartet(config, num_classes)
+        quartet = build_networks(config, num_classes)
     weights: int = sum(tensor.nbytes for tensor in quartet.state_dict().values())
-    momentum = _parameter_bytes(quartet.branch1, quartet.branch2) if config.momentum else 0
-    moments = 2 * _parameter_bytes(quartet.D1, quartet.D2)
-    return weights + momentum + moments
-
-
-def _parameter_bytes(*networks: nn.Module | None) -> int:
-    return sum(parameter.nbytes for network in networks if network for parameter in network.parameters())
+    slots = Optimisers(quartet, config).expected_slots()
+    return weights + sum(tensor.nbytes for optimiser in slots.values() for each in optimiser.values() for tensor in each.values())
 
 
 def _random_batch(config: TrainConfig, num_classes: int) -> Batch:

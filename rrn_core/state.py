@@ -1,13 +1,10 @@
-"""TrainState: all that must survive a crash, to and from bytes or a directory."""
+"""TrainState: all that must survive a crash, to and from bytes or a directory. Nothing is pickled."""
 
 from __future__ import annotations
 
 import hashlib
-import io
 import os
-import pickletools
 import random
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,20 +13,21 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors.torch import save as save_safetensors
 from torch import Tensor
-from torch.optim import Adam, Optimizer
 
 from rrn_core.config import TrainConfig
 from rrn_core.networks.quartet import Quartet
-from rrn_core.step import Optimisers
-from rrn_core.weights import WEIGHTS, check_archive, first_sentence, pack, shown, training_facts, unpack
+from rrn_core.optimisation import Optimisers, Slots
+from rrn_core.weights import WEIGHTS, first_sentence, header_of, load_tensors, pack, shown, training_metadata, unpack
 
-REST = "state.pt"
-
-_NAMES = frozenset(
-    {"torch._utils _rebuild_tensor_v2", "collections OrderedDict", "torch FloatStorage", "torch LongStorage", "torch ByteStorage"}
-)
-"""All that the pickle in `state.pt` may name. torch allows some more, of which a few take as much memory as the file claims."""
+STATE = "state.safetensors"
+"""Name of the file beside the networks': optimisers and random generators as tensors, numbers as JSON in its header."""
+_HEADER = "rrn-sweep-state"
+_UNSEALED = "0" * 64
+"""What stands in the state file for its own SHA-256 while that is computed."""
+_EARLIER = "state.pt"
+"""What releases up to 0.1 wrote instead, by pickle."""
 
 
 class CheckpointError(ValueError):
@@ -38,7 +36,7 @@ class CheckpointError(ValueError):
 
 @dataclass
 class TrainState:
-    """The one mutable value of a run: networks, optimisers, position, and the sums of the epoch under way.
+    """The one mutable value of a run: networks, optimisers, position, and the sums of the current epoch.
 
     The data order needs no state: every batch is a function of the seed and the iteration.
     """
@@ -49,39 +47,40 @@ class TrainState:
     iteration: int = 0
     """Iterations done."""
     sums: dict[str, float] = field(default_factory=dict)
-    """Sums of the step's values over the epoch under way."""
+    """Sums of the step's values over the current epoch."""
     seconds: float = 0.0
     """Seconds of training and evaluation so far, over all attempts."""
 
     def to_files(self) -> dict[str, bytes]:
-        """`model.safetensors` (every network, the settings) and `state.pt` (the rest); equal states give equal weights files."""
-        facts = training_facts(self.config, self.quartet.branch1.classifier.out_channels)
-        weights = pack(self.quartet.state_dict(), facts)
-        rest = _Rest(
-            config_digest=self.config.digest(),
+        """`model.safetensors` (every network, the settings) and `state.safetensors` (the rest); equal states give equal weights files."""
+        weights = pack(self.quartet.state_dict(), training_metadata(self.config, self.quartet))
+        generators = _Generators.now()
+        numbers = _Numbers(
+            sha256=_UNSEALED,
+            config_digest=self.config.digest,
             weights_sha256=hashlib.sha256(weights).hexdigest(),
             iteration=self.iteration,
             sums=self.sums,
             seconds=self.seconds,
-            optimisers={name: state["state"] for name, state in self.optimisers.state_dict().items()},
-            random=_Random.now(),
+            **generators.numbers(),
         )
-        body = io.BytesIO()
-        torch.save(rest.model_dump(), body)
-        return {WEIGHTS: weights, REST: body.getvalue()}
+        tensors = _flat(self.optimisers.slots()) | generators.tensors()
+        body = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        unsealed = save_safetensors(body, metadata={_HEADER: numbers.model_dump_json()})
+        return {WEIGHTS: weights, STATE: unsealed.replace(_UNSEALED.encode(), hashlib.sha256(unsealed).hexdigest().encode(), 1)}
 
     def load_files(self, files: Mapping[str, bytes]) -> None:
-        """Take everything over from `to_files`, random generators included, or nothing at all; executes no pickled code.
+        """Take everything over from `to_files`, random generators included, or nothing at all.
 
         Raises:
-            CheckpointError: files of another configuration or of two checkpoints, damaged ones, and any that do not fit.
+            CheckpointError: files of another configuration, of two checkpoints or of an earlier release, damaged ones, and any that do
+                not fit.
         """
-        weights, rest = self._read(files)
-        groups = self.optimisers.state_dict()  # they follow from the configuration, the learning rate from the iteration
+        weights, slots, numbers, generators = self._read(files)
         self.quartet.load_state_dict(weights)
-        self.optimisers.load_state_dict({name: {**own, "state": _copied(rest.optimisers.get(name, {}))} for name, own in groups.items()})
-        self.iteration, self.sums, self.seconds = rest.iteration, rest.sums, rest.seconds
-        rest.random.restore()
+        self.optimisers.load_slots(slots)
+        self.iteration, self.sums, self.seconds = numbers.iteration, numbers.sums, numbers.seconds
+        generators.restore()
 
     def save(self, directory: Path) -> None:
         """Write the files into `directory`, each by rename; the last one written completes the checkpoint."""
@@ -93,42 +92,41 @@ class TrainState:
                 os.fsync(file.fileno())
             (directory / f".{name}.tmp").replace(directory / name)
 
-    def _read(self, files: Mapping[str, bytes]) -> tuple[dict[str, Tensor], _Rest]:
+    def _read(self, files: Mapping[str, bytes]) -> tuple[dict[str, Tensor], dict[str, Slots], _Numbers, _Generators]:
         """The contents, of which everything fits this state: to take them over can fail for want of memory only."""
+        if STATE not in files and _EARLIER in files:
+            raise CheckpointError(f"saved by an earlier release as {_EARLIER}, which this release does not read")
         try:
-            rest = _Rest.model_validate(_unpickled(files[REST]))
-            self._check_origin(rest, files[WEIGHTS])
+            numbers = _Numbers.model_validate_json(header_of(files[STATE])[_HEADER])
+            _check_seal(numbers, files[STATE])
+            self._check_origin(numbers, files[WEIGHTS])
             weights, _ = unpack(files[WEIGHTS])
             _check_tensors(weights, self.quartet.state_dict())
-            _check_tensors(_flat(rest.optimisers), self._expected(rest.iteration))
-            rest.random.check()
+            tensors = load_tensors(files[STATE])
+            generators = _Generators.of(tensors, numbers)
+            generators.check()
+            expected = self.optimisers.expected_slots() if numbers.iteration else dict.fromkeys(self.optimisers.by_name, Slots())
+            _check_tensors({name: tensors[name] for name in tensors.keys() - generators.tensors().keys()}, _flat(expected))
         except (CheckpointError, MemoryError):
             raise
         except ValidationError as error:
             fault = error.errors(include_input=False, include_context=False)[0]
             where = shown(".".join(map(str, fault["loc"])))
-            raise CheckpointError(f"the checkpoint cannot be read: {REST}: {where}: {shown(fault['msg'])}") from None
+            raise CheckpointError(f"the checkpoint cannot be read: {STATE}: {where}: {shown(fault['msg'])}") from None
         except Exception as error:  # the loaders raise many kinds for a damaged file
             raise CheckpointError(f"the checkpoint cannot be read: {type(error).__name__}: {first_sentence(error)}") from error
-        return weights, rest
+        return weights, _like(expected, tensors), numbers, generators
 
-    def _check_origin(self, rest: _Rest, weights: bytes) -> None:
-        if rest.config_digest != (own := self.config.digest()):
-            raise CheckpointError(f"the checkpoint belongs to run {shown(rest.config_digest[:12])}, this is run {own[:12]}")
-        if rest.weights_sha256 != hashlib.sha256(weights).hexdigest():
-            raise CheckpointError(f"the checkpoint cannot be read: {WEIGHTS} is damaged, or {REST} was saved with another one")
-
-    def _expected(self, iteration: int) -> dict[str, Tensor]:
-        """What the optimisers hold after `iteration` iterations, by the names of `_flat`; values do not matter."""
-        own = self.optimisers
-        present = {"opt1": own.opt1, "opt2": own.opt2, "optD1": own.optD1, "optD2": own.optD2}
-        states = {name: _expected_of(optimiser) for name, optimiser in present.items() if optimiser is not None}
-        return _flat(states) if iteration else {}
+    def _check_origin(self, numbers: _Numbers, weights: bytes) -> None:
+        if numbers.config_digest != (own := self.config.digest):
+            raise CheckpointError(f"the checkpoint belongs to run {shown(numbers.config_digest[:12])}, this is run {own[:12]}")
+        if numbers.weights_sha256 != hashlib.sha256(weights).hexdigest():
+            raise CheckpointError(f"the checkpoint cannot be read: {WEIGHTS} is damaged, or {STATE} was saved with another one")
 
 
 def read_files(directory: Path) -> dict[str, bytes]:
     """The files that `TrainState.save` wrote. Raises FileNotFoundError."""
-    return {name: (directory / name).read_bytes() for name in (WEIGHTS, REST)}
+    return {name: (directory / name).read_bytes() for name in (WEIGHTS, STATE)}
 
 
 def seed_everything(seed: int) -> None:
@@ -138,24 +136,39 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False, arbitrary_types_allowed=True)
+class _Numbers(BaseModel):
+    """What the header of the state file holds."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
+
+    sha256: str
+    """Of the state file, with `_UNSEALED` in its place: safetensors has no checksums of its own."""
+    config_digest: str
+    weights_sha256: str
+    """Of the `model.safetensors` beside it: a folder may hold files of two checkpoints where a process died between them."""
+    iteration: Annotated[int, Field(ge=0)]
+    sums: dict[str, float]
+    seconds: Annotated[float, Field(ge=0)]
+    python_gauss: float | None
+    numpy_position: Annotated[int, Field(ge=0, le=624)]
+    """NumPy itself would read memory at any position."""
+    numpy_gauss: float | None
 
 
-class _Random(_Strict):
-    """States of the global generators as tensors and plain numbers, so that they load with weights_only."""
+@dataclass(frozen=True)
+class _Generators:
+    """States of the global random generators."""
 
     python: Tensor
     python_gauss: float | None
     numpy: Tensor
-    numpy_position: Annotated[int, Field(ge=0, le=624)]
-    """NumPy itself would read memory at any position."""
+    numpy_position: int
     numpy_gauss: float | None
     torch: Tensor
-    cuda: list[Tensor]
+    cuda: tuple[Tensor, ...]
 
     @classmethod
-    def now(cls) -> _Random:
+    def now(cls) -> _Generators:
         _, internal, gauss = random.getstate()
         state: dict[str, Any] = np.random.get_state(legacy=False)
         return cls(
@@ -165,8 +178,29 @@ class _Random(_Strict):
             numpy_position=int(state["state"]["pos"]),
             numpy_gauss=float(state["gauss"]) if state["has_gauss"] else None,
             torch=torch.get_rng_state(),
-            cuda=torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+            cuda=tuple(torch.cuda.get_rng_state_all()) if torch.cuda.is_available() else (),
         )
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor], numbers: _Numbers) -> _Generators:
+        """From `tensors` and `numbers` of another one. Raises KeyError."""
+        cuda = [name for name in tensors if name.startswith("random.cuda.")]
+        return cls(
+            python=tensors["random.python"],
+            python_gauss=numbers.python_gauss,
+            numpy=tensors["random.numpy"],
+            numpy_position=numbers.numpy_position,
+            numpy_gauss=numbers.numpy_gauss,
+            torch=tensors["random.torch"],
+            cuda=tuple(tensors[f"random.cuda.{i}"] for i in range(len(cuda))),
+        )
+
+    def tensors(self) -> dict[str, Tensor]:
+        known = {"random.python": self.python, "random.numpy": self.numpy, "random.torch": self.torch}
+        return known | {f"random.cuda.{i}": state for i, state in enumerate(self.cuda)}
+
+    def numbers(self) -> dict[str, Any]:
+        return {"python_gauss": self.python_gauss, "numpy_position": self.numpy_position, "numpy_gauss": self.numpy_gauss}
 
     def check(self) -> None:
         """Raises for states that no generator takes, before any of them is changed."""
@@ -194,48 +228,24 @@ class _Random(_Strict):
         return "MT19937", keys, self.numpy_position, int(self.numpy_gauss is not None), self.numpy_gauss or 0.0
 
     def _cuda_states(self) -> list[Tensor]:
-        return self.cuda[: torch.cuda.device_count()]
+        return list(self.cuda[: torch.cuda.device_count()])
 
 
-class _Rest(_Strict):
-    """What `state.pt` holds."""
-
-    config_digest: str
-    weights_sha256: str
-    """Of the `model.safetensors` beside it: a folder may hold files of two checkpoints where a process died between them."""
-    iteration: Annotated[int, Field(ge=0)]
-    sums: dict[str, float]
-    seconds: Annotated[float, Field(ge=0)]
-    optimisers: dict[str, dict[int, dict[str, Tensor]]]
-    random: _Random
+def _check_seal(numbers: _Numbers, body: bytes) -> None:
+    if numbers.sha256 != hashlib.sha256(body.replace(numbers.sha256.encode(), _UNSEALED.encode(), 1)).hexdigest():
+        raise CheckpointError(f"the checkpoint cannot be read: {STATE} is damaged")
 
 
-def _unpickled(body: bytes) -> Any:
-    with zipfile.ZipFile(io.BytesIO(body)) as archive:
-        check_archive(archive, size=len(body))
-        if damaged := archive.testzip():  # torch itself does not look at the checksums
-            raise CheckpointError(f"the checkpoint cannot be read: {REST}: {shown(damaged)} is damaged")
-        (pickle,) = [archive.read(name) for name in archive.namelist() if name.endswith("/data.pkl")]
-    named = {str(argument) for opcode, argument, _ in pickletools.genops(pickle) if opcode.name == "GLOBAL"}
-    if odd := sorted(named - _NAMES):
-        raise CheckpointError(f"the checkpoint cannot be read: {REST} names {shown(odd[0])}, which no checkpoint of ours does")
-    return torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
+def _flat(slots: Mapping[str, Slots]) -> dict[str, Tensor]:
+    return {f"{name}.{i}.{slot}": t for name, state in slots.items() for i, each in state.items() for slot, t in each.items()}
 
 
-def _expected_of(optimiser: Optimizer) -> dict[int, dict[str, Tensor]]:
-    parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
-    if isinstance(optimiser, Adam):
-        return {i: {"step": torch.zeros(()), "exp_avg": p, "exp_avg_sq": p} for i, p in enumerate(parameters)}
-    return {i: {"momentum_buffer": p} for i, p in enumerate(parameters)} if optimiser.defaults["momentum"] else {}
-
-
-def _flat(states: Mapping[str, Mapping[int, Mapping[str, Tensor]]]) -> dict[str, Tensor]:
-    return {f"{name}.{i}.{slot}": t for name, state in states.items() for i, slots in state.items() for slot, t in slots.items()}
-
-
-def _copied(state: Mapping[int, Mapping[str, Tensor]]) -> dict[int, dict[str, Tensor]]:
-    """Tensors of a file can share their memory, among themselves and each within itself; copies do not."""
-    return {i: {slot: tensor.detach().clone() for slot, tensor in slots.items()} for i, slots in state.items()}
+def _like(expected: Mapping[str, Slots], tensors: Mapping[str, Tensor]) -> dict[str, Slots]:
+    """The tensors by their places in `expected`, in the memory layout that training gives them, which files do not keep."""
+    return {
+        name: {i: {slot: torch.empty_like(t).copy_(tensors[f"{name}.{i}.{slot}"]) for slot, t in each.items()} for i, each in state.items()}
+        for name, state in expected.items()
+    }
 
 
 def _check_tensors(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:

@@ -16,9 +16,10 @@ from rrn_core.data.batches import Batches, loader
 from rrn_core.data.dataset import DataSet, open_dataset
 from rrn_core.data.lists import find_file, roots
 from rrn_core.evaluate import HEADS, confusions, metrics_of, reported_head
-from rrn_core.networks.quartet import build_quartet
+from rrn_core.methods import build_networks, method_of
+from rrn_core.methods.base import train_step
+from rrn_core.optimisation import AccumulationGroup, Optimisers, group_of, learning_rate
 from rrn_core.state import TrainState, read_files, seed_everything
-from rrn_core.step import AccumulationGroup, Optimisers, group_of, learning_rate, train_step
 from rrn_core.weights import initialise
 
 Metrics = dict[str, float]
@@ -122,13 +123,14 @@ def _loop(
 ) -> Iterator[Report]:
     per_epoch = batches.iterations_per_epoch
     total = config.epochs * per_epoch
+    method = method_of(config.method)
     sums = {name: torch.tensor(value, dtype=torch.float64, device=device) for name, value in state.sums.items()}
     clock, counted_from = _Clock(state.seconds), state.iteration
     for batch in loader(batches, start=state.iteration, stop=total, workers=runtime.workers, pin=device.type == "cuda"):
         epoch = state.iteration // per_epoch
         lr = learning_rate(config, state.iteration, per_epoch)
         group = group_of(config, state.iteration, per_epoch)
-        values = train_step(state.quartet, state.optimisers, batch.to(device), config, epoch=epoch, lr=lr, group=group)
+        values = train_step(method, state.quartet, state.optimisers, batch.to(device), config, epoch=epoch, lr=lr, group=group)
         for name, value in values.items():
             sums[name] = sums[name] + value if name in sums else value.double()
         state.iteration += 1
@@ -152,7 +154,7 @@ def _loop(
 
 
 def _fresh_state(config: TrainConfig, num_classes: int, device: torch.device) -> TrainState:
-    quartet = build_quartet(config, num_classes).to(device)
+    quartet = build_networks(config, num_classes).to(device)
     return TrainState(quartet, Optimisers(quartet, config), config)
 
 
@@ -180,7 +182,7 @@ def _epoch_metrics(sums: dict[str, float], iterations: int) -> Metrics:
 
 
 def _costs(config: TrainConfig, iterations: int, train_s: float, eval_s: float, device: torch.device) -> Metrics:
-    streams = 1 if config.method == "supervised" else 3
+    streams = 1 + config.unlabeled_streams
     costs = {
         "perf/images_per_s": streams * config.batch_size * iterations / max(train_s, 1e-9),
         "perf/train_s": train_s,

@@ -23,6 +23,7 @@ from rrn_core.networks.deeplab import Branch
 from rrn_core.networks.quartet import Quartet, quartet_of
 from rrn_core.networks.resnet import branch_spec
 from rrn_core.presets import PRESETS
+from rrn_core.setting import setting_of
 
 WEIGHTS = "model.safetensors"
 """Name of the networks' file in a checkpoint."""
@@ -74,14 +75,25 @@ def pack(tensors: Mapping[str, Tensor], facts: WeightsMetadata) -> bytes:
 
 def unpack(body: bytes) -> tuple[dict[str, Tensor], WeightsMetadata]:
     """What `pack` wrote. Raises ValueError for a damaged file, or one that something else wrote."""
-    try:
-        tensors = load_safetensors(body)
-    except Exception as error:  # the loader raises many kinds for a damaged file
-        raise ValueError(f"not a readable safetensors file ({first_sentence(error)})") from error
-    facts = _facts(body)
+    tensors = load_tensors(body)
+    facts = _metadata(body)
     if facts is None:
         raise ValueError("the file does not say what it holds; convert it with rrn-sweep weights import")
     return tensors, facts
+
+
+def load_tensors(body: bytes) -> dict[str, Tensor]:
+    """The tensors of a safetensors file. Raises ValueError for a damaged one."""
+    try:
+        return dict(load_safetensors(body))
+    except Exception as error:  # the loader raises many kinds for a damaged file
+        raise ValueError(f"not a readable safetensors file ({first_sentence(error)})") from error
+
+
+def header_of(body: bytes) -> dict[str, str]:
+    """The texts that a readable safetensors file carries beside its tensors."""
+    header = json.loads(body[8 : 8 + int.from_bytes(body[:8], "little")])
+    return dict(header.get("__metadata__") or {})
 
 
 def initialise(quartet: Quartet, body: bytes, *, sha256: str | None = None) -> str:
@@ -171,13 +183,13 @@ def check_archive(archive: zipfile.ZipFile, *, size: int) -> None:
         raise ValueError("its parts are compressed, which torch never does")
 
 
-def training_facts(config: TrainConfig, num_classes: int) -> WeightsMetadata:
+def training_metadata(config: TrainConfig, quartet: Quartet) -> WeightsMetadata:
     """What a checkpoint of a run says of itself."""
     return WeightsMetadata(
         kind="branches",
         backbone=config.backbone,
-        num_classes=num_classes,
-        discriminator=config.discriminator if config.method == "rrn" else None,
+        num_classes=quartet.branch1.classifier.out_channels,
+        discriminator=quartet.D1.kind if quartet.D1 else None,
         config=config.identity(),
     )
 
@@ -275,34 +287,29 @@ def _body(source: Path) -> tuple[bytes, Path]:
 
 
 def _evaluation_config(facts: WeightsMetadata, changes: Mapping[str, Any]) -> TrainConfig:
+    """The settings that an evaluation reads: those that all methods have, without the images and weights of the training."""
     if changes.get("backbone", facts.backbone) != facts.backbone:
         raise ValueError(f"backbone: the weights are of {facts.backbone}, got {changes['backbone']}; leave it out")
     protocol = PRESETS["cityscapes"] if changes.get("dataset") == "cityscapes" else {}  # its windows have another size
-    settings = (facts.config or protocol | {"backbone": facts.backbone}) | _NOT_TRAINING | dict(changes)
+    stored = facts.config or protocol | {"backbone": facts.backbone}
+    kept = {name: value for name, value in stored.items() if name in TrainConfig.model_fields and name not in _TRAINING_INPUTS}
     try:
-        return TrainConfig.model_validate_json(json.dumps(settings, default=str))  # JSON, because strict input refuses a list for a tuple
+        return TrainConfig.model_validate_json(json.dumps(kept | dict(changes), default=str))
     except ValidationError as error:
         faults = (f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}, got {fault['input']!r}" for fault in error.errors())
         raise ValueError("; ".join(shown(fault, most=120) for fault in islice(faults, 3))) from None
 
 
-_NOT_TRAINING: dict[str, Any] = {
-    "method": "cps",  # else the sizes of discriminators, which are not there, could forbid a window of another size
-    "partition_by": "every_kth",
-    "train_list": None,
-    "labeled_list": None,
-    "unlabeled_list": None,
-    "split": None,
-    "init_weights": None,
-    "init_sha256": None,
+_TRAINING_INPUTS = {
+    "init_weights",
+    *(name for name, field in TrainConfig.model_fields.items() if setting_of(field).data in ("list", "partition", "contents")),
 }
-"""The images and weights that a run was trained with need not be at hand to evaluate it."""
+"""Settings that name the images and weights of a training, which need not be there to evaluate it."""
 
 
-def _facts(body: bytes) -> WeightsMetadata | None:
-    """What a readable safetensors file says of itself in our words, if anything."""
-    header = json.loads(body[8 : 8 + int.from_bytes(body[:8], "little")])
-    text = (header.get("__metadata__") or {}).get(_FACTS)
+def _metadata(body: bytes) -> WeightsMetadata | None:
+    """What a readable safetensors file of ours says of itself; None of a file that something else wrote."""
+    text = header_of(body).get(_FACTS)
     try:
         return None if text is None else WeightsMetadata.model_validate_json(text)
     except ValidationError as error:

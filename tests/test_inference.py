@@ -18,16 +18,16 @@ from safetensors.torch import load_file
 from orchestration.errors import SweepError
 from orchestration.inference import evaluate_checkpoint, import_weights, predict_images, read_weights
 from orchestration.store.open import open_store
-from rrn_core import PRESETS, Runtime, TrainConfig, train
+from rrn_core import Runtime, configure, train
 from rrn_core.data.camvid import CamVid
 from rrn_core.data.dataset import open_dataset
 from rrn_core.data.files import voc_palette
 from rrn_core.evaluate import predict
-from rrn_core.networks.quartet import build_quartet
+from rrn_core.methods import build_networks
 from rrn_core.weights import load_model
 
 ONE_THREAD = Runtime(device="cpu", threads=1)
-SMALL = TrainConfig(**PRESETS["digits"] | {"train_images": 8, "val_images": 4, "epochs": 1, "image_size": 80})
+SMALL = configure("digits", train_images=8, val_images=4, epochs=1, image_size=80)
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def pictures(tmp_path) -> list[Path]:
 
 def released(folder: Path, **settings: Any) -> Path:
     """A checkpoint as CPS saves it."""
-    quartet = build_quartet(SMALL.model_copy(update={"method": "cps", **settings}), 11)
+    quartet = build_networks(SMALL.model_copy(update={"method": "cps", **settings}), 11)
     torch.save({"model": {f"module.{key}": tensor for key, tensor in quartet.state_dict().items()}}, folder / "epoch-33.pth")
     return folder / "epoch-33.pth"
 
@@ -87,7 +87,7 @@ def test_an_imported_checkpoint_can_be_evaluated(tmp_path):
     told = import_weights(released(tmp_path), out)
     assert "both branches, 11 classes, tiny" in told
     assert not [file for file in out.parent.iterdir() if file != out]
-    expected = build_quartet(SMALL, 11).branch1.state_dict()["classifier.weight"]
+    expected = build_networks(SMALL, 11).branch1.state_dict()["classifier.weight"]
     assert torch.equal(load_file(out)["branch1.classifier.weight"], expected)
     settings = {"dataset": "digits", "val_images": 2, "train_images": 8, "crop": 64, "eval_batch": 1}
     found = evaluate_checkpoint(str(out), ONE_THREAD, changes=settings)

@@ -17,7 +17,7 @@ from orchestration.formatting import label
 from orchestration.record.manifest import Attempt, Checkpoint, EpochMetrics, EpochPictures, Manifest, ObjectRef, sha256_of
 from orchestration.tracking.descriptions import SweepFacts
 from orchestration.tracking.tracker import Tracker
-from rrn_core.config import TrainConfig
+from rrn_core import configure
 
 STORE = "s3://bucket/sweeps"
 METRICS = (
@@ -58,7 +58,7 @@ def checkpoint(epoch: int, score: float | None = None) -> Checkpoint:
 
 
 def manifest(epochs: int, *, trial_id: str = "abc", seed: int = 3, **changes: Any) -> Manifest:
-    config = TrainConfig(partition="1/8", seed=seed, eps=0.5).model_dump(mode="json")
+    config = configure(partition="1/8", seed=seed, eps=0.5).model_dump(mode="json")
     varied = ("partition", "seed")
     default = {
         "sweep": "sweep",

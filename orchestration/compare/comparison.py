@@ -18,7 +18,7 @@ from orchestration.formatting import label
 from orchestration.plan.sweep_file import build_config
 from orchestration.plan.validation_text import quoted, suggestion
 from orchestration.record.manifest import SCORE
-from rrn_core.config import TrainConfig
+from rrn_core.methods import all_settings
 
 _NAMED = 5
 """So many cells are named in a note; more are counted."""
@@ -140,7 +140,7 @@ class _Reading:
 
 def _check_names(by: Sequence[str], results: Sequence[TrialResult]) -> None:
     varied = list(results[0].settings) if results else []
-    known = [name for name in dict.fromkeys([*varied, *TrainConfig.model_fields]) if name != SEED]
+    known = [name for name in dict.fromkeys([*varied, *all_settings()]) if name != SEED]
     for name in by:
         if name == SEED:
             raise SweepError("--by seed: trials are paired by seed, so it cannot part them; leave it out")
@@ -169,15 +169,15 @@ def _check_baseline(baseline: str | None, groups: Sequence[ComparisonGroup]) -> 
 
 def _grouped(results: Sequence[TrialResult], by: Sequence[str], read: _Reading) -> list[ComparisonGroup]:
     """The groups with their values, without baselines."""
-    groups = [_parted(members, _but_seed) for members in _parted(results, lambda result: [result.config[name] for name in by])]
+    groups = [_parted(members, _but_seed) for members in _parted(results, lambda result: [result.config.get(name) for name in by])]
     names = _label_names([[cell[0].settings for cell in cells] for cells in groups], by)
-    return [_group({name: cells[0][0].config[name] for name in by}, cells, names, read) for cells in groups]
+    return [_group({name: cells[0][0].config.get(name) for name in by}, cells, names, read) for cells in groups]
 
 
 def _label_names(groups: Sequence[Sequence[Mapping[str, Any]]], by: Sequence[str]) -> list[str]:
     """Names of the settings that differ within some group; of all that vary where there is a single cell in each."""
-    names = [name for name in (groups[0][0] if groups else ()) if name not in by]
-    differing = [name for name in names if any(len({_key(cell[name]) for cell in cells}) > 1 for cells in groups)]
+    names = [name for name in dict.fromkeys(name for cells in groups for cell in cells for name in cell) if name not in by]
+    differing = [name for name in names if any(len({_key(cell.get(name)) for cell in cells}) > 1 for cells in groups)]
     return differing or names
 
 
@@ -191,7 +191,7 @@ def _cell(results: Sequence[TrialResult], group: Mapping[str, Any], names: Seque
     read_by_seed = {result.seed: found for result in results if (found := read(result))}
     values = {seed: read_by_seed[seed].value for seed in sorted(read_by_seed)}
     epochs = {seed: read_by_seed[seed].epoch for seed in values}
-    return Cell(label({name: settings[name] for name in names}), settings, tuple(results), values, epochs, None)
+    return Cell(label({name: settings[name] for name in names if name in settings}), settings, tuple(results), values, epochs, None)
 
 
 def _with_baseline(group: ComparisonGroup, baseline: str | None) -> ComparisonGroup:

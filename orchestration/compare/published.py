@@ -77,12 +77,12 @@ def _reproduced(row: PublishedRow, plans: Sequence[TrialPlan], manifests: Mappin
 
 def _fits(plan: TrialPlan, row: PublishedRow) -> bool:
     settings = plan.config.model_dump(mode="json", include=set(row.when))
-    return all(settings[key] == value for key, value in row.when.items())
+    return all(settings.get(key) == value for key, value in row.when.items())
 
 
 def _kind(plan: TrialPlan, row: PublishedRow) -> str:
     """What a fitting trial varies beyond the row and the seed."""
-    return label({key: getattr(plan.config, key) for key in plan.varied if key not in {*row.when, "seed"}})
+    return label({key: value for key, value in plan.settings.items() if key not in {*row.when, "seed"}})
 
 
 def _reproduction(row: PublishedRow, kind: str, plans: Sequence[TrialPlan], manifests: Mapping[str, Manifest]) -> Reproduction:

@@ -10,8 +10,8 @@ from typing import Any, Literal
 from orchestration.formatting import label
 from orchestration.observe.status import state
 from orchestration.plan.trial_plan import TrialPlan
-from orchestration.record.manifest import SCORE, EpochMetrics, Manifest
-from rrn_core.config import TrainConfig
+from orchestration.record.manifest import CONTENTS, SCORE, EpochMetrics, Manifest
+from rrn_core.methods import all_settings
 
 At = Literal["last", "best", "common"]
 """
@@ -20,8 +20,6 @@ best    at the epoch with the best val/miou of each finished trial
 common  at the last epoch that every trial has completed, finished or not, but for those that have completed none
 """
 SEED = "seed"
-_CONTENTS = ("split", "init_sha256")
-"""Settings that a sweep fills in from files: they name a cell only where nothing else tells it from another."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +90,7 @@ def once(results: Iterable[TrialResult]) -> list[TrialResult]:
 def _result(plan: TrialPlan, manifest: Manifest | None, names: Sequence[str]) -> TrialResult:
     config = plan.config.model_dump(mode="json")
     history = manifest.history if manifest else ()
-    settings = {name: config[name] for name in names}
+    settings = {name: config[name] for name in names if name in config}
     return TrialResult(plan.sweep, plan.trial_id, state(manifest), plan.config.seed, settings, config, _classes(history), history)
 
 
@@ -105,11 +103,11 @@ def _classes(history: Iterable[EpochMetrics]) -> tuple[str, ...]:
 def _distinguishing(plans: Sequence[TrialPlan], identities: Sequence[Mapping[str, Any]]) -> list[str]:
     """Names of the settings that tell the trials apart, but for the seed."""
     varied = dict.fromkeys(name for plan in plans for name in plan.varied if name != SEED)
-    differing = [name for name in TrainConfig.model_fields if len({_key(identity[name]) for identity in identities}) > 1]
-    names = list(varied) + [name for name in differing if name not in {*varied, SEED, *_CONTENTS}]
+    differing = [name for name in all_settings() if len({_key(identity[name]) for identity in identities if name in identity}) > 1]
+    names = list(varied) + [name for name in differing if name not in {*varied, SEED, *CONTENTS}]
     for name in differing:
-        told_apart = {_key([identity[n] for n in names]) for identity in identities}
-        if name in _CONTENTS and len({_key([identity[n] for n in (*names, name)]) for identity in identities}) > len(told_apart):
+        told_apart = {_key([identity.get(n) for n in names]) for identity in identities}
+        if name in CONTENTS and len({_key([identity.get(n) for n in (*names, name)]) for identity in identities}) > len(told_apart):
             names.append(name)
     return names
 

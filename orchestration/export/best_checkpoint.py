@@ -13,7 +13,7 @@ from orchestration.formatting import label, shown, table
 from orchestration.plan.trial_plan import TrialPlan
 from orchestration.plan.validation_text import suggestion
 from orchestration.record.manifest import SCORE, Checkpoint, EpochMetrics, Manifest
-from rrn_core.config import TrainConfig
+from rrn_core.methods import all_settings
 
 At = Literal["last", "best"]
 """
@@ -147,8 +147,8 @@ def spread(values: Iterable[float]) -> str:
 
 def _check_names(per: Sequence[str]) -> None:
     for name in per:
-        if name not in TrainConfig.model_fields:
-            raise SweepError(f"--per {name}: no such setting{suggestion(name, TrainConfig.model_fields)}")
+        if name not in all_settings():
+            raise SweepError(f"--per {name}: no such setting{suggestion(name, all_settings())}")
 
 
 def _check_metric(metric: str, finished: Sequence[_Run]) -> None:
@@ -173,7 +173,7 @@ def _firsts(plans: Iterable[TrialPlan], per: Sequence[str]) -> list[TrialPlan]:
 
 def _group(plan: TrialPlan, per: Sequence[str]) -> dict[str, Any]:
     settings = plan.config.model_dump(mode="json")
-    return {name: settings[name] for name in per}
+    return {name: settings.get(name) for name in per}
 
 
 def _choice(group: Mapping[str, Any], runs: Sequence[_Run], metric: str, at: At) -> BestCheckpoint | None:

@@ -14,6 +14,7 @@ from orchestration.formatting import bytes_shown
 from orchestration.observe.status import HEADS
 from orchestration.record.manifest import SCORE
 from rrn_core.config import TrainConfig, labeled_count
+from rrn_core.methods import method_of
 
 WEIGHTS, CONFIG, ONNX, README = "model.safetensors", "config.yaml", "model.onnx", "README.md"
 FILES = (WEIGHTS, CONFIG, ONNX, README)
@@ -94,7 +95,7 @@ def _front_matter(choice: BestCheckpoint, facts: ModelCardFacts) -> dict[str, An
     return {
         "library_name": "rrn-sweep",
         "pipeline_tag": "image-segmentation",
-        "tags": ["semantic-segmentation", "semi-supervised", "deeplabv3plus", config.backbone, _METHODS[config.method][0], *formats],
+        "tags": ["semantic-segmentation", "semi-supervised", "deeplabv3plus", config.backbone, config.method, *formats],
         **({"datasets": [config.dataset]} if named else {}),
         "metrics": ["mean_iou"],
         "model-index": [{"name": f"{choice.best.plan.sweep} {choice.label}", "results": [_result(choice)]}],
@@ -111,19 +112,12 @@ def _result(choice: BestCheckpoint) -> dict[str, Any]:
     }
 
 
-_METHODS = {
-    "rrn": ("region-relevance-network", f"the Region Relevance Network (after the paper *{PAPER}*, rebuilt from its text)"),
-    "cps": ("cross-pseudo-supervision", f"cross pseudo supervision, a baseline of the paper *{PAPER}*"),
-    "supervised": ("supervised", f"the labelled images alone, a baseline of the paper *{PAPER}*"),
-}
-
-
 def _what(choice: BestCheckpoint, facts: ModelCardFacts) -> str:
     config = choice.best.plan.config
     judges = " The weights file holds the discriminators of the training too; nothing here needs them." if facts.discriminators else ""
     return (
         f"Two DeepLabv3+ branches on a {config.backbone} backbone for semantic segmentation into {facts.num_classes} classes,"
-        f" trained by {_METHODS[config.method][1]}, with partition {config.partition} of the labels of {config.dataset},"
+        f" trained by {method_of(config.method).TITLE}, with partition {config.partition} of the labels of {config.dataset},"
         f" seed {config.seed}."
         f" Its scores are {facts.head}.{judges}"
     )

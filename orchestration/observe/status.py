@@ -98,7 +98,7 @@ def _effort_s(attempts: Sequence[Attempt]) -> dict[str, float]:
 
 
 def _row(plan: TrialPlan, manifest: Manifest | None) -> list[str]:
-    cells = [plan.trial_id, *(shown(getattr(plan.config, name)) for name in plan.varied)]
+    cells = [plan.trial_id, *(shown(plan.settings[name]) if name in plan.settings else "-" for name in plan.varied)]
     if manifest is None:
         return [*cells, "new", f"0/{plan.config.epochs}", *["-"] * 8]
     best = manifest.best
@@ -122,7 +122,7 @@ def _as_json(plan: TrialPlan, manifest: Manifest | None) -> dict[str, Any]:
     known: dict[str, Any] = {
         "trial_id": plan.trial_id,
         "label": plan.label,
-        "settings": {name: getattr(plan.config, name) for name in plan.varied},
+        "settings": plan.settings,
         "state": state(manifest),
         "epochs": [0, plan.config.epochs],
     }

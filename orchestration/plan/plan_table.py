@@ -28,7 +28,7 @@ def _columns(plan: TrialPlan) -> list[str]:
 
 
 def _rendered(plan: TrialPlan, states: Mapping[str, str] | None, costs: Mapping[str, tuple[str, str]] | None) -> list[str]:
-    settings = [shown(getattr(plan.config, name)) for name in _columns(plan)]
+    settings = [shown(plan.settings[name]) if name in plan.settings else "-" for name in _columns(plan)]
     cost = costs.get(plan.trial_id, ("-", "-")) if costs else ()
     state = [states.get(plan.trial_id, "new")] if states is not None else []
     return [plan.trial_id, *settings, str(plan.config.epochs), str(plan.iterations or "?"), *cost, *state]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from orchestration.plan.spec import Settings, SweepSpec
 from orchestration.plan.validation_text import dotted, faults_of, lines, quoted, suggestion
 from orchestration.plan.yaml12 import parse
 from rrn_core.config import TrainConfig
+from rrn_core.methods import DEFAULT, METHODS, all_settings, methods_with, settings_class
 from rrn_core.presets import PRESETS
 
 
@@ -22,7 +23,7 @@ def load(path: Path, *, overrides: Iterable[str] = ()) -> SweepSpec:
     """Read and check a sweep file.
 
     Args:
-        overrides: `key=value` texts; a TrainConfig field sets `base.<field>`, any other dotted key that key of the file.
+        overrides: `key=value` texts; a setting sets `base.<setting>`, any other dotted key that key of the file.
 
     Raises:
         SpecError: with every fault of the file, one line each, as `file: dotted.path: what is wrong`.
@@ -61,31 +62,39 @@ def check(document: Mapping[str, Any]) -> SweepSpec:
         unsound = {fault["loc"][0] for fault in error.errors()}
         spec = SweepSpec.model_validate({"name": "unsound"} | {key: value for key, value in document.items() if key not in unsound})
     faults += [*_base_faults(spec), *_grid_faults(spec), *_points_faults(spec), *_space_faults(spec), *_published_faults(spec)]
+    faults += _unread_faults(spec)
     if faults:
         raise SpecError(faults)
     return spec
 
 
 def build_config(settings: Settings, *, path: str = "") -> TrainConfig:
-    """Validate settings into a TrainConfig.
+    """Validate settings into the configuration of their method; settings that only other methods have are left out.
 
     Raises:
         SpecError: with every fault, its dotted path below `path`.
     """
+    method = settings.get("method", DEFAULT)
+    faults = [f"{path}.{name}".lstrip(".") + f": {_unknown(name)}" for name in settings if name not in all_settings()]
+    faults += _value_faults("method", method, f"{path}.method".lstrip("."))
+    if faults:
+        raise SpecError(faults)
+    kind = settings_class(method)
+    read = {name: value for name, value in settings.items() if name in kind.model_fields}
     try:
         # JSON, because strict Python input would refuse a list for a tuple
-        return TrainConfig.model_validate_json(json.dumps(settings, default=str))
+        return kind.model_validate_json(json.dumps(read, default=str))
     except ValidationError as error:
-        raise SpecError(faults_of(error, TrainConfig, path=path)) from None
+        raise SpecError(faults_of(error, kind, path=path)) from None
 
 
 def settings_of(overrides: Iterable[str]) -> Settings:
-    """TrainConfig fields from `field=value` texts. Raises SpecError for anything else."""
+    """Settings from `name=value` texts. Raises SpecError for anything else."""
     document: dict[str, Any] = {"base": {}}
     for override in overrides:
         _override(document, override)
     if others := [key for key in document if key != "base"]:
-        raise SpecError([f"--set {others[0]}: unknown setting{suggestion(others[0], TrainConfig.model_fields)}"])
+        raise SpecError([f"--set {others[0]}: {_unknown(others[0])}"])
     return dict(document["base"])
 
 
@@ -113,7 +122,7 @@ def _base_faults(spec: SweepSpec) -> list[str]:
     faults = []
     if spec.preset is not None and spec.preset not in PRESETS:
         faults.append(f"preset: must be one of {', '.join(PRESETS)}, got {quoted(spec.preset)}{suggestion(spec.preset, PRESETS)}")
-    return faults + [fault for key, value in spec.base.items() for fault in _value_faults({}, key, value, f"base.{key}")]
+    return faults + [fault for key, value in spec.base.items() for fault in _value_faults(key, value, f"base.{key}")]
 
 
 def _grid_faults(spec: SweepSpec) -> list[str]:
@@ -122,7 +131,7 @@ def _grid_faults(spec: SweepSpec) -> list[str]:
         if not values:
             faults.append(f"grid.{key}: must not be empty")
         for i, value in enumerate(values):
-            faults += _value_faults(spec.settings, key, value, f"grid.{key}[{i}]")
+            faults += _value_faults(key, value, f"grid.{key}[{i}]")
             if any(_same(value, earlier) for earlier in values[:i]):
                 faults.append(f"grid.{key}[{i}]: {quoted(value)} stands twice")
     return faults
@@ -134,7 +143,7 @@ def _points_faults(spec: SweepSpec) -> list[str]:
         if not point:
             faults.append(f"points[{i}]: must set something")
         for key, value in point.items():
-            faults += _value_faults(spec.settings, key, value, f"points[{i}].{key}")
+            faults += _value_faults(key, value, f"points[{i}].{key}")
     return faults
 
 
@@ -155,7 +164,7 @@ def _space_faults(spec: SweepSpec) -> list[str]:
         if dimension.log and not (dimension.low or 0) > 0:
             faults.append(f"{path}.low: must be > 0 for log, got {dimension.low}")
         for name, value in ends:
-            faults += _value_faults(spec.settings, key, value, f"{path}.{name}")
+            faults += _value_faults(key, value, f"{path}.{name}")
     return faults
 
 
@@ -168,20 +177,55 @@ def _published_faults(spec: SweepSpec) -> list[str]:
         if not row.when:
             faults.append(f'{path}: must name a setting, such as {{partition: "1/8"}}')
         for key, value in row.when.items():
-            faults += _value_faults(spec.settings, key, value, f"{path}.{key}")
+            faults += _value_faults(key, value, f"{path}.{key}")
     return faults
 
 
-def _value_faults(settings: Settings, key: str, value: object, path: str) -> list[str]:
+def _unread_faults(spec: SweepSpec) -> list[str]:
+    """Settings that no method of the sweep has. One that only some of them have makes fewer trials of the others (`expand`)."""
+    methods = _methods_of(spec)
+    read = {name for method in methods for name in settings_class(method).model_fields}
+    named = [("base", spec.base), ("grid", spec.grid), ("space", spec.space), *((f"points[{i}]", p) for i, p in enumerate(spec.points))]
+    return [
+        f"{place}.{key}: method {', '.join(sorted(methods))} has no such setting; {', '.join(methods_with(key))} {_have(methods_with(key))}"
+        for place, settings in named
+        for key in settings
+        if key in all_settings() and key not in read
+    ]
+
+
+def _have(methods: Sequence[str]) -> str:
+    return "has it" if len(methods) == 1 else "have it"
+
+
+def _methods_of(spec: SweepSpec) -> set[str]:
+    """The methods that the sweep's trials have, as far as they are valid."""
+    fixed = spec.settings.get("method", DEFAULT)
+    varied = [*spec.grid.get("method", []), *((spec.space["method"].choices or []) if "method" in spec.space else [])]
+    if not varied and (spec.grid or not spec.points):
+        varied = [fixed]
+    varied += [point.get("method", fixed) for point in spec.points]
+    return {method for method in varied if method in METHODS}
+
+
+def _value_faults(key: str, value: object, path: str) -> list[str]:
     """Faults of one setting, judged by its own field alone."""
-    if key not in TrainConfig.model_fields:
-        return [f"{path}: unknown setting{suggestion(key, TrainConfig.model_fields)}"]
+    if key not in all_settings():
+        return [f"{path}: {_unknown(key)}"]
+    if key == "method":
+        choices = f"must be one of {', '.join(METHODS)}, got {quoted(value)}{suggestion(value, METHODS)}"
+        return [] if value in METHODS else [f"{path}: {choices}"]
+    kind = next((settings_class(method) for method in methods_with(key)), TrainConfig)
     try:
-        TrainConfig.model_validate_json(json.dumps({**settings, key: value}, default=str))
+        kind.model_validate_json(json.dumps({key: value}, default=str))
     except ValidationError as error:
         own = [e for e in error.errors() if e["loc"][:1] == (key,)]
-        return lines(own, TrainConfig, lambda loc: path + dotted(loc[1:]))
+        return lines(own, kind, lambda loc: path + dotted(loc[1:]))
     return []
+
+
+def _unknown(name: str) -> str:
+    return f"unknown setting{suggestion(name, all_settings())}"
 
 
 def _same(a: object, b: object) -> bool:
@@ -193,7 +237,7 @@ def _override(document: Settings, text: str) -> None:
     key, equals, value = text.partition("=")
     if not equals or not key:
         raise SpecError([f"--set {text}: must be key=value"])
-    path = ["base", key] if key in TrainConfig.model_fields else key.split(".")
+    path = ["base", key] if key in all_settings() else key.split(".")
     place = document
     for part in path[:-1]:
         place = place.setdefault(part, {})

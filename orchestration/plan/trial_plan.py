@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 from orchestration.errors import SpecError
 from orchestration.formatting import label
@@ -13,7 +14,7 @@ from orchestration.plan.sweep_file import build_config
 from rrn_core.config import TrainConfig, iterations_per_epoch, labeled_count, listed_train_images
 
 Resolve = Callable[[TrainConfig], TrainConfig]
-"""Fills in what the files that a configuration names contain (contents.py)."""
+"""Fills in what the files that a configuration names contain (record/inputs.py)."""
 
 ID_LENGTH = 12
 """Hex digits of a trial's identity that are shown and used as its key; 48 bits."""
@@ -29,19 +30,28 @@ class TrialPlan:
     """Names of the settings that differ within the sweep, in the order of the file."""
     proposal: int | None = None
     """Number of the proposal that an adaptive search made, from 0."""
+    stored_as: str | None = None
+    """The identity under which an earlier release stored this very trial."""
+    same_as: tuple[str, ...] = ()
+    """Other combinations of the file that are this trial, since they differ only in settings that its method does not have."""
+
+    @cached_property
+    def trial_id(self) -> str:
+        return self.stored_as or self.config.digest[:ID_LENGTH]
 
     @property
-    def trial_id(self) -> str:
-        return self.config.digest()[:ID_LENGTH]
+    def settings(self) -> Settings:
+        """The varied settings that the trial's method has."""
+        return {name: getattr(self.config, name) for name in self.varied if name in type(self.config).model_fields}
 
     @property
     def label(self) -> str:
         """What a person calls the trial: `1/8 eps=0.6`."""
-        return label({name: getattr(self.config, name) for name in self.varied})
+        return label(self.settings)
 
     @property
     def iterations(self) -> int:
-        """Iterations of the whole run; 0 where only the data, which were not at hand, could tell."""
+        """Iterations of the whole run; 0 where only data that are not there could tell."""
         try:
             return self.config.epochs * iterations_per_epoch(self.config)
         except ValueError:
@@ -51,32 +61,51 @@ class TrialPlan:
 def expand(spec: SweepSpec, resolve: Resolve = lambda config: config) -> list[TrialPlan]:
     """All trials of `grid` (product) and `points`, each with every seed; none for an adaptive search.
 
+    Combinations that differ only in settings that their method does not have are one trial.
+
     Raises:
-        SpecError: a combination that cannot be built, or two equal trials.
+        SpecError: a combination that cannot be built, or the same combination twice.
     """
     if spec.search:
         return []
-    seeds = [{"seed": seed} for seed in spec.seeds or []] or [{}]
-    named = [(f"points[{i}]", point) for i, point in enumerate(spec.points)]
-    if spec.grid or not spec.points:
-        named = [("grid", dict(zip(spec.grid, values, strict=True))) for values in itertools.product(*spec.grid.values())] + named
     varied = _varied(spec)
     faults: dict[str, list[str]] = {}
-    plans: dict[str, tuple[str, TrialPlan]] = {}
-    for (where, values), seed in itertools.product(named, seeds):
-        settings = {**values, **seed}
+    plans: dict[str, TrialPlan] = {}
+    places: dict[str, tuple[str, Settings]] = {}
+    for where, settings in _combinations(spec):
+        place = f"{where} ({label(settings)})"
         try:
             plan = make_plan(spec, settings, varied=varied, resolve=resolve)
         except SpecError as error:
             for fault in error.faults:
-                faults.setdefault(fault, []).append(f"{where} ({label(settings)})")
+                faults.setdefault(fault, []).append(place)
             continue
-        if plan.trial_id in plans:
-            faults.setdefault(f"is the same trial as {plans[plan.trial_id][0]}; remove one", []).append(f"{where} ({label(settings)})")
-        plans.setdefault(plan.trial_id, (f"{where} ({label(settings)})", plan))
+        first, first_settings = places.setdefault(plan.trial_id, (place, settings))
+        known = plans.setdefault(plan.trial_id, plan)
+        if known is plan:
+            continue
+        if _differ(settings, first_settings, known.config):
+            plans[plan.trial_id] = replace(known, same_as=(*known.same_as, label(settings)))
+        else:
+            faults.setdefault(f"is the same trial as {first}; remove one", []).append(place)
     if faults:
-        raise SpecError([f"{places[0]}{_more(len(places) - 1)}: {fault}" for fault, places in faults.items()])
-    return [plan for _, plan in plans.values()]
+        raise SpecError([f"{found[0]}{_more(len(found) - 1)}: {fault}" for fault, found in faults.items()])
+    return list(plans.values())
+
+
+def _combinations(spec: SweepSpec) -> Iterable[tuple[str, Settings]]:
+    """The values that vary, for each trial of the file, and where they stand in it."""
+    seeds = [{"seed": seed} for seed in spec.seeds or []] or [{}]
+    named = [(f"points[{i}]", point) for i, point in enumerate(spec.points)]
+    if spec.grid or not spec.points:
+        named = [("grid", dict(zip(spec.grid, values, strict=True))) for values in itertools.product(*spec.grid.values())] + named
+    return ((where, {**values, **seed}) for (where, values), seed in itertools.product(named, seeds))
+
+
+def _differ(settings: Settings, others: Settings, config: TrainConfig) -> bool:
+    """Whether two combinations that make one trial differ in a setting that its method does not have."""
+    unread = [name for name in {*settings, *others} if name not in type(config).model_fields]
+    return any(settings.get(name) != others.get(name) for name in unread)
 
 
 def representatives(spec: SweepSpec, resolve: Resolve = lambda config: config) -> list[TrialPlan]:
@@ -113,6 +142,13 @@ def make_plan(
         except ValueError as error:
             raise SpecError([str(error)]) from None
     return TrialPlan(spec.name, resolve(config), varied, proposal)
+
+
+def difference(config: TrainConfig, other: Mapping[str, object]) -> list[str]:
+    """How a configuration differs from the stored settings of another trial: `epochs 10 instead of 5`."""
+    own = config.model_dump(mode="json")
+    names = [name for name in own if own[name] != other.get(name, own[name])]
+    return [f"{name} {own[name]} instead of {other[name]}" for name in names]
 
 
 def _more(others: int) -> str:

@@ -10,6 +10,8 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from rrn_core.methods import all_settings
+
 
 def suggestion(word: object, choices: Iterable[str]) -> str:
     """`; did you mean "x"?` for the closest of `choices`, or nothing."""
@@ -73,7 +75,7 @@ def _what(error: Mapping[str, Any], model: type[BaseModel]) -> str:
     kind, got = error["type"], error["input"]
     context = error.get("ctx", {})
     if kind == "extra_forbidden":
-        return f"unknown key{suggestion(error['loc'][-1], _field_names(error['loc'], model))}"
+        return _unknown_key(error["loc"], model)
     if kind == "missing":
         return "is required"
     if kind in _BOUNDS:
@@ -89,6 +91,20 @@ def _what(error: Mapping[str, Any], model: type[BaseModel]) -> str:
     if kind in ("region_kernel", "feature_pool"):
         return str(error["msg"])
     return f"{error['msg'][:1].lower()}{error['msg'][1:]}, got {quoted(got)}"
+
+
+def _unknown_key(loc: tuple[str | int, ...], model: type[BaseModel]) -> str:
+    """Of a setting, a key of another level, or a misspelt one: what was meant."""
+    name, names = str(loc[-1]), _field_names(loc, model)
+    if len(loc) > 1 or "base" not in names:
+        return f"unknown key{suggestion(name, names)}"
+    if name in all_settings():
+        return "is a setting: put it under base:"
+    inner = {inner: f"{field}.{inner}" for field in names for inner in _field_names((field, ""), model) if inner not in names}
+    if name in inner:
+        return f'unknown key; did you mean "{inner[name]}"?'
+    near = suggestion(name, names)
+    return f"unknown key{near}" if near else f"unknown key{suggestion(name, all_settings())}"
 
 
 def _field_names(loc: tuple[str | int, ...], model: type[BaseModel]) -> list[str]:

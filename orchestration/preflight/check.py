@@ -21,6 +21,7 @@ from orchestration.record.inputs import InputContents
 from orchestration.store.base import Store
 from orchestration.store.directory import DirectoryStore
 from rrn_core.config import Runtime, TrainConfig
+from rrn_core.setting import setting_of
 
 if TYPE_CHECKING:
     from rrn_core.data.inspection import Finding, Level, Looks
@@ -28,10 +29,7 @@ if TYPE_CHECKING:
 MARKS = {"ok": "ok", "warn": "warn", "fault": "FAULT"}
 
 _SQLITE = "sqlite:///"
-_DATA_SETTINGS = (
-    *("dataset", "image_size", "train_images", "val_images", "train_list", "partition", "partition_by", "partition_seed"),
-    *("labeled_list", "unlabeled_list", "split", "crop", "scales"),
-)
+_DATA_SETTINGS = tuple(name for name, field in TrainConfig.model_fields.items() if setting_of(field).data)
 """What an inspection of the data depends on."""
 _TIGHT = 0.8
 """Share of the free disk or of the GPU's memory above which a need is warned about."""
@@ -165,7 +163,7 @@ def _data(config: TrainConfig, runtime: Runtime, looks: Looks, local: bool, prog
 def _weights(config: TrainConfig, runtime: Runtime, contents: InputContents) -> Finding:
     import torch
 
-    from rrn_core.networks.quartet import build_quartet
+    from rrn_core.methods import build_networks
     from rrn_core.probe import task_of
     from rrn_core.weights import initialise
 
@@ -175,7 +173,7 @@ def _weights(config: TrainConfig, runtime: Runtime, contents: InputContents) -> 
         if sha256 is None:
             return _finding("fault", what, "no such file; write it by rrn-sweep weights import, and name it relative to the sweep file")
         with torch.device("meta"):
-            quartet = build_quartet(config, task_of(config, runtime).num_classes)
+            quartet = build_networks(config, task_of(config, runtime).num_classes)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # nothing is copied into networks without memory: only names and shapes are compared
             return _finding("ok", what, initialise(quartet, contents.weights[sha256], sha256=sha256))

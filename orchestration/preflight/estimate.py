@@ -14,20 +14,13 @@ from orchestration.plan.spec import Resources
 from orchestration.plan.trial_plan import TrialPlan
 from orchestration.record.manifest import Manifest
 from rrn_core.config import Runtime, TrainConfig
+from rrn_core.methods import settings_where
 
 if TYPE_CHECKING:
     from rrn_core.probe import Cost
 
-COSTLESS = frozenset(
-    {
-        *("seed", "epochs", "train_images", "val_images", "hflip", "scales", "cutmix_boxes", "cutmix_area"),
-        *("train_list", "partition", "partition_by", "partition_seed", "labeled_list", "unlabeled_list", "split"),
-        *("init_weights", "init_sha256", "eps", "gate", "lambda1", "lambda2", "lambda3", "region_loss_from_epoch"),
-        *("lr", "momentum", "weight_decay", "poly_power", "warmup_epochs", "discriminator_lr", "ensemble_weight"),
-    }
-)
-"""Settings that change neither the time of an iteration, nor that of a validation image, nor the memory. A new setting counts as one that
-does, until it is listed here: then no estimate is made where a wrong one might be."""
+COSTLESS = settings_where(lambda setting: not setting.changes_cost)
+"""Settings that change neither the time of an iteration, nor that of a validation image, nor the memory."""
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,12 @@ from typing import Any
 from orchestration.errors import NotFound, mendable
 from orchestration.store.base import Store
 from rrn_core.config import Runtime, Split, TrainConfig
+from rrn_core.methods import settings_where
 
 STORED = "store:"
 """Marks weights that lie in the store already."""
 
-SPLIT_FIELDS = ("dataset", "train_list", "labeled_list", "unlabeled_list", "partition", "partition_by", "partition_seed")
+SPLIT_FIELDS = tuple(sorted(settings_where(lambda setting: setting.data in ("set", "list", "partition"))))
 """The settings that decide which images a run uses, and how."""
 
 
@@ -34,7 +35,7 @@ class InputContents:
             known["split"] = self._split(config).model_dump()
         if config.init_weights and (found := self.weights_hash(config.init_weights)):
             known["init_sha256"] = found
-        return TrainConfig.model_validate(config.model_dump() | known) if known else config
+        return type(config).model_validate(config.model_dump() | known) if known else config
 
     def weights_hash(self, written: str) -> str | None:
         """SHA-256 of a weights file as a setting names it; None where there is none. Its contents are then in `weights`."""

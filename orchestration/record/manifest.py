@@ -16,7 +16,6 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
@@ -28,12 +27,15 @@ from orchestration.plan.sweep_file import build_config
 from orchestration.plan.trial_plan import ID_LENGTH, Resolve, TrialPlan
 from orchestration.store.base import Store
 from rrn_core.config import TrainConfig
+from rrn_core.methods import settings_where
 
 Status = Literal["running", "finished", "failed"]
 
 SCORE = "val/miou"
 """The metric by which the best checkpoint is chosen."""
 
+CONTENTS = tuple(sorted(settings_where(lambda setting: setting.data == "contents")))
+"""Settings that a sweep fills in from files."""
 FOLDERS = CHECKPOINTS, PICTURES = "checkpoints", "pictures"
 """Of a trial: below them lie its objects, each in a folder that carries the attempt's number, so that no two attempts share a key."""
 
@@ -205,46 +207,80 @@ def read_manifests(
         return {manifest.trial_id: manifest for manifest in found if manifest}
 
 
+def stored_config(manifest: Manifest) -> TrainConfig:
+    """The configuration of a stored trial. Raises SpecError where this release does not know its settings."""
+    return build_config(manifest.config, path="config")
+
+
+def identity_of(manifest: Manifest) -> str | None:
+    """The identity that the stored trial has in this release; None where it is not the run that its settings now describe."""
+    try:
+        identity = stored_config(manifest).digest[:ID_LENGTH]
+    except SpecError:
+        return None
+    return identity if manifest.trial_id in (identity, _identity_of_release_0_1(manifest.config)) else None
+
+
+def _identity_of_release_0_1(config: Mapping[str, Any]) -> str:
+    """Releases up to 0.1 hashed every setting, those too that the trial's method does not read."""
+    settings = dict(config)
+    if settings.get("split"):
+        settings |= {"train_list": None, "labeled_list": None, "unlabeled_list": None}
+    if settings.get("init_sha256"):
+        settings["init_weights"] = None
+    return sha256_of(json.dumps(settings, sort_keys=True, separators=(",", ":")).encode())[:ID_LENGTH]
+
+
 def restored_plan(manifest: Manifest) -> TrialPlan:
-    """The plan of a stored trial. Raises SweepError where this version no longer knows its settings."""
-    plan = TrialPlan(manifest.sweep, build_config(manifest.config, path="config"), manifest.varied, manifest.proposal)
-    if plan.trial_id != manifest.trial_id:
-        raise SweepError(f"trial {manifest.trial_id} was made by another version of this program: its settings now hash to {plan.trial_id}")
-    return plan
+    """The plan of a stored trial. Raises SweepError where this release does not know its settings."""
+    config, identity = stored_config(manifest), identity_of(manifest)
+    if identity is None:
+        raise SweepError(
+            f"trial {manifest.trial_id} was stored by another release: its settings now hash to {config.digest[:ID_LENGTH]}; "
+            "read it with the release that wrote it"
+        )
+    stored_as = manifest.trial_id if manifest.trial_id != identity else None
+    return TrialPlan(manifest.sweep, config, manifest.varied, manifest.proposal, stored_as)
 
 
-def proposed(spec: SweepSpec, manifests: Mapping[str, Manifest], resolve: Resolve = lambda config: config) -> list[Manifest]:
-    """The trials that belong to the spec's search, by proposal: values within the space, and what the file asks for otherwise."""
+class StoredTrials:
+    """The manifests of a sweep, to find the one that belongs to a plan."""
 
-    def belongs(manifest: Manifest) -> bool:
+    def __init__(self, manifests: Iterable[Manifest]) -> None:
+        self._runs = [(manifest, stored_config(manifest)) for manifest in manifests if identity_of(manifest)]
+        self._by_key: dict[tuple[str, ...], dict[str, Manifest]] = {}
+
+    def find(self, config: TrainConfig) -> Manifest | None:
+        """The trial that is the run of `config`, as far as `config` knows the contents of its files: a finished one, else the newest."""
+        unknown = tuple(name for name in CONTENTS if getattr(config, name) is None)
+        if unknown not in self._by_key:
+            chosen: dict[str, Manifest] = {}
+            for manifest, stored in self._runs:
+                digest = stored.model_copy(update=dict.fromkeys(unknown)).digest if unknown else stored.digest
+                known = chosen.setdefault(digest, manifest)
+                if _preference(manifest) > _preference(known):
+                    chosen[digest] = manifest
+            self._by_key[unknown] = chosen
+        return self._by_key[unknown].get(config.digest)
+
+    def of_search(self, spec: SweepSpec, resolve: Resolve = lambda config: config) -> list[Manifest]:
+        """The trials of the spec's search, by proposal: values within the space, and what the file asks for otherwise."""
+        found = [manifest for manifest, _ in self._runs if manifest.proposal is not None and self._belongs(manifest, spec, resolve)]
+        return sorted(found, key=lambda manifest: manifest.proposal or 0)
+
+    def _belongs(self, manifest: Manifest, spec: SweepSpec, resolve: Resolve) -> bool:
         values = {name: manifest.config.get(name) for name in spec.space}
-        if manifest.proposal is None or not all(spec.space[name].holds(value) for name, value in values.items()):
+        if not all(spec.space[name].holds(value) for name, value in values.items()):
             return False
         try:
-            config = build_config({**spec.settings, **values})
+            config = resolve(build_config({**spec.settings, **values}))
         except SpecError:  # the file has changed, and values that once fitted together no longer do
             return False
-        return agree(resolve(config), manifest)
-
-    return sorted(filter(belongs, manifests.values()), key=lambda m: m.proposal or 0)
+        return self.find(config) is manifest
 
 
-def agree(config: TrainConfig, manifest: Manifest) -> bool:
-    """Whether the trial is the run of `config`, as far as `config` knows the contents of its files."""
-    try:
-        stored = build_config(manifest.config)
-    except SpecError:  # settings of another version of this program
-        return False
-    if stored.digest()[:ID_LENGTH] != manifest.trial_id:
-        return False
-    known = stored.model_copy(update={name: None for name in ("split", "init_sha256") if getattr(config, name) is None})
-    return known.digest() == config.digest()
-
-
-def adopted(plan: TrialPlan, manifests: Iterable[Manifest]) -> TrialPlan:
-    """A plan whose files were not at hand, as the newest trial that was made of it; the plan itself where there is none."""
-    made = [manifest for manifest in manifests if agree(plan.config, manifest)]
-    return replace(plan, config=restored_plan(max(made, key=lambda m: m.updated_ms)).config) if made else plan
+def _preference(manifest: Manifest) -> tuple[bool, int]:
+    return manifest.status == "finished", manifest.updated_ms
 
 
 def read_checkpoint(store: Store, checkpoint: Checkpoint) -> dict[str, bytes]:

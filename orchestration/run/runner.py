@@ -120,7 +120,7 @@ class Runner:
             self._say(line)
         # an unwritable store is told here, before anything is started
         sweep.write_tracked(sweep.tracked())
-        sweep.contents.upload()
+        sweep.inputs.upload()
         self._tracker.start([plan.trial_id for plan in sweep.plans])
         interrupted: KeyboardInterrupt | None = None
         try:
@@ -196,7 +196,7 @@ class Runner:
             from orchestration.run.search import AdaptiveSource
 
             skip = {plan.trial_id for plan in self._sweep.unfinished} - {plan.trial_id for plan in self._chosen}
-            return AdaptiveSource(self._sweep.spec, self._sweep.manifests, self._sweep.contents.resolve, skip=skip)
+            return AdaptiveSource(self._sweep.spec, self._sweep.manifests, self._sweep.inputs.resolve, skip=skip)
         from orchestration.run.trial_source import FixedSource
 
         return FixedSource(self._chosen)

@@ -13,8 +13,8 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from orchestration.errors import SpecError
 from orchestration.plan.spec import Dimension, Search, SweepSpec
 from orchestration.plan.trial_plan import Resolve, TrialPlan, make_plan
-from orchestration.record.manifest import SCORE, Manifest, proposed, restored_plan
-from rrn_core.config import TrainConfig
+from orchestration.record.manifest import SCORE, Manifest, StoredTrials, restored_plan
+from rrn_core.methods import all_settings
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ class AdaptiveSource:
         self._spec, self._search = spec, spec.search
         self._distributions = {name: _distribution(spec, name, dimension) for name, dimension in spec.space.items()}
         self._study = optuna.create_study(direction="maximize")
-        mine = proposed(spec, manifests, resolve)
+        mine = StoredTrials(manifests.values()).of_search(spec, resolve)
         self._known = {m.trial_id for m in mine}
         self._numbers: dict[str, int] = {}
         self._resumable = [restored_plan(m) for m in mine if m.status != "finished" and m.trial_id not in skip]
@@ -117,7 +117,7 @@ def _distribution(spec: SweepSpec, name: str, dimension: Dimension) -> BaseDistr
         return CategoricalDistribution(dimension.choices)
     assert dimension.low is not None
     assert dimension.high is not None
-    if isinstance(dimension.low, int) and isinstance(dimension.high, int) and TrainConfig.model_fields[name].annotation is not float:
+    if isinstance(dimension.low, int) and isinstance(dimension.high, int) and all_settings()[name].annotation is not float:
         return IntDistribution(int(dimension.low), int(dimension.high), log=dimension.log)
     return FloatDistribution(float(dimension.low), float(dimension.high), log=dimension.log)
 

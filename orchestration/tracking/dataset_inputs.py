@@ -8,12 +8,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from rrn_core.config import labeled_count
+from rrn_core.config import TrainConfig, labeled_count
+from rrn_core.setting import setting_of
 
 _LONGEST_DIGEST = 36  # what MLflow takes
-_MADE = ("image_size", "train_images", "val_images")  # settings that scenes of `digits` are made from
-_LISTS = ("train_list", "labeled_list", "unlabeled_list")
-_PARTITION = ("partition", "partition_by", "partition_seed")
+_MADE, _LISTS, _PARTITION = (
+    tuple(name for name, field in TrainConfig.model_fields.items() if setting_of(field).data == role)
+    for role in ("scene", "list", "partition")
+)
 
 
 @dataclass(frozen=True)

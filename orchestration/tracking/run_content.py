@@ -10,10 +10,11 @@ from itertools import accumulate
 from typing import Any
 
 from orchestration.plan.trial_plan import ID_LENGTH
-from orchestration.record.manifest import SCORE, Checkpoint, EpochMetrics, Manifest
+from orchestration.record.manifest import CONTENTS, SCORE, Checkpoint, EpochMetrics, Manifest
 from orchestration.tracking.dataset_inputs import DatasetInput, data_sets, split_hash
 from orchestration.tracking.descriptions import cell_of, trial_note
-from rrn_core.config import TrainConfig
+from rrn_core.methods import METHODS, settings_class
+from rrn_core.setting import setting_of
 
 KIND = "rrn.kind"
 """The tag that tells trials from the sweep's own run."""
@@ -25,9 +26,6 @@ LONGEST_TAG = 5000  # characters; MLflow takes 8000
 _LONGEST_PARAM = 6000  # what MLflow takes
 _LOGGED_EPOCH, _LOGGED_ATTEMPT = "rrn.logged_epoch", "rrn.logged_attempt"
 _TABLED = "val/iou_"  # a series for each class and head: a table shows these better (runfiles.py)
-_ALWAYS = ("seed", "method", "dataset", "partition", "backbone", "epochs")
-_READ_BY = {"supervised": (), "cps": ("lambda1",), "rrn": ("eps", "lambda1", "lambda2", "lambda3")}
-_CONTENTS = ("split", "init_sha256")  # what files hold, which nobody set
 
 
 @dataclass(frozen=True)
@@ -81,16 +79,19 @@ def sweep_status(trials: set[str | None]) -> str:
 
 def _telling(manifest: Manifest) -> list[str]:
     """Settings that tell trials apart or that somebody chose, those that the sweep varies first; the others stand in `config.yaml`."""
-    config, usual = manifest.config, _defaults()
-    chosen = [name for name, value in config.items() if name not in _CONTENTS and value != usual.get(name, value)]
-    names = dict.fromkeys([*manifest.varied, *_ALWAYS, *_READ_BY.get(config.get("method", ""), ()), *chosen])
-    return [name for name in names if name in config]
+    config, method = manifest.config, str(manifest.config.get("method"))
+    if method not in METHODS:
+        return list(config)
+    settings, usual = settings_class(method).model_fields, _defaults(method)
+    headlines = [name for name, field in settings.items() if setting_of(field).headline]
+    chosen = [name for name in settings if name in config and name not in CONTENTS and config[name] != usual[name]]
+    return [name for name in dict.fromkeys([*manifest.varied, *headlines, *chosen]) if name in config and name in settings]
 
 
 @cache
-def _defaults() -> Mapping[str, Any]:
-    """Of every setting, as JSON holds it."""
-    return TrainConfig().model_dump(mode="json")
+def _defaults(method: str) -> Mapping[str, Any]:
+    """Of every setting of a method, as JSON holds it."""
+    return settings_class(method).model_construct().model_dump(mode="json")
 
 
 def _epochs(manifest: Manifest) -> Iterator[MetricPoint]:

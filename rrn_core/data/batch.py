@@ -10,6 +10,8 @@ from torch import Tensor
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
+NONE = torch.empty(0)
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -19,15 +21,15 @@ class Batch:
     """Labelled images, (B, 3, H, W)."""
     y: Tensor
     """Their labels, (B, H, W) int64, 255 (void) where there is none."""
-    u0: Tensor
-    """Unlabelled images, (B, 3, H, W)."""
-    u1: Tensor
+    u0: Tensor = NONE
+    """Unlabelled images, (B, 3, H, W); empty, like all that follows, where the method reads none."""
+    u1: Tensor = NONE
     """Unlabelled images to be pasted into `u0`, (B, 3, H, W)."""
-    mask: Tensor
+    mask: Tensor = NONE
     """CutMix mask, (B, 1, H, W) float in {0, 1}; 1 takes the pixel of `u1`."""
-    hidden0: Tensor
+    hidden0: Tensor = NONE
     """True labels of `u0`, (B, H, W) int64, for diagnostics only; 255 everywhere where unknown."""
-    hidden1: Tensor
+    hidden1: Tensor = NONE
     """True labels of `u1`, like `hidden0`."""
 
     def to(self, device: torch.device | str) -> Batch:

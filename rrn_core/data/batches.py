@@ -55,6 +55,8 @@ class Batches(Dataset[Batch]):
 
     def __getitem__(self, iteration: int) -> Batch:
         x, y = self._stream(Stream.LABELED, self.labeled, iteration)
+        if not self._config.unlabeled_streams:
+            return Batch(x=x, y=y)
         u0, hidden0 = self._stream(Stream.U0, self.unlabeled, iteration)
         u1, hidden1 = self._stream(Stream.U1, self.unlabeled, iteration)
         return Batch(x=x, y=y, u0=u0, u1=u1, mask=self._mask(iteration), hidden0=hidden0, hidden1=hidden1)
@@ -77,7 +79,7 @@ class Batches(Dataset[Batch]):
         return [indices[orders[k][offset]] for k, offset in positions]
 
     def _mask(self, iteration: int) -> Tensor:
-        c = self._config
+        c: Any = self._config  # of a method with CutMix
         generator = self._generator(_Draw.PIXELS, Stream.CUTMIX, iteration)
         return torch.from_numpy(box_masks(generator, c.batch_size, c.crop, c.crop, boxes=c.cutmix_boxes, area=c.cutmix_area))
 

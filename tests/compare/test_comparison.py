@@ -242,7 +242,7 @@ def test_sweeps_are_told_apart_by_what_only_their_files_say(store):
         train(store, plan, [0.5])
     found = compare(known(store, theirs, ours))
     assert found.sweeps == ("other", "demo")
-    assert [cell.label for cell in found.groups[0].cells] == ["eps=0.6 method=cps", "eps=0.2 method=rrn", "eps=0.4 method=rrn"]
+    assert [cell.label for cell in found.groups[0].cells] == ["method=cps", "method=rrn eps=0.2", "method=rrn eps=0.4"]
 
 
 def test_a_trial_of_two_sweeps_counts_once_and_the_finished_one_counts(store):

@@ -31,11 +31,11 @@ from orchestration.record.manifest import EpochMetrics, read_manifests
 from orchestration.record.trial_record import TrialRecord
 from orchestration.store.directory import DirectoryStore
 from orchestration.store.open import open_store
-from rrn_core import PRESETS, Runtime, TrainConfig, train
+from rrn_core import Runtime, configure, train
 from rrn_core.data.dataset import Pixels, open_dataset
 from rrn_core.evaluate import predict, slide
-from rrn_core.networks.quartet import build_quartet
-from rrn_core.weights import Model, load_model, pack, training_facts
+from rrn_core.methods import build_networks
+from rrn_core.weights import Model, load_model, pack, training_metadata
 
 ONE_THREAD = Runtime(device="cpu", threads=1)
 SMALL = {"train_images": 16, "val_images": 6, "batch_size": 4, "epochs": 2, "warmup_epochs": 0, "lambda1": 0.0, "lambda2": 0.0}
@@ -106,12 +106,13 @@ def front_matter(folder: Path) -> dict[str, Any]:
 
 def model_of(**settings: Any) -> Model:
     """Random networks that were never trained."""
-    config = TrainConfig(**PRESETS["digits"] | settings)
-    return load_model(pack(build_quartet(config, 11).state_dict(), training_facts(config, 11)))
+    config = configure("digits", **settings)
+    quartet = build_networks(config, 11)
+    return load_model(pack(quartet.state_dict(), training_metadata(config, quartet)))
 
 
 def scenes(count: int, side: int = 64) -> list[Pixels]:
-    data = open_dataset(TrainConfig(**PRESETS["digits"] | {"image_size": side, "val_images": count, "train_images": 8}), ONE_THREAD)
+    data = open_dataset(configure("digits", image_size=side, val_images=count, train_images=8), ONE_THREAD)
     return [data.val[i][0] for i in range(count)]
 
 

@@ -43,7 +43,7 @@ def test_the_identity_follows_the_value_and_not_its_spelling():
 def test_the_identity_is_stable():
     """A changed identity orphans every finished trial of every user: change it only with a reason in the commit."""
     (plan,) = plans_of()
-    assert plan.trial_id == plan.config.digest()[:12]
+    assert plan.trial_id == plan.config.digest[:12]
     (again,) = plans_of(name="another")
     assert plan.trial_id == again.trial_id
 

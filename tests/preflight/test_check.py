@@ -20,18 +20,19 @@ from orchestration.plan.spec import Resources, Retention, SweepSpec
 from orchestration.plan.sweep_file import check as parse
 from orchestration.plan.trial_plan import TrialPlan, expand, representatives
 from orchestration.preflight import check as checks
-from orchestration.preflight.estimate import COSTLESS, estimate, probed
+from orchestration.preflight.estimate import estimate, probed
 from orchestration.record.manifest import EpochMetrics, read_manifests
 from orchestration.record.trial_record import TrialRecord
 from orchestration.store.directory import DirectoryStore
 from orchestration.store.open import open_store
+from rrn_core import configure
 from rrn_core.config import Runtime, TrainConfig
 from rrn_core.data.camvid import CLASSES
 from rrn_core.data.inspection import Finding, inspect_data
 from rrn_core.data.lists import read_list
 
 SPLITS = SHARED / "data" / "splits" / "cityscapes"
-CAMVID = TrainConfig(dataset="camvid", partition="1/2", crop=64, backbone="tiny", region_kernel=4)
+CAMVID = configure(dataset="camvid", partition="1/2", crop=64, backbone="tiny", region_kernel=4)
 TRAIN = [f"t{i}" for i in range(8)]
 VAL = [f"v{i}" for i in range(3)]
 EVERY_CLASS = np.arange(60 * 80, dtype=np.uint8).reshape(60, 80) % len(CLASSES)
@@ -83,7 +84,7 @@ def test_sound_data_have_no_fault_and_no_warning(root):
 
 
 def test_the_embedded_data_are_sound():
-    config = TrainConfig(dataset="digits", crop=64, region_kernel=4, train_images=64, val_images=16)
+    config = configure(dataset="digits", crop=64, region_kernel=4, train_images=64, val_images=16)
     assert {finding.level for finding in inspect_data(config, Runtime())} == {"ok"}
 
 
@@ -225,7 +226,7 @@ def test_the_published_partition_of_cityscapes_is_told_from_another(tmp_path):
     for split, name in (*(("train", name) for name in names), ("val", "v_0_0")):
         (tmp_path / "images" / split / f"{name}.png").touch()
         (tmp_path / "segmentation" / split / f"{name}_gtFine.png").touch()
-    config = TrainConfig(dataset="cityscapes", partition="1/8")
+    config = configure(dataset="cityscapes", partition="1/8")
     assert "CPS's train.txt" in only(inspected(tmp_path, config), "warn")
     (tmp_path / "train.txt").write_bytes((SPLITS / "train.txt").read_bytes())
     findings = inspected(tmp_path, config)
@@ -297,7 +298,7 @@ def test_a_store_without_conditional_puts_is_a_fault(tmp_path):
 
 
 def test_more_checkpoints_than_the_disk_holds_are_a_fault(tmp_path):
-    store, paper = open_store(str(tmp_path / "not" / "yet")), TrainConfig(dataset="voc")
+    store, paper = open_store(str(tmp_path / "not" / "yet")), configure(dataset="voc")
     sound = checks.check_disk([paper], Runtime(), trials=0, retention=Retention(), store=store)
     assert [finding.level for finding in sound] == ["ok"]
     full = checks.check_disk([paper], Runtime(), trials=10**9, retention=Retention(), store=store)
@@ -365,11 +366,11 @@ def test_weights_that_are_missing_or_do_not_fit_are_a_fault(tmp_path):
 
 
 def test_weights_that_fit_pass(tmp_path):
-    from rrn_core.networks.quartet import build_quartet
+    from rrn_core.methods import build_networks
     from rrn_core.weights import WeightsMetadata, pack
 
     (plan,) = expand(spec_of(base={"init_weights": "start.safetensors"}))
-    branches = {name: value for name, value in build_quartet(plan.config, 11).state_dict().items() if name.startswith("branch")}
+    branches = {name: value for name, value in build_networks(plan.config, 11).state_dict().items() if name.startswith("branch")}
     (tmp_path / "start.safetensors").write_bytes(pack(branches, WeightsMetadata(kind="branches", backbone="tiny", num_classes=11)))
     findings = checks.check_weights([plan.config], Runtime(lists_root=tmp_path), open_store(str(tmp_path / "store")))
     assert [finding.level for finding in findings] == ["ok"]
@@ -438,12 +439,8 @@ def test_an_epoch_that_was_interrupted_does_not_spoil_the_estimate(tmp_path):
     assert estimate([plan], manifests)[plan.trial_id].seconds == pytest.approx(108)
 
 
-def test_every_setting_that_is_called_costless_exists():
-    assert set(TrainConfig.model_fields) >= COSTLESS
-
-
 def test_one_probe_serves_all_trials_of_equal_cost():
-    plans, told = expand(spec_of(base={"epochs": 1}, grid={"eps": [0.3, 0.6], "method": ["supervised", "cps"]})), []
+    plans, told = expand(spec_of(base={"epochs": 1}, grid={"lambda1": [0.3, 0.6], "method": ["supervised", "cps"]})), []
     found = probed(plans, Runtime(device="cpu", threads=1), progress=lambda done, total: told.append((done, total)))
     assert told == [(1, 2), (2, 2)]
     assert set(found) == {plan.trial_id for plan in plans}

@@ -20,8 +20,8 @@ from orchestration.record.manifest import read_manifest
 from orchestration.run.trial import Job, run_trial
 from orchestration.store.open import open_store
 from orchestration.sweep import Sweep, open_sweep
-from rrn_core import PRESETS, Runtime, TrainConfig
-from rrn_core.networks.quartet import build_quartet
+from rrn_core import Runtime, configure
+from rrn_core.methods import build_networks
 from rrn_core.state import WEIGHTS
 from rrn_core.training import train
 
@@ -121,7 +121,7 @@ def test_training_refuses_other_images_than_were_planned(tmp_path, data):
 @pytest.fixture(scope="module")
 def trained_weights() -> bytes:
     """A checkpoint's weights of another seed."""
-    (report,) = train(TrainConfig(**PRESETS["digits"] | TINY | {"seed": 7}), Runtime(device="cpu", threads=1))
+    (report,) = train(configure("digits", **TINY | {"seed": 7}), Runtime(device="cpu", threads=1))
     return report.state.to_files()[WEIGHTS]
 
 
@@ -137,7 +137,7 @@ def test_weights_count_by_contents_and_reach_trials_through_the_store(tmp_path, 
     assert ids(sweep) == ids(weighted(tmp_path, "b.safetensors"))
     plan = sweep.plans[0]
     assert plan.config.init_sha256 == hashlib.sha256(trained_weights).hexdigest()
-    sweep.contents.upload()
+    sweep.inputs.upload()
     (tmp_path / "a.safetensors").unlink()  # a trial on another machine has only the store
     run(plan, tmp_path)
     assert read_manifest(sweep.store, "own", plan.trial_id).status == "finished"
@@ -146,10 +146,10 @@ def test_weights_count_by_contents_and_reach_trials_through_the_store(tmp_path, 
 def test_training_starts_from_the_weights(tmp_path, trained_weights):
     start = tmp_path / "start.safetensors"
     start.write_bytes(trained_weights)
-    still = TrainConfig(**PRESETS["digits"] | TINY | {"init_weights": str(start), "lr": 1e-30, "discriminator_lr": 1e-30})
+    still = configure("digits", **TINY | {"init_weights": str(start), "lr": 1e-30, "discriminator_lr": 1e-30})
     (report,) = train(still, Runtime(device="cpu", threads=1))
-    donor = build_quartet(still, 11)
-    donor_report = next(train(TrainConfig(**PRESETS["digits"] | TINY | {"seed": 7}), Runtime(device="cpu", threads=1)))
+    donor = build_networks(still, 11)
+    donor_report = next(train(configure("digits", **TINY | {"seed": 7}), Runtime(device="cpu", threads=1)))
     donor.load_state_dict(donor_report.state.quartet.state_dict())
     for name, parameter in report.state.quartet.named_parameters():
         assert np.allclose(parameter.detach(), donor.get_parameter(name).detach(), rtol=1e-6), name
@@ -169,7 +169,7 @@ def test_a_search_finds_its_trials_again_only_while_the_data_are_the_same(tmp_pa
     from orchestration.run.search import AdaptiveSource
 
     sweep = opened(tmp_path, data, text)
-    plan = AdaptiveSource(sweep.spec, {}, sweep.contents.resolve).next()
+    plan = AdaptiveSource(sweep.spec, {}, sweep.inputs.resolve).next()
     run(plan, tmp_path, data)
     assert ids(opened(tmp_path, data, text)) == ids(opened(tmp_path, None, text)) == [plan.trial_id]
     add_image(data, "im0b", seed=11)
@@ -181,7 +181,7 @@ def test_a_search_brings_its_weights_to_the_store_before_its_first_proposal(tmp_
     text = "name: own\npreset: digits\nbase: {init_weights: a.safetensors}\n"
     text += "search: {sampler: random, trials: 2}\nspace: {eps: {low: 0.3, high: 0.9}}"
     sweep = opened(tmp_path, None, text)
-    sweep.contents.upload()
+    sweep.inputs.upload()
     assert list(sweep.store.keys("weights/")) == [weights_key(hashlib.sha256(trained_weights).hexdigest())]
     assert [plan.iterations for plan in sweep.to_run] == [sweep.samples[0].iterations] * 2
 
@@ -205,5 +205,5 @@ def test_a_stored_proposal_that_no_longer_fits_the_file_is_passed_over(tmp_path)
 def test_a_resolved_configuration_passes_every_check_again(tmp_path, data):
     (plan, _) = expand(check({"name": "own", "preset": "digits", "base": {"dataset": "folder"}, "grid": {"eps": [0.3, 0.5]}}))
     resolved = InputContents(Runtime(data_root=data), open_store(str(tmp_path / "store"))).resolve(plan.config)
-    assert TrainConfig.model_validate_json(resolved.model_dump_json()) == resolved
+    assert type(resolved).model_validate_json(resolved.model_dump_json()) == resolved
     assert weights_key("ab") == "weights/ab.safetensors"

@@ -10,6 +10,7 @@ import pytest
 import torch
 from places import SHARED
 
+from rrn_core import configure
 from rrn_core.config import Runtime, TrainConfig, iterations_per_epoch
 from rrn_core.data import digits
 from rrn_core.data.augment import augment, draw, normalise, pad
@@ -19,15 +20,13 @@ from rrn_core.data.camvid import CLASSES, CamVid
 from rrn_core.data.cutmix import box_masks
 from rrn_core.data.dataset import find_split, open_dataset
 from rrn_core.data.digits import Digits
-from rrn_core.presets import PRESETS
 
 CAMVID = SHARED / "data" / "camvid"
 needs_camvid = pytest.mark.skipif(not CAMVID.is_dir(), reason="CamVid is not in ../shared/data/camvid")
 
 
 def config(**changes) -> TrainConfig:
-    preset = {**PRESETS["digits"], "train_images": 40, "val_images": 4, "batch_size": 8, **changes}
-    return TrainConfig.model_validate_json(TrainConfig.model_construct(**preset).model_dump_json(include=set(preset), warnings=False))
+    return configure("digits", **{"train_images": 40, "val_images": 4, "batch_size": 8, **changes})
 
 
 def equal(a, b) -> bool:
@@ -140,7 +139,7 @@ def tiny_camvid(tmp_path):
 
 def tiny(root):
     """Configuration and place of `tiny_camvid`, every image labelled."""
-    return TrainConfig(dataset="camvid", partition="full"), Runtime(data_root=root, cache_images=False)
+    return configure(dataset="camvid", partition="full"), Runtime(data_root=root, cache_images=False)
 
 
 def test_original_lists_are_read_in_their_order(tiny_camvid):
@@ -198,12 +197,12 @@ def test_a_colour_label_is_refused_instead_of_read_as_grey(tiny_camvid):
 def test_an_unreadable_file_is_named_before_training_starts(tiny_camvid, folder, content):
     (tiny_camvid / folder / "v_a.png").write_bytes(content)
     with pytest.raises(ValueError, match=rf"{folder}/v_a\.png: not a readable image$"):
-        open_dataset(TrainConfig(dataset="camvid"), Runtime(data_root=tiny_camvid))
+        open_dataset(configure(dataset="camvid"), Runtime(data_root=tiny_camvid))
 
 
 def test_camvid_without_a_root_says_what_to_do():
     with pytest.raises(ValueError, match=r"dataset camvid: no data root; .* data_root"):
-        open_dataset(TrainConfig(dataset="camvid"), Runtime())
+        open_dataset(configure(dataset="camvid"), Runtime())
 
 
 def test_a_root_without_the_layout_is_named(tmp_path):
@@ -213,7 +212,7 @@ def test_a_root_without_the_layout_is_named(tmp_path):
 
 @needs_camvid
 def test_the_published_camvid_has_367_training_and_101_validation_images():
-    data = open_dataset(TrainConfig(dataset="camvid"), Runtime(data_root=CAMVID, cache_images=False))
+    data = open_dataset(configure(dataset="camvid"), Runtime(data_root=CAMVID, cache_images=False))
     assert (len(data.train), len(data.val)) == (367, 101)
     for images in (data.train, data.val):
         image, label = images[len(images) - 1]
@@ -224,7 +223,7 @@ def test_the_published_camvid_has_367_training_and_101_validation_images():
 
 @needs_camvid
 def test_batches_of_camvid_have_the_shape_of_the_crop():
-    c = TrainConfig(dataset="camvid", crop=128, batch_size=2, region_kernel=4, partition="1/16")
+    c = configure(dataset="camvid", crop=128, batch_size=2, region_kernel=4, partition="1/16")
     batches = Batches(c, open_dataset(c, Runtime(data_root=CAMVID, cache_images=False)))
     assert len(batches.labeled) == 23
     assert batches.iterations_per_epoch == iterations_per_epoch(c, 367) == 172

@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch import nn
 
+from rrn_core import configure
 from rrn_core.config import TrainConfig
 from rrn_core.data.batch import IMAGENET_MEAN, IMAGENET_STD
 from rrn_core.evaluate import HEADS, confusion, confusions, evaluate, iou, metrics_of, miou, predict, slide, slide_all
-from rrn_core.networks.quartet import build_quartet
+from rrn_core.methods import build_networks
 from rrn_core.presets import PRESETS
 
 CASES = ("big_100x150", "wide_50x150", "small_40x60", "exact_64x64", "plus1_64x65", "tall_130x63")
@@ -76,7 +77,7 @@ class Grey:
 
 def settings(**changes) -> TrainConfig:
     values = {**PRESETS["digits"], "scales": (1.0,), **changes}
-    return TrainConfig(**values)
+    return configure(**values)
 
 
 CLASSES = ("zero", "one", "two")
@@ -193,7 +194,7 @@ def test_the_number_of_windows_a_pass_changes_no_metric_and_each_branch_runs_onc
 
 
 def test_real_networks_give_the_same_numbers_whatever_the_number_of_windows_a_pass():
-    quartet = build_quartet(settings(seed=3), 3)
+    quartet = build_networks(settings(seed=3), 3)
     results = [evaluate(quartet, Grey(), CLASSES, settings(crop=64, eval_batch=batch), CPU) for batch in (1, 3, 32)]
     assert results[0] == results[1] == results[2]
 

@@ -12,6 +12,7 @@ from PIL import Image
 from places import SHARED
 from scipy.io import savemat
 
+from rrn_core import configure
 from rrn_core.config import Runtime, TrainConfig
 from rrn_core.data import cityscapes, voc
 from rrn_core.data.dataset import find_split, open_dataset, open_layout, open_validation, split_indices
@@ -65,7 +66,7 @@ def at(root: Path) -> Runtime:
 
 
 def of(dataset: str, **changes) -> TrainConfig:
-    return TrainConfig(dataset=dataset, **changes)
+    return configure(dataset=dataset, **changes)
 
 
 def first_values(images) -> dict[str, int]:
@@ -606,7 +607,7 @@ def identity(root: Path, **changes) -> tuple[str, str]:
     """SHA-256 of the split and of the settings that hold it."""
     config = of("folder", **changes)
     split = find_split(config, at(root))
-    return split.sha256, config.model_copy(update={"split": split}).digest()
+    return split.sha256, config.model_copy(update={"split": split}).digest
 
 
 def listed(file: str) -> dict[str, str]:
@@ -638,7 +639,7 @@ def test_the_place_of_a_list_makes_no_other_run(own):
     write_list(own / "one.txt", "a")
     write_list(own / "lists" / "same.txt", "images/a.png masks/a.png")
     assert identity(own, **listed("one.txt")) == identity(own, **listed("lists/same.txt"))
-    assert of("folder", **listed("one.txt")).digest() != of("folder", **listed("lists/same.txt")).digest()
+    assert of("folder", **listed("one.txt")).digest != of("folder", **listed("lists/same.txt")).digest
 
 
 def test_a_list_of_every_kth_image_is_still_another_setting_than_the_rule(own):

@@ -10,13 +10,12 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from rrn_core import losses
-from rrn_core.config import TrainConfig
-from rrn_core.presets import PRESETS
-from rrn_core.step import Mixed, Verdict, cps_term, discriminator_pairs, region_loss, region_terms, selections, total_loss
+from rrn_core import configure, losses
+from rrn_core.methods.cps import MixedImages, cps_term
+from rrn_core.methods.rrn import Verdict, discriminator_inputs, region_loss, region_terms, selections, total_loss
 
 SCENARIOS = ("mix", "none", "ownonly", "all", "eps0.3", "eps0.5", "eps0.7", "eps0.9")
-RELEASED = TrainConfig.model_validate({**PRESETS["released"]})
+RELEASED = configure("released")
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +31,7 @@ def test_every_term_and_its_gradient_equal_the_release(arrays, scenario):
     features = {key: arrays[f"feat.{key}"].double().requires_grad_() for key in ("D1.pred1", "D2.pred2", "D1.gt", "D2.gt")}
     verdicts = _verdicts(arrays[f"{scenario}.scores"].double(), logits, features, config)
     label1, label2 = (arrays[f"ps_label_{i}"].long() for i in (1, 2))
-    mixed = Mixed(arrays["mixed"], label1, label2, logits["stu1"], logits["stu2"], label1)
+    mixed = MixedImages(arrays["mixed"], label1, label2, logits["stu1"], logits["stu2"], label1)
     sups = [losses.supervised_loss(logits[key], arrays["gts"]) for key in ("sup1", "sup2")]
     terms = {"loss_sup": sups[0] + sups[1], "loss_cps": cps_term(mixed, logits["sup1"], logits["sup2"], config)}
     terms |= region_terms(verdicts, config, epoch=int(epoch))
@@ -91,7 +90,7 @@ def test_cross_pseudo_supervision_equals_the_release(arrays):
 
 def test_inputs_of_the_discriminators_equal_the_release(arrays):
     z1, z2, mixed = arrays["logits.stu1"].double(), arrays["logits.stu2"].double(), arrays["mixed"].double()
-    pairs = discriminator_pairs(Mixed(mixed, None, None, z1, z2, None), _Labeled(arrays["imgs"].double(), arrays["gts"]), RELEASED)
+    pairs = discriminator_inputs(MixedImages(mixed, None, None, z1, z2, None), _Labeled(arrays["imgs"].double(), arrays["gts"]), RELEASED)
     for ours, name in ((pairs.predicted1, "D1.in.pred1"), (pairs.predicted2, "D2.in.pred2"), (pairs.labeled, "D1.in.gt")):
         np.testing.assert_allclose(ours, arrays[name], rtol=1e-6, atol=1e-7)
 

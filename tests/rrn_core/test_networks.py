@@ -11,11 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from rrn_core.config import TrainConfig
+from rrn_core import configure
+from rrn_core.methods import build_networks
 from rrn_core.networks.deeplab import Branch
 from rrn_core.networks.discriminators import Discriminator
-from rrn_core.networks.quartet import build_quartet
-from rrn_core.presets import PRESETS
 
 MAPS = ("backbone.layer1", "backbone.layer2", "backbone.layer3", "backbone.layer4", "head.aspp", "head")
 SIZES = {"65x65": (11, 65, 65), "96x128": (21, 96, 128)}
@@ -23,7 +22,7 @@ SIZES = {"65x65": (11, 65, 65), "96x128": (21, 96, 128)}
 
 
 def config(**settings):
-    return TrainConfig.model_validate({**PRESETS["digits"], "scales": (1.0,), **settings})
+    return configure("digits", **{"scales": (1.0,), **settings})
 
 
 @pytest.fixture(scope="module")
@@ -172,7 +171,7 @@ def test_an_unknown_backbone_is_refused_with_the_choices():
 
 
 def test_branches_start_with_equal_backbones_and_different_heads():
-    quartet = build_quartet(config(seed=3), 11)
+    quartet = build_networks(config(seed=3), 11)
     first, second = quartet.branch1.state_dict(), quartet.branch2.state_dict()
     assert all(torch.equal(first[key], second[key]) for key in first if key.startswith("backbone."))
     weights = [key for key in first if not key.startswith("backbone.") and first[key].ndim > 1]
@@ -182,17 +181,17 @@ def test_branches_start_with_equal_backbones_and_different_heads():
 def test_initial_weights_depend_on_the_seed_alone_and_leave_the_global_generator_alone():
     torch.manual_seed(5)
     before = torch.get_rng_state()
-    first = build_quartet(config(seed=3), 11).state_dict()
+    first = build_networks(config(seed=3), 11).state_dict()
     assert torch.equal(before, torch.get_rng_state())
     torch.manual_seed(6)
-    again, other = build_quartet(config(seed=3), 11).state_dict(), build_quartet(config(seed=4), 11).state_dict()
+    again, other = build_networks(config(seed=3), 11).state_dict(), build_networks(config(seed=4), 11).state_dict()
     assert all(torch.equal(first[key], again[key]) for key in first)
     assert not torch.equal(first["branch1.classifier.weight"], other["branch1.classifier.weight"])
 
 
 @pytest.mark.parametrize("method", ["supervised", "cps"])
 def test_only_the_full_method_has_discriminators(method):
-    quartet = build_quartet(config(method=method), 11)
+    quartet = build_networks(config(method=method), 11)
     assert quartet.D1 is None
     assert quartet.D2 is None
     assert not any(key.startswith("D") for key in quartet.state_dict())

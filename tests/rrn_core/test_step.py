@@ -10,24 +10,30 @@ import golden
 import numpy as np
 import pytest
 import torch
+from configs import digits
 from torch import nn
 
-from rrn_core import step
-from rrn_core.config import TrainConfig, iterations_per_epoch
+from rrn_core import configure, losses
+from rrn_core.config import iterations_per_epoch
 from rrn_core.data.batch import Batch
+from rrn_core.methods import build_networks, cps, method_of, rrn
+from rrn_core.methods.base import train_step as step_of
 from rrn_core.networks.deeplab import Branch
 from rrn_core.networks.discriminators import Discriminator
-from rrn_core.networks.quartet import Quartet, build_quartet
-from rrn_core.presets import PRESETS
-from rrn_core.step import AccumulationGroup, Optimisers, group_of, learning_rate, train_step
+from rrn_core.networks.quartet import Quartet
+from rrn_core.optimisation import ALONE, AccumulationGroup, Optimisers, group_of, learning_rate
 
 CLASSES = 5
-RELEASED = {**PRESETS["released"], "crop": 128, "partition": "1/16"}
-TINY = {**PRESETS["digits"], "scales": (1.0,), "batch_size": 2, "region_loss_from_epoch": 0, "discriminator_width": 4, "eps": 0.4}
+RELEASED = configure("released", crop=128, partition="1/16")
+TINY = {"scales": (1.0,), "batch_size": 2, "region_loss_from_epoch": 0, "discriminator_width": 4, "eps": 0.4}
 
 
 def config(**settings):
-    return TrainConfig.model_validate({**TINY, **settings})
+    return digits(TINY, **settings)
+
+
+def train_step(quartet, optimisers, data, settings, *, epoch, lr, group=ALONE):
+    return step_of(method_of(settings.method), quartet, optimisers, data, settings, epoch=epoch, lr=lr, group=group)
 
 
 def batch(seed=0, *, size=2, side=64, hidden=True):
@@ -40,7 +46,7 @@ def batch(seed=0, *, size=2, side=64, hidden=True):
 
 
 def run(settings, *, epoch=1, lr=0.01, of=None, steps=1):
-    quartet = build_quartet(settings, CLASSES)
+    quartet = build_networks(settings, CLASSES)
     optimisers = Optimisers(quartet, settings)
     torch.manual_seed(0)
     for _ in range(steps):
@@ -51,7 +57,7 @@ def run(settings, *, epoch=1, lr=0.01, of=None, steps=1):
 @pytest.mark.parametrize("precision", ["f64", "f32"])
 def test_two_iterations_equal_the_release(precision):
     expected = golden.load(f"step128_{precision}")
-    settings = TrainConfig.model_validate(RELEASED)
+    settings = RELEASED
     quartet = _released_quartet(expected, settings, torch.float64 if precision == "f64" else torch.float32)
     optimisers = Optimisers(quartet, settings)
     per_epoch = iterations_per_epoch(settings, 10582)
@@ -73,7 +79,7 @@ def test_the_learning_rate_equals_the_release_at_every_iteration(schedule):
 
 def test_the_released_schedule_starts_at_zero_and_jumps_down_after_the_warm_up():
     expected = golden.load("lr")
-    settings = TrainConfig.model_validate(RELEASED)
+    settings = RELEASED
     ours = [learning_rate(settings, int(i), 1653) for i in expected["real_idx"]]
     np.testing.assert_allclose(ours, expected["real"], rtol=1e-12)
     last, first = learning_rate(settings, 16529, 1653), learning_rate(settings, 16530, 1653)
@@ -85,13 +91,13 @@ def test_the_released_schedule_starts_at_zero_and_jumps_down_after_the_warm_up()
 
 def test_a_step_sets_the_rate_of_both_branches_and_leaves_the_discriminators():
     _, optimisers, _ = run(config(), lr=0.0123)
-    assert [group["lr"] for opt in (optimisers.opt1, optimisers.opt2) for group in opt.param_groups] == [0.0123] * 4
-    assert [group["lr"] for opt in (optimisers.optD1, optimisers.optD2) for group in opt.param_groups] == [1e-4] * 2
+    assert [group["lr"] for name in ("opt1", "opt2") for group in optimisers.by_name[name].param_groups] == [0.0123] * 4
+    assert [group["lr"] for name in ("optD1", "optD2") for group in optimisers.by_name[name].param_groups] == [1e-4] * 2
 
 
 def test_normalisation_parameters_and_biases_do_not_decay():
-    quartet = build_quartet(config(weight_decay=0.25), CLASSES)
-    decayed, kept = Optimisers(quartet, config(weight_decay=0.25)).opt1.param_groups
+    quartet = build_networks(config(weight_decay=0.25), CLASSES)
+    decayed, kept = Optimisers(quartet, config(weight_decay=0.25)).by_name["opt1"].param_groups
     assert (decayed["weight_decay"], kept["weight_decay"]) == (0.25, 0)
     convolutions = [layer.weight for layer in quartet.branch1.modules() if isinstance(layer, nn.Conv2d)]
     assert {id(p) for p in decayed["params"]} == {id(p) for p in convolutions}
@@ -167,7 +173,7 @@ def test_groups_of_iterations_start_anew_with_every_epoch_and_its_last_may_be_sh
 def test_a_group_steps_once_with_the_mean_gradient_and_the_rate_of_its_last_iteration(method):
     settings = config(method=method)
     parts = [run(settings, of=batch(i))[0] for i in (1, 2)]
-    quartet = build_quartet(settings, CLASSES)
+    quartet = build_networks(settings, CLASSES)
     before = {name: parameter.detach().clone() for name, parameter in quartet.named_parameters()}
     optimisers = Optimisers(quartet, settings)
     for i, (lr, group) in enumerate([(9.0, AccumulationGroup(True, False, 2)), (0.01, AccumulationGroup(False, True, 2))], start=1):
@@ -227,18 +233,18 @@ def test_pseudo_labels_without_a_known_truth_are_not_counted():
 
 def test_the_segmentation_loss_gives_the_discriminators_no_gradient():
     settings = config()
-    quartet = build_quartet(settings, CLASSES)
+    quartet = build_networks(settings, CLASSES)
     _, _, verdicts = _judged(quartet, settings)
-    sum(step.region_terms(verdicts, settings, epoch=1).values()).backward()
+    sum(rrn.region_terms(verdicts, settings, epoch=1).values()).backward()
     assert all(parameter.grad is None for net in (quartet.D1, quartet.D2) for parameter in net.parameters())
     assert all(parameter.requires_grad for net in (quartet.D1, quartet.D2) for parameter in net.parameters())
 
 
 def test_the_discriminators_loss_gives_the_branches_no_gradient():
     settings = config()
-    quartet = build_quartet(settings, CLASSES)
+    quartet = build_networks(settings, CLASSES)
     _, pairs, _ = _judged(quartet, settings)
-    terms = step.discriminator_terms(quartet, pairs, settings)
+    terms = rrn.discriminator_terms(quartet, pairs, settings)
     (terms["loss_d1"] + terms["loss_d2"]).backward()
     assert all(parameter.grad is None for net in (quartet.branch1, quartet.branch2) for parameter in net.parameters())
     assert all(parameter.grad.any() for net in (quartet.D1, quartet.D2) for parameter in net.parameters())
@@ -247,17 +253,17 @@ def test_the_discriminators_loss_gives_the_branches_no_gradient():
 @pytest.mark.parametrize("branch", [0, 1])
 def test_feature_matching_reaches_only_its_own_branch(branch):
     settings = config()
-    quartet = build_quartet(settings, CLASSES)
+    quartet = build_networks(settings, CLASSES)
     _, _, verdicts = _judged(quartet, settings)
     verdict = verdicts[branch]
-    step.feature_matching_loss(verdict.feature_labeled, verdict.feature, reduction="mean").backward()
+    losses.feature_matching_loss(verdict.feature_labeled, verdict.feature, reduction="mean").backward()
     reached = [net.classifier.weight.grad is not None for net in (quartet.branch1, quartet.branch2)]
     assert reached == [branch == 0, branch == 1]
 
 
 def test_running_statistics_see_u0_u1_the_mix_and_the_labelled_images_in_that_order():
     quartet, _, _ = run(config(), of=batch(3))
-    replayed, data = build_quartet(config(), CLASSES), batch(3)
+    replayed, data = build_networks(config(), CLASSES), batch(3)
     mix = data.u0 * (1 - data.mask) + data.u1 * data.mask
     with torch.no_grad():
         for net in (replayed.branch1, replayed.branch2):
@@ -272,7 +278,7 @@ def test_running_statistics_see_u0_u1_the_mix_and_the_labelled_images_in_that_or
 def test_mixed_labels_equal_labels_of_mixed_logits():
     data, generator = batch(), torch.Generator().manual_seed(1)
     logits = {name: torch.randn(2, CLASSES, 64, 64, generator=generator) for name in ("u0", "u1")}
-    mixed = step.mixed_pass(lambda images: logits["u0" if images is data.u0 else "u1"], lambda images: logits["u0"], data)
+    mixed = cps.mixed_pass(lambda images: logits["u0" if images is data.u0 else "u1"], lambda images: logits["u0"], data)
     expected = (logits["u0"] * (1 - data.mask) + logits["u1"] * data.mask).argmax(dim=1)
     assert torch.equal(mixed.label1, expected)
     assert torch.equal(mixed.image, data.u0 * (1 - data.mask) + data.u1 * data.mask)
@@ -281,10 +287,10 @@ def test_mixed_labels_equal_labels_of_mixed_logits():
 def test_without_dropout_the_gate_is_deterministic_and_training_has_dropout_again():
     def scores(dropout):
         settings = config(judge_dropout=dropout, discriminator="pixel")
-        quartet = build_quartet(settings, CLASSES)
-        mixed = step.mixed_pass(quartet.branch1, quartet.branch2, batch())
-        pairs = step.discriminator_pairs(mixed, batch(), settings)
-        features = [step.judge(quartet, mixed, pairs, settings)[0].feature for _ in range(2)]
+        quartet = build_networks(settings, CLASSES)
+        mixed = cps.mixed_pass(quartet.branch1, quartet.branch2, batch())
+        pairs = rrn.discriminator_inputs(mixed, batch(), settings)
+        features = [rrn.judge(quartet, mixed, pairs, settings)[0].feature for _ in range(2)]
         assert quartet.D1.training
         return torch.equal(*features)
 
@@ -297,8 +303,8 @@ def test_void_blanks_the_same_pixels_of_both_streams():
     data.y[:, :10] = 255
     for mask_void, blank in ((True, True), (False, False)):
         settings = config(mask_void=mask_void)
-        quartet = build_quartet(settings, CLASSES)
-        pairs = step.discriminator_pairs(step.mixed_pass(quartet.branch1, quartet.branch2, data), data, settings)
+        quartet = build_networks(settings, CLASSES)
+        pairs = rrn.discriminator_inputs(cps.mixed_pass(quartet.branch1, quartet.branch2, data), data, settings)
         for pair in (pairs.predicted1, pairs.predicted2, pairs.labeled):
             assert (not pair[:, :, :10].any()) == blank
             assert pair[:, :, 10:].any()
@@ -317,10 +323,10 @@ def test_bfloat16_keeps_losses_and_weights_in_float32_and_the_loss_close():
 def test_restored_optimisers_continue_as_if_nothing_had_happened(method):
     settings = config(method=method)
     quartet, optimisers, _ = run(settings)
-    twin = build_quartet(settings, CLASSES)
+    twin = build_networks(settings, CLASSES)
     twin.load_state_dict(quartet.state_dict())
     restored = Optimisers(twin, settings)
-    restored.load_state_dict(copy.deepcopy(optimisers.state_dict()))
+    restored.load_slots(copy.deepcopy(optimisers.slots()))
     for nets, opts in ((quartet, optimisers), (twin, restored)):
         torch.manual_seed(7)
         train_step(nets, opts, batch(5), settings, epoch=1, lr=0.01)
@@ -337,9 +343,9 @@ def test_steps_on_one_batch_lower_the_supervised_loss():
 
 
 def _judged(quartet, settings):
-    mixed = step.mixed_pass(quartet.branch1, quartet.branch2, batch())
-    pairs = step.discriminator_pairs(mixed, batch(), settings)
-    return mixed, pairs, step.judge(quartet, mixed, pairs, settings)
+    mixed = cps.mixed_pass(quartet.branch1, quartet.branch2, batch())
+    pairs = rrn.discriminator_inputs(mixed, batch(), settings)
+    return mixed, pairs, rrn.judge(quartet, mixed, pairs, settings)
 
 
 def _released_quartet(expected, settings, dtype):

@@ -18,21 +18,21 @@ from places import ROOT
 from safetensors.torch import save_file
 from torch import Tensor
 
+from rrn_core import configure
 from rrn_core.config import TrainConfig
 from rrn_core.foreign_weights import read_released
+from rrn_core.methods import build_networks
 from rrn_core.networks.deeplab import Branch
 from rrn_core.networks.discriminators import Discriminator
-from rrn_core.networks.quartet import build_quartet
-from rrn_core.presets import PRESETS
+from rrn_core.optimisation import Optimisers
 from rrn_core.state import TrainState
-from rrn_core.step import Optimisers
 from rrn_core.weights import initialise, load_model, pack, recognise, unpack
 
 CLASSES = 7
 
 
 def config(**settings: Any) -> TrainConfig:
-    return TrainConfig.model_validate({**PRESETS["digits"], "scales": (1.0,), **settings})
+    return configure("digits", **{"scales": (1.0,), **settings})
 
 
 def branches(backbone: str = "tiny", *, seed: int = 1, prefix: str = "") -> dict[str, Tensor]:
@@ -248,7 +248,7 @@ def test_a_file_without_any_network_of_ours_shows_its_keys(tmp_path):
 
 
 def test_a_backbone_starts_both_branches_and_leaves_the_heads(tmp_path):
-    quartet, before = (build_quartet(config(backbone="resnet18"), CLASSES) for _ in range(2))
+    quartet, before = (build_networks(config(backbone="resnet18"), CLASSES) for _ in range(2))
     weights = backbone()
     told = initialise(quartet, imported(tmp_path, weights), sha256=None)
     for branch, old in ((quartet.branch1, before.branch1), (quartet.branch2, before.branch2)):
@@ -260,7 +260,7 @@ def test_a_backbone_starts_both_branches_and_leaves_the_heads(tmp_path):
 
 
 def test_branches_and_discriminators_start_the_same_parts(tmp_path):
-    quartet = build_quartet(config(), CLASSES)
+    quartet = build_networks(config(), CLASSES)
     weights, judges = branches(), [judge(seed=1), judge(seed=2)]
     told = initialise(quartet, imported(tmp_path, {"model": weights, "D1": judges[0], "D2": judges[1]}))
     expected = weights | {f"D{i + 1}.{key}": tensor for i, found in enumerate(judges) for key, tensor in found.items()}
@@ -278,7 +278,7 @@ def test_branches_and_discriminators_start_the_same_parts(tmp_path):
     ],
 )
 def test_discriminators_that_do_not_fit_stay_as_drawn_and_it_is_said(tmp_path, settings, judges, told):
-    quartet, before = (build_quartet(config(**settings), CLASSES) for _ in range(2))
+    quartet, before = (build_networks(config(**settings), CLASSES) for _ in range(2))
     assert told in initialise(quartet, imported(tmp_path, {"model": branches(), **judges}))
     assert quartet.D1 is before.D1 is None or (same(quartet.D1, before.D1) and same(quartet.D2, before.D2))
 
@@ -286,16 +286,16 @@ def test_discriminators_that_do_not_fit_stay_as_drawn_and_it_is_said(tmp_path, s
 def test_weights_that_do_not_fit_the_run_are_refused(tmp_path):
     body = imported(tmp_path, branches())
     with pytest.raises(ValueError, match=r"^init_weights: the weights are for 7 classes, the data have 11; start from"):
-        initialise(build_quartet(config(), 11), body)
+        initialise(build_networks(config(), 11), body)
     with pytest.raises(ValueError, match=r"^init_weights: the weights are of tiny, the run is of resnet18; set backbone: tiny$"):
-        initialise(build_quartet(config(backbone="resnet18"), CLASSES), body)
+        initialise(build_networks(config(backbone="resnet18"), CLASSES), body)
     with pytest.raises(ValueError, match=r"^init_weights: not a readable safetensors file"):
-        initialise(build_quartet(config(), CLASSES), body[:-9])
+        initialise(build_networks(config(), CLASSES), body[:-9])
 
 
 def test_other_contents_than_planned_are_refused(tmp_path):
     body = imported(tmp_path, branches())
-    quartet = build_quartet(config(), CLASSES)
+    quartet = build_networks(config(), CLASSES)
     initialise(quartet, body, sha256=hashlib.sha256(body).hexdigest())
     with pytest.raises(ValueError, match=r"init_weights: planned with SHA-256 0{12}, found [0-9a-f]{12}; restore the file"):
         initialise(quartet, body, sha256="0" * 64)
@@ -304,7 +304,7 @@ def test_other_contents_than_planned_are_refused(tmp_path):
 def test_safetensors_that_say_nothing_of_themselves_are_refused(tmp_path):
     save_file(branches(), tmp_path / "x.safetensors")
     with pytest.raises(ValueError, match="rrn-sweep weights import"):
-        initialise(build_quartet(config(), CLASSES), (tmp_path / "x.safetensors").read_bytes())
+        initialise(build_networks(config(), CLASSES), (tmp_path / "x.safetensors").read_bytes())
 
 
 # load_model
@@ -312,7 +312,7 @@ def test_safetensors_that_say_nothing_of_themselves_are_refused(tmp_path):
 
 def test_a_training_checkpoint_loads_by_what_it_says_of_itself(tmp_path):
     trained = config(seed=4, ensemble_weight=0.3)
-    state = TrainState(build_quartet(trained, CLASSES), Optimisers(build_quartet(trained, CLASSES), trained), trained)
+    state = TrainState(build_networks(trained, CLASSES), Optimisers(build_networks(trained, CLASSES), trained), trained)
     state.save(tmp_path)
     for source in (tmp_path, tmp_path / "model.safetensors", state.to_files()["model.safetensors"]):
         model = load_model(source)
@@ -323,7 +323,7 @@ def test_a_training_checkpoint_loads_by_what_it_says_of_itself(tmp_path):
 
 def test_a_window_that_the_discriminators_would_forbid_can_be_evaluated():
     trained = config(crop=128, region_kernel=8)
-    state = TrainState(build_quartet(trained, CLASSES), Optimisers(build_quartet(trained, CLASSES), trained), trained)
+    state = TrainState(build_networks(trained, CLASSES), Optimisers(build_networks(trained, CLASSES), trained), trained)
     assert load_model(state.to_files()["model.safetensors"], changes={"crop": 64}).config.crop == 64
 
 

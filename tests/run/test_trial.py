@@ -234,7 +234,7 @@ def test_a_checkpoint_that_is_stored_intact_but_does_not_load_is_passed_over(job
     updates.close()
     store = open_store(job.store)
     record = TrialRecord.open(store, plan, retention=job.retention)
-    record.commit(step=999, epoch=2, files={"model.safetensors": b"garbage", "state.pt": b"garbage"}, entries=[], seconds=1.0)
+    record.commit(step=999, epoch=2, files={"model.safetensors": b"garbage", "state.safetensors": b"garbage"}, entries=[], seconds=1.0)
     again = list(run_trial(plan, job))
     assert again[0].resumed_step == 999
     assert "checkpoint of step 999 is unusable" in again[1].note
@@ -265,7 +265,7 @@ def test_a_damaged_newest_checkpoint_costs_one_step_back_and_is_told(job, tmp_pa
     next(update for update in updates if update.committed == 2)
     updates.close()
     newest = manifest_of(plan, job).checkpoints[-1]
-    (tmp_path / "store" / newest.objects["state.pt"].key).write_bytes(b"damaged")
+    (tmp_path / "store" / newest.objects["state.safetensors"].key).write_bytes(b"damaged")
     again = list(run_trial(plan, job))
     assert again[0].resumed_step < newest.step
     assert f"checkpoint of step {newest.step} is unusable" in again[0].note

@@ -31,7 +31,7 @@ from orchestration.tracking.sync import sync
 from orchestration.tracking.ui_links import file_url, runs_url
 from rrn_core.config import Runtime, TrainConfig
 from rrn_core.data.dataset import open_validation
-from rrn_core.networks.quartet import build_quartet
+from rrn_core.methods import build_networks
 from rrn_core.pictures import panels, spread
 
 pytestmark = pytest.mark.slow
@@ -362,7 +362,7 @@ def predictions(config: TrainConfig) -> bytes:
 def _drawn(config: TrainConfig) -> bytes:
     data = open_validation(config, Runtime(device="cpu", threads=1))
     torch.manual_seed(0)
-    quartet, body = build_quartet(config, len(data.classes)), io.BytesIO()
+    quartet, body = build_networks(config, len(data.classes)), io.BytesIO()
     chosen = spread(4, len(data.val))
     Image.fromarray(panels(quartet, data.val, data.palette, data.classes, config, torch.device("cpu"), indices=chosen)).save(body, "PNG")
     return body.getvalue()

@@ -9,13 +9,14 @@ from tracked_sweep import STORE, attempt, checkpoint, judged, manifest
 
 from orchestration.record.manifest import Manifest
 from orchestration.tracking.descriptions import SweepFacts, code, percent, summary_of, sweep_note, text, trial_note
-from rrn_core.config import Split, TrainConfig
+from rrn_core import configure
+from rrn_core.config import Split
 
 SPLIT = Split(labeled=46, unlabeled=321, val=101, sha256="ab" * 32)
 
 
 def finished(part: str, seed: int, *scores: float, **changes: Any) -> Manifest:
-    config = TrainConfig(partition=part, seed=seed, **changes).model_dump(mode="json")
+    config = configure(partition=part, seed=seed, **changes).model_dump(mode="json")
     history = tuple(judged(epoch, score) for epoch, score in enumerate(scores, start=1))
     return manifest(len(scores), trial_id=f"{part}-{seed}", seed=seed, config=config, history=history, status="finished")
 

@@ -18,6 +18,7 @@ from orchestration.record.manifest import EpochPictures, Manifest, ObjectRef, sh
 from orchestration.store.base import Store
 from orchestration.store.open import open_store
 from orchestration.tracking.run_files import CodeOrigin, RunFile, digest_of, overview_files, stored, table, trial_files
+from rrn_core import configure
 from rrn_core.config import Split, TrainConfig
 
 OURS = CodeOrigin(driver=1, facts={"ray": "2.60", "git_commit": "c0ffee"}, code={"git.diff": "+x\n"})
@@ -49,8 +50,8 @@ class TestSettings:
     @pytest.mark.parametrize(
         "config",
         [
-            TrainConfig(partition="1/8", eps=0.3, scales=(0.5, 1e-05), lr=1e-05, drlc=False, feature_pool="global", crop=256),
-            TrainConfig(
+            configure(partition="1/8", eps=0.3, scales=(0.5, 1e-05), lr=1e-05, drlc=False, feature_pool="global", crop=256),
+            configure(
                 dataset="camvid",
                 partition="n:92",
                 partition_by="list",
@@ -62,7 +63,7 @@ class TestSettings:
         ],
     )
     def test_they_are_a_sweep_of_this_very_trial(self, store: Store, tmp_path: Path, config: TrainConfig) -> None:
-        trial_id = config.digest()[:12]
+        trial_id = config.digest[:12]
         found = manifest(1, trial_id=trial_id, config=config.model_dump(mode="json"), sweep="s" * 100, varied=("eps", "seed"))
         (tmp_path / "config.yaml").write_bytes(files(store, found)["config.yaml"].make())
         spec = load(tmp_path / "config.yaml")
