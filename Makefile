@@ -6,7 +6,7 @@ FAULTS ?= 300
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
 .DEFAULT_GOAL := help
-.PHONY: help sweep stack stack-down stack-demo test chaos check golden clean
+.PHONY: help sweep stack stack-down stack-demo test test-fast chaos check golden clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1  /p' $(MAKEFILE_LIST) | awk '{printf "  make %-11s", $$1; $$1=""; print}'
@@ -17,7 +17,7 @@ sweep: .venv/sweep  ## install, then run the first sweep on the embedded data (a
 stack: .venv/stack  ## PostgreSQL, MLflow, S3 and a Ray cluster of two nodes on this machine, without containers; keys in runs/stack
 	$(BIN)/python -m infra.local.stack up
 
-stack-down: .venv/stack  ## end what `make stack` started; its data stays
+stack-down: .venv/stack  ## stop what `make stack` started; its data stays
 	$(BIN)/python -m infra.local.stack down
 
 stack-demo: stack  ## the first sweep on it
@@ -25,6 +25,9 @@ stack-demo: stack  ## the first sweep on it
 
 test: .venv/test  ## every test, with real Ray, MLflow and S3 servers on this machine
 	$(BIN)/python -m pytest -n 3 --dist loadfile
+
+test-fast: .venv/test  ## the tests that need no server and no whole sweep: for the daily loop, under three minutes
+	$(BIN)/python -m pytest -n 3 --dist loadfile --fast
 
 chaos: .venv/test  ## a sweep under random faults must end as the undisturbed one; SEED=1 FAULTS=300 by default
 	$(BIN)/python tests/chaos/chaos.py --seed $(SEED) --faults $(FAULTS)
@@ -34,8 +37,8 @@ check: .venv/test  ## ruff, mypy --strict, import-linter
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-golden: .venv/test  ## write the golden plans of the shipped sweeps anew; look at the diff
-	$(BIN)/python -m pytest tests/plan/test_sweeps.py --write-golden
+golden: .venv/test  ## write golden plans, identities and the generated pages of docs/ anew; look at the diff
+	$(BIN)/python -m pytest tests/plan/test_sweeps.py tests/record/test_identities.py tests/cli/test_reference.py --write-golden
 
 clean:  ## remove .venv and caches; ./runs (checkpoints and MLflow database) stays
 	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

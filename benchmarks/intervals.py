@@ -1,8 +1,8 @@
-"""Do the intervals of orchestration/compare/paired.py cover, and does its test make no more false claims than it says? Written to results/.
+"""Measures the coverage of the intervals in orchestration/compare/paired.py, and the false claims of its test. Writes to results/.
 
     python benchmarks/intervals.py          (one CPU core, two minutes)
 
-Simulated paired differences whose true mean is known; false claims are counted where the two runs differ in nothing.
+It simulates paired differences with a known true mean. A claim is false if the two runs do not differ.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ RUNS: dict[str, Callable[[np.random.Generator, tuple[int, ...]], Samples]] = {
 
 
 def main() -> None:
-    """Measure, write."""
+    """Simulate and write the report."""
     OUT.write_text("\n".join([*_intervals(), *_claims()]) + "\n")
 
 
@@ -46,7 +46,7 @@ def _intervals() -> Iterator[str]:
     yield "# What intervals cover, and how often the test is wrong\n"
     yield "`python benchmarks/intervals.py`\n"
     what = "95 % interval holds the true mean difference"
-    yield f"Share of {REPETITIONS} simulated comparisons whose {what}, in %: ours / BCa as it comes.\n"
+    yield f"Share of {REPETITIONS} simulated comparisons whose {what}, in %: ours / plain BCa.\n"
     yield f"| differences | {' | '.join(f'{n} seeds' for n in SEEDS)} |"
     yield "|---" * (1 + len(SEEDS)) + "|"
     for name, (draw, mean) in DIFFERENCES.items():

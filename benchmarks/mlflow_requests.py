@@ -1,4 +1,4 @@
-"""How many requests and milliseconds it takes to show a trial in MLflow, on a real server with SQLite.
+"""Measures how many requests and milliseconds it takes to show a trial in MLflow, on a real server with SQLite.
 
 python benchmarks/mlflow_requests.py
 """
@@ -44,15 +44,15 @@ def main() -> None:
 
 def measure(uri: str) -> None:
     runs = open_runs(uri, "benchmark", tags={})
-    tell("the first epoch, which makes the run", lambda: show(runs, trial(1)), 1)
+    timed("the first epoch, which creates the run", lambda: show(runs, trial(1)), 1)
     epochs = iter(range(2, EPOCHS + 1))
-    tell("another epoch", lambda: show(runs, trial(next(epochs))), EPOCHS - 1)
-    tell("nothing new", lambda: show(runs, trial(EPOCHS)), EPOCHS)
-    tell("a drawn epoch, its files written", lambda: show(runs, trial(EPOCHS, drawn=True)), 1)
-    tell("nothing new, after a new start", lambda: show(open_runs(uri, "benchmark", tags={}), trial(EPOCHS, drawn=True)), 10)
+    timed("another epoch", lambda: show(runs, trial(next(epochs))), EPOCHS - 1)
+    timed("nothing new", lambda: show(runs, trial(EPOCHS)), EPOCHS)
+    timed("an epoch with pictures", lambda: show(runs, trial(EPOCHS, with_pictures=True)), 1)
+    timed("nothing new, after a restart", lambda: show(open_runs(uri, "benchmark", tags={}), trial(EPOCHS, with_pictures=True)), 10)
 
 
-def tell(what: str, act: Callable[[], None], times: int) -> None:
+def timed(what: str, act: Callable[[], None], times: int) -> None:
     counts, spent_ms = [], []
     with Counted() as counted:
         for _ in range(times):
@@ -68,7 +68,7 @@ def show(runs: Runs, found: Manifest) -> None:
     runs.store_files(found.trial_id, trial_files(found, lambda _: CONFUSION, live=True))
 
 
-def trial(epochs: int, *, drawn: bool = False) -> Manifest:
+def trial(epochs: int, *, with_pictures: bool = False) -> Manifest:
     ref = ObjectRef(key="confusion.json", sha256="0", size=len(CONFUSION))
     return Manifest(
         sweep="benchmark",
@@ -81,7 +81,7 @@ def trial(epochs: int, *, drawn: bool = False) -> Manifest:
         created_ms=1_700_000_000_000,
         updated_ms=1_700_000_000_000,
         history=tuple(entry(epoch) for epoch in range(1, epochs + 1)),
-        pictures=(EpochPictures(epoch=epochs, objects={"confusion.json": ref}),) if drawn else (),
+        pictures=(EpochPictures(epoch=epochs, objects={"confusion.json": ref}),) if with_pictures else (),
     )
 
 
@@ -92,7 +92,7 @@ def entry(epoch: int) -> EpochMetrics:
 
 
 class Counted:
-    """Counts every request to a server within its context."""
+    """Counts the requests of the `requests` library while its context is active."""
 
     def __init__(self) -> None:
         self.requests = 0

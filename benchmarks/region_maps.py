@@ -1,9 +1,9 @@
-"""Do the discriminators know which regions of a pseudo label are right? Of one trained RRN trial, on the mixed images of its training.
+"""Measures whether the discriminators of a trained RRN trial recognise which regions of a pseudo-label are right.
 
     python benchmarks/region_maps.py STORE SWEEP TRIAL --data-root CAMVID --out benchmarks/results/region_maps
 
-The newest checkpoint of the trial; branches normalise over the batch, as in training; the discriminators' dropout is off. Writes OUT.md and
-OUT.png, with a row for each of five images.
+It evaluates the newest checkpoint on mixed training images. As in training, the branches normalise over the batch. Dropout of the
+discriminators is off. It writes OUT.md, and OUT.png with five images.
 """
 
 from __future__ import annotations
@@ -16,32 +16,31 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image
-from rrn_core.step import MixedImages, discriminator_inputs, mixed_pass
 from safetensors.torch import load
 from torch import Tensor
 
 from orchestration.plan.sweep_file import build_config
 from orchestration.record.manifest import read_manifest
 from orchestration.store.open import open_store
-from rrn_core import Runtime, TrainConfig
+from rrn_core import Runtime
 from rrn_core.data.batch import IMAGENET_MEAN, IMAGENET_STD, Batch
 from rrn_core.data.batches import Batches
 from rrn_core.data.dataset import DataSet, open_dataset
 from rrn_core.losses import VOID, hard_labels, scale_image
 from rrn_core.methods import build_networks
 from rrn_core.methods.cps import MixedImages, mixed_pass
-from rrn_core.methods.rrn import discriminator_inputs
+from rrn_core.methods.rrn import Settings, discriminator_inputs
 from rrn_core.networks.quartet import Quartet
 from rrn_core.picture_grid import GridRow, coloured, errors, heat, photograph, sheet, swatch
 
 BATCHES = 40
 COLUMNS = ("mixed image", "true labels", "branch 1", "where it errs", "score of D1", "score of D2")
 FIRST = 10_000_000
-"""Batches that no training of this length has seen in this composition."""
+"""Index of the first batch; no training of this length has used these batches."""
 
 
 def main() -> None:
-    """Read, measure, write."""
+    """Load the trial, measure, write the report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in ("store", "sweep", "trial"):
         parser.add_argument(name)
@@ -53,8 +52,8 @@ def main() -> None:
     rows, pictures = [], []
     with torch.no_grad():
         for i in range(BATCHES):
-            seen, picture = judged(quartet, batches[FIRST + i], config, data)
-            rows += seen
+            measured, picture = judged(quartet, batches[FIRST + i], config, data)
+            rows += measured
             pictures += [picture] if i < 5 else []
     text = report(np.array(rows), config, f"{arguments.sweep}, {label}")
     arguments.out.with_suffix(".md").write_text(text)
@@ -63,12 +62,13 @@ def main() -> None:
     print(text)
 
 
-def opened(store_uri: str, sweep: str, trial: str, data_root: Path) -> tuple[str, TrainConfig, Quartet, DataSet]:
-    """Label, settings, networks and data of a trial's newest checkpoint."""
+def opened(store_uri: str, sweep: str, trial: str, data_root: Path) -> tuple[str, Settings, Quartet, DataSet]:
+    """Label, settings, networks and data of the trial, with the weights of its newest checkpoint."""
     store = open_store(store_uri)
     manifest = read_manifest(store, sweep, trial)
     assert manifest is not None, f"{sweep}/{trial}: not in {store_uri}"
     config = build_config(manifest.config)
+    assert isinstance(config, Settings), f"{sweep}/{trial}: expected a trial of method rrn, got {config.method}"
     data = open_dataset(config, Runtime(data_root=data_root.resolve()))
     quartet = build_networks(config, len(data.classes))
     quartet.load_state_dict(load(store.read(manifest.checkpoints[-1].objects["model.safetensors"].key)[0]))
@@ -77,8 +77,8 @@ def opened(store_uri: str, sweep: str, trial: str, data_root: Path) -> tuple[str
     return manifest.label, config, quartet, data
 
 
-def judged(quartet: Quartet, batch: Batch, config: TrainConfig, data: DataSet) -> tuple[list[list[float]], GridRow]:
-    """For every region with known labels: branch, share of right pixels, score of the own and of the other discriminator; and a picture."""
+def judged(quartet: Quartet, batch: Batch, config: Settings, data: DataSet) -> tuple[list[list[float]], GridRow]:
+    """Per region with known labels: branch, share of right pixels, scores of its own and the other discriminator. Also a picture."""
     mixed = mixed_pass(quartet.branch1, quartet.branch2, batch)
     pairs = discriminator_inputs(mixed, batch, config)
     d1, d2 = quartet.discriminators()
@@ -89,33 +89,33 @@ def judged(quartet: Quartet, batch: Batch, config: TrainConfig, data: DataSet) -
         known = (mixed.hidden != VOID).float()
         right = (hard_labels(z) == mixed.hidden).float() * known
         cells = mine.shape[-2:]
-        seen, hit = (F.adaptive_avg_pool2d(maps.unsqueeze(1), cells) for maps in (known, right))
-        usable = seen > 0.2
-        columns = [(hit / seen.clamp(min=1e-6))[usable], mine[usable], cross[usable]]
+        known_share, right_share = (F.adaptive_avg_pool2d(maps.unsqueeze(1), cells) for maps in (known, right))
+        usable = known_share > 0.2
+        columns = [(right_share / known_share.clamp(min=1e-6))[usable], mine[usable], cross[usable]]
         rows += [[branch, *values] for values in torch.stack(columns, dim=1).tolist()]
         scores += [mine, cross] if branch == 1 else []
     return rows, picture_of(mixed, scores, data)
 
 
 def picture_of(mixed: MixedImages, scores: list[Tensor], data: DataSet) -> GridRow:
-    """The panels of the first image."""
+    """The panels of the first image of the batch."""
     pixels = scale_image(mixed.image[:1], scaling="unnormalise", mean=IMAGENET_MEAN, std=IMAGENET_STD)[0].permute(1, 2, 0).numpy()
     maps = [F.interpolate(score[:1], size=pixels.shape[:2], mode="bilinear", align_corners=True)[0, 0].numpy() for score in scores]
     truth, predicted = mixed.hidden[0].numpy(), hard_labels(mixed.z1)[0].numpy()
     image = (255 * pixels.clip(0, 1)).round().astype(np.uint8)
-    shown = (photograph(image), coloured(truth, data.palette), coloured(predicted, data.palette), errors(predicted, truth))
-    captions = {len(shown) + i: f"{rc.min():.2f} .. {rc.max():.2f}" for i, rc in enumerate(maps)}
-    return GridRow("", (*shown, *map(heat, maps)), captions)
+    panels = (photograph(image), coloured(truth, data.palette), coloured(predicted, data.palette), errors(predicted, truth))
+    captions = {len(panels) + i: f"{rc.min():.2f} .. {rc.max():.2f}" for i, rc in enumerate(maps)}
+    return GridRow("", (*panels, *map(heat, maps)), captions)
 
 
-def report(rows: NDArray[np.float64], config: TrainConfig, trial: str) -> str:
-    """Correlation of score and truth, and what thresholds select."""
+def report(rows: NDArray[np.float64], config: Settings, trial: str) -> str:
+    """Markdown: correlation of score and truth, and what each threshold selects."""
     percentiles = " / ".join(f"{q:.2f}" for q in np.percentile(rows[:, 2], (5, 50, 95)))
     lines = [
         f"# Region maps of {trial}",
         "",
         f"{len(rows)} regions of {BATCHES} batches of mixed unlabelled training images, both branches; eps of the training {config.eps:g}.",
-        "right: share of a region's known pixels that the branch labels rightly, in percent.",
+        "right: share of a region's known pixels that the branch labels correctly, in percent.",
         "",
         f"- right over all regions: {100 * rows[:, 1].mean():.1f}",
         f"- correlation (Pearson) of right with the own discriminator's score: {np.corrcoef(rows[:, 1], rows[:, 2])[0, 1]:+.2f},"

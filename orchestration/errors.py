@@ -1,18 +1,20 @@
 """The errors that a user can fix.
 
-SweepError                 cli.py prints its text and exits with 2; cluster.py marks the trial as failed and carries on
+SweepError                 the command line prints its text and exits with code 2
 ├── SpecError              the sweep file has faults
-├── StoreError             the checkpoint store refused, or is wrongly set up
-│   ├── NotFound           no such key
-│   ├── Conflict           a conditional put lost: somebody else wrote the key first
+├── StoreError             the store refused a request, or its configuration is wrong
+│   ├── NotFound           no object under this key
+│   ├── Conflict           a conditional put failed: another process wrote the key first
 │   ├── Corrupt            the bytes differ from their checksum
-│   └── StoreUnavailable   no answer within the deadline
-├── Fenced                 another attempt has taken the trial over: this one must stop without a trace
-├── Preempted              the trial's process was told to end
+│   └── StoreUnavailable   no usable answer within the deadline
+├── Fenced                 a newer attempt owns the trial: this one must stop and write nothing
+├── Preempted              the trial's process received SIGTERM
 ├── LeaseHeld              another driver is running this sweep
-├── LeaseLost              another driver has taken this sweep over: this one must stop
-├── TrackingError          MLflow
-└── ClusterError           Ray
+├── LeaseLost              another driver has taken over this sweep: this one must stop
+├── TrackingError          MLflow refused a request, or its configuration is wrong
+└── ClusterError           Ray refused a request, or its configuration is wrong
+
+`rrn_core` has classes of its own (rrn_core/errors.py), which `user_errors` turns into SweepError.
 """
 # ruff: noqa: N818  (NotFound and Conflict are outcomes that callers expect, and read better without "Error")
 
@@ -22,13 +24,15 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from rrn_core.errors import CheckpointError, ConfigError, DataError
+
 
 class SweepError(Exception):
-    """Anything that the user, rather than a programmer, can put right."""
+    """A fault that the user can fix. The text is one line: where, what was found, what was expected, what to do next."""
 
 
 class SpecError(SweepError):
-    """All faults of a sweep file at once, one line each."""
+    """All faults of a sweep file, one line each."""
 
     def __init__(self, faults: list[str]) -> None:
         super().__init__(faults)
@@ -39,11 +43,11 @@ class SpecError(SweepError):
 
 
 class StoreError(SweepError):
-    """The store cannot do what was asked, and waiting won't help."""
+    """The store refused a request, and a retry would not help."""
 
 
 class _KeyError(StoreError):
-    """A StoreError about one key; its text is made from the key, so that it survives pickling through Ray."""
+    """A StoreError about one key. Its only argument is the key, so that Ray can pickle it."""
 
     text = "{key}"
 
@@ -62,7 +66,7 @@ class NotFound(_KeyError):
 
 
 class Conflict(_KeyError):
-    """The object under `key` isn't the one that a conditional put expected; nothing was written."""
+    """The object under `key` is not the one that a conditional put expected. Nothing was written."""
 
     text = "{key}: changed by another process"
 
@@ -78,38 +82,38 @@ class StoreUnavailable(StoreError):
 
 
 class Fenced(SweepError):
-    """A newer attempt owns the trial; whatever this attempt still holds must not be written."""
+    """A newer attempt owns the trial. This attempt must not write anything more."""
 
 
 class Preempted(SweepError):
-    """The trial's process was told to end, by SIGTERM: a batch system, or the notice before a spot machine goes."""
+    """The trial's process received SIGTERM, from a batch system or before a spot machine is reclaimed."""
 
 
 class LeaseHeld(SweepError):
-    """Another driver runs this very sweep; the text says where, and what to do about it."""
+    """Another driver is running this sweep. The text says where, and what to do."""
 
 
 class LeaseLost(SweepError):
-    """Another driver has taken the sweep over; this one may change nothing any more."""
+    """Another driver has taken over this sweep. This driver must not change anything more."""
 
 
 class TrackingError(SweepError):
-    """MLflow refused, or is wrongly set up."""
+    """MLflow refused a request, or its configuration is wrong."""
 
 
 class ClusterError(SweepError):
-    """Ray refused, or is wrongly set up."""
+    """Ray refused a request, or its configuration is wrong."""
 
 
 @contextmanager
-def mendable() -> Iterator[None]:
-    """What `rrn_core` and the file system raise for a fault that a user can mend, as a SweepError."""
+def user_errors() -> Iterator[None]:
+    """Turn errors of `rrn_core` and of the file system that the user can fix into SweepError. All others, which are bugs, pass."""
     try:
         yield
-    except (ValueError, OSError) as error:
+    except (DataError, ConfigError, CheckpointError, OSError) as error:
         raise SweepError(str(error)) from error
 
 
 def without_password(text: str) -> str:
-    """A URI, or a text that holds some, without credentials."""
+    """The text without the credentials of the URIs in it."""
     return re.sub(r"//[^/@\s]*@", "//", text)

@@ -1,4 +1,4 @@
-"""How values, tables, sizes and times are written, everywhere alike."""
+"""How labels, values, tables, sizes and times are written."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What can be done with one set of weights: import it, evaluate it, predict with it."""
+"""Commands about one set of weights: import it, evaluate it, predict with it."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestration.errors import SweepError, mendable
+from orchestration.errors import SweepError, user_errors
 from orchestration.formatting import table
 from orchestration.observe.status import HEADS
+from orchestration.store.base import is_key
 from orchestration.store.open import open_store
 from rrn_core.config import Runtime
 
@@ -28,27 +29,28 @@ Palette = Sequence[tuple[int, int, int]]
 
 @dataclass(frozen=True)
 class Evaluation:
-    """IoU of every class in 0..1 for both branches and the ensemble; None where a class neither occurs nor is predicted."""
+    """The result of an evaluation for both branches and the ensemble."""
 
     protocol: dict[str, Any]
-    """What was evaluated, and how."""
+    """What was evaluated, and with which settings."""
     miou: dict[str, float]
+    """mIoU in 0..1 by head. `reported` is that of the head that the setting `ensemble` selects."""
     iou: dict[str, dict[str, float | None]]
-    """By head, then by class."""
+    """IoU in 0..1 by head, then by class; None if a class neither occurs nor is predicted."""
 
     def record(self) -> dict[str, Any]:
-        """As JSON holds it."""
+        """The result as JSON holds it."""
         return {**self.protocol, "miou": self.miou, "iou": self.iou}
 
     def __str__(self) -> str:
-        """In percent."""
+        """A table in percent, and the protocol."""
         rows = [[name, *(_percent(self.iou[head][name]) for head in HEADS)] for name in self.iou["ensemble"]]
         means = ["mIoU", *(_percent(self.miou[head]) for head in HEADS)]
         return f"{table([['class', *HEADS], *rows, means])}\n\n{', '.join(f'{key} {value}' for key, value in self.protocol.items())}"
 
 
 def import_weights(source: Path, out: Path) -> str:
-    """Write a checkpoint of RRN or CPS, or an ImageNet backbone, as safetensors, and return what was found and the SHA-256 of `out`.
+    """Convert a checkpoint of RRN or CPS, or an ImageNet backbone, to a safetensors file. Returns a text: what was found, SHA-256 of `out`.
 
     Raises:
         SweepError: a source that is not one of these, or a name that does not end in .safetensors.
@@ -57,7 +59,7 @@ def import_weights(source: Path, out: Path) -> str:
 
     if out.suffix != ".safetensors":
         raise SweepError(f"{out}: expected a name that ends in .safetensors")
-    with mendable():
+    with user_errors():
         imported = read_released(source)
         body = imported.to_bytes()
         write(out, body)
@@ -67,24 +69,24 @@ def import_weights(source: Path, out: Path) -> str:
 def evaluate_checkpoint(
     checkpoint: str, runtime: Runtime, *, changes: Mapping[str, Any] | None = None, stride: int | None = None
 ) -> Evaluation:
-    """The paper's evaluation (sliding windows, one confusion matrix) on the validation images of the checkpoint's data set, or another.
+    """Evaluate a checkpoint on validation images as the paper does: sliding windows, one confusion matrix over all images.
 
     Args:
-        checkpoint: a file, a folder or a URI, as `read_weights` takes it.
-        changes: settings to use instead of the checkpoint's own, such as dataset, crop, ensemble, ensemble_weight, precision, eval_batch.
-        stride: of the windows; unset: two thirds of the crop.
+        checkpoint: a file, a folder or a URI, as for `read_weights`.
+        changes: settings that replace those of the checkpoint, such as dataset, crop, ensemble, ensemble_weight, precision, eval_batch.
+        stride: distance of the windows in pixels. Unset: two thirds of the crop.
 
     Raises:
-        SweepError: weights or data that cannot be used, or that have different numbers of classes.
+        SweepError: weights, data or settings that cannot be used, or weights and data with different numbers of classes.
     """
     from rrn_core.evaluate import evaluate
     from rrn_core.weights import load_model
 
-    with mendable():
+    with user_errors():
         model = load_model(read_weights(checkpoint), name=checkpoint, changes=changes)
         data = _data(model, runtime)
         device = _set_up(runtime)
-        with _watched(data.val) as images:
+        with _with_progress(data.val) as images:
             metrics = evaluate(model.quartet.to(device), images, data.classes, model.config, device, stride=stride)
     return _evaluation(metrics, data.classes, _protocol(checkpoint, model, len(data.val), stride))
 
@@ -98,10 +100,13 @@ def predict_images(
     changes: Mapping[str, Any] | None = None,
     stride: int | None = None,
 ) -> list[Path]:
-    """For each image NAME.* write the classes as NAME.png, a palette image, and NAME_overlay.png, their colours half over the image.
+    """For each image NAME.* write NAME.png, a palette image of the predicted classes, and NAME_overlay.png, half colours and half image.
 
-    Colours are those of the data set where they are known: from its folder, `runtime.data_root`, or by its name. Otherwise PASCAL VOC's.
-    Files of the same names in `out` are replaced, the images themselves never.
+    The colours are those of the data set if they are known, by its name or from dataset.yaml in `runtime.data_root`; else those of PASCAL
+    VOC. Files of the same names in `out` are replaced, but never the images themselves.
+
+    Returns:
+        The written files, two for each image.
 
     Raises:
         SweepError: as `evaluate_checkpoint`; an image that cannot be read; two images whose results would have the same name.
@@ -113,29 +118,33 @@ def predict_images(
     _refuse_clashes(files, out)
     if missing := [file for file in files if not file.is_file()]:
         raise SweepError(f"{missing[0]}: no such image{f', and {len(missing) - 1} more' if missing[1:] else ''}")
-    with mendable():
+    with user_errors():
         model = load_model(read_weights(checkpoint), name=checkpoint, changes=changes)
         palette = _palette(model, runtime)
         device = _set_up(runtime)
         quartet = model.quartet.to(device)
         out.mkdir(parents=True, exist_ok=True)
         written: list[Path] = []
-        for file in _progress(files, "predict"):
+        for file in _tracked(files, "predict"):
             image = read_image(file)
             written += _write_pictures(image, predict(quartet, image, model.config, device, stride=stride), palette, out / file.stem)
     return written
 
 
 def read_weights(checkpoint: str) -> bytes:
-    """The bytes of a weights file; of a folder or `s3://bucket/prefix/SWEEP/TRIAL/checkpoints/STEP-ATTEMPT`, of its model.safetensors.
+    """The bytes of a weights file: of a file, or of the model.safetensors in a folder or under a URI such as
+    `s3://bucket/prefix/SWEEP/TRIAL/checkpoints/STEP-ATTEMPT`.
 
     Raises:
-        SweepError: it is not there.
+        SweepError: there is no such file.
     """
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]*:/", checkpoint):
         parent, _, name = checkpoint.rstrip("/").rpartition("/")
-        with mendable():
-            return open_store(parent, deadline_s=30).read(name if name.endswith(".safetensors") else f"{name}/{WEIGHTS}")[0]
+        key = name if name.endswith(".safetensors") else f"{name}/{WEIGHTS}"
+        if not is_key(key):
+            raise SweepError(f"{checkpoint}: not the URI of weights; expected URI/NAME.safetensors, or the URI of a folder with {WEIGHTS}")
+        with user_errors():
+            return open_store(parent, deadline_s=30).read(key)[0]
     path = Path(checkpoint).expanduser()
     file = path / WEIGHTS if path.is_dir() else path
     if not file.is_file():
@@ -148,10 +157,15 @@ def _data(model: Model, runtime: Runtime) -> DataSet:
 
     data = open_validation(model.config, runtime)
     if len(data.classes) != model.num_classes:
-        raise ValueError(
-            f"the weights are for {model.num_classes} classes, {model.config.dataset} has {len(data.classes)}; name their data set"
-        )
+        raise _other_classes(model, len(data.classes))
     return data
+
+
+def _other_classes(model: Model, num_classes: int) -> SweepError:
+    dataset = model.config.dataset
+    return SweepError(
+        f"the weights are for {model.num_classes} classes, {dataset} has {num_classes}; name the data set of the weights (--data)"
+    )
 
 
 def _set_up(runtime: Runtime) -> torch.device:
@@ -164,8 +178,8 @@ def _set_up(runtime: Runtime) -> torch.device:
     return device_of(runtime)
 
 
-class _Counted:
-    """Images that tell when one is read."""
+class _CountedImages:
+    """Images that call `advance` at each access."""
 
     def __init__(self, images: Images, advance: Any) -> None:
         self.names = images.names
@@ -180,20 +194,21 @@ class _Counted:
 
 
 @contextmanager
-def _watched(images: Images) -> Iterator[Images]:
-    """The images, with a progress bar over their reading."""
+def _with_progress(images: Images) -> Iterator[Images]:
+    """The images, with a progress bar that advances when one is read."""
     with progress_bar() as bar:
         task = bar.add_task("evaluate", total=len(images))
-        yield _Counted(images, lambda: bar.advance(task))
+        yield _CountedImages(images, lambda: bar.advance(task))
 
 
-def _progress(files: Sequence[Path], what: str) -> Iterator[Path]:
+def _tracked(files: Sequence[Path], description: str) -> Iterator[Path]:
+    """The files, with a progress bar."""
     with progress_bar() as bar:
-        yield from bar.track(files, description=what)
+        yield from bar.track(files, description=description)
 
 
 def progress_bar() -> Any:
-    """On stderr, and on a terminal alone, so that what is piped stays clean."""
+    """A progress bar of rich on stderr, shown only on a terminal, so that redirected output has none."""
     from rich.console import Console
     from rich.progress import MofNCompleteColumn, Progress
 
@@ -233,9 +248,7 @@ def _refuse_clashes(files: Sequence[Path], out: Path) -> None:
     for file in files:
         for result in _results(out.resolve() / file.stem):
             if other := taken.get(result):
-                raise SweepError(
-                    f"{file}: its result {result.name} would take the place of {other} or its result; use another folder or name"
-                )
+                raise SweepError(f"{file}: its result {result.name} would replace {other} or its result; use another folder or name")
         taken |= dict.fromkeys(_results(out.resolve() / file.stem), file)
 
 
@@ -255,7 +268,7 @@ def _palette(model: Model, runtime: Runtime) -> Palette:
     if dataset == "folder" and runtime.data_root:
         palette = open_layout(model.config, runtime).palette
     if len(palette) != model.num_classes:
-        raise ValueError(f"the weights are for {model.num_classes} classes, {dataset} has {len(palette)}; name their data set")
+        raise _other_classes(model, len(palette))
     return palette
 
 
@@ -273,7 +286,7 @@ def _write_pictures(image: Pixels, labels: Pixels, palette: Palette, stem: Path)
 
 
 def write(file: Path, body: bytes) -> None:
-    """The whole file or nothing; its folder is made. Raises OSError."""
+    """Write the file under a temporary name and rename it, so that it is never incomplete. Creates its folder. Raises OSError."""
     file.parent.mkdir(parents=True, exist_ok=True)
     staged = file.with_name(f".{file.name}.tmp")
     staged.write_bytes(body)

@@ -3,25 +3,34 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from orchestration.errors import SweepError, without_password
 from orchestration.failures import Failure
+from orchestration.formatting import shown
 from orchestration.plan.spec import SweepSpec
 from orchestration.plan.sweep_file import load
 from orchestration.plan.trial_plan import TrialPlan, expand, representatives
 from orchestration.record.inputs import InputContents
-from orchestration.record.manifest import Manifest, StoredTrials, read_manifests, restored_plan
+from orchestration.record.lease import driver_of
+from orchestration.record.manifest import Manifest, read_manifests
+from orchestration.record.stored_trials import StoredTrials, restored_plan
 from orchestration.record.tracking_note import tracked, write_tracked
+from orchestration.record.trial_state import TrialState, state_of
 from orchestration.store.base import Store
 from orchestration.store.open import open_store
 from rrn_core.config import Runtime
 
 STORE_WAITS_S = 30.0
-"""How long a command waits for an absent store; trials wait longer."""
+"""How long a command waits for a store that does not answer; trials wait longer."""
+
+DIFFERENCES_NAMED = 3
+"""Settings that the reason for a new trial names."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +46,8 @@ class Sweep:
     manifests: dict[str, Manifest]
     samples: list[TrialPlan]
     """Of an adaptive search: trials like those that it will propose."""
+    driver: int | None = None
+    """Token of the driver that works on the sweep, as far as the last reading of the store can tell."""
 
     @property
     def name(self) -> str:
@@ -48,7 +59,11 @@ class Sweep:
 
     @property
     def unfinished(self) -> list[TrialPlan]:
-        return [plan for plan in self.plans if plan.trial_id not in self.manifests or self.manifests[plan.trial_id].status != "finished"]
+        return [
+            plan
+            for plan in self.plans
+            if plan.trial_id not in self.manifests or self.manifests[plan.trial_id].status is not TrialState.FINISHED
+        ]
 
     @property
     def to_run(self) -> list[TrialPlan]:
@@ -69,27 +84,46 @@ class Sweep:
         return f"{len(self.plans) - len(self.unfinished)} of {self.total} finished"
 
     def chosen(self, *, only: Sequence[str] = (), retry: Collection[str] = ()) -> list[TrialPlan]:
-        """The unfinished trials that shall run.
+        """The unfinished trials to run.
 
         Args:
-            only: beginnings of identities; none: all trials.
+            only: starts of identities; none: all trials.
             retry: classes of failure; of the trials that have failed only these run again. None: all.
 
         Raises:
-            SweepError: a beginning that fits no trial, or a choice that a search cannot take.
+            SweepError: a start that fits no trial, or a choice that a search cannot take.
         """
         if only and self.spec.search:
             raise SweepError("--only: a search chooses its trials itself; leave it out")
         for word in only:
             if not any(plan.trial_id.startswith(word) for plan in self.plans):
-                raise SweepError(f"--only {word}: no trial of this sweep has such an identity; rrn-sweep plan FILE lists them")
+                raise SweepError(f"--only {word}: no identity of this sweep starts so; rrn-sweep plan FILE lists them")
         named = [plan for plan in self.unfinished if not only or plan.trial_id.startswith(tuple(only))]
         return [plan for plan in named if not retry or self._failure(plan) in (None, *retry)]
 
     def _failure(self, plan: TrialPlan) -> Failure | None:
         """Why the trial has failed, if it has."""
         manifest = self.manifests.get(plan.trial_id)
-        return (manifest.failure or "code") if manifest and manifest.status == "failed" else None
+        return (manifest.failure or "code") if manifest and manifest.status is TrialState.FAILED else None
+
+    def state(self, plan: TrialPlan) -> TrialState:
+        """The state of a trial, as of the last reading of the store."""
+        return state_of(self.manifests.get(plan.trial_id), driver=self.driver, retries=self.spec.retries)
+
+    @property
+    def states(self) -> dict[str, TrialState]:
+        """The state of every trial by its identity."""
+        return {plan.trial_id: self.state(plan) for plan in self.plans}
+
+    def why_new(self) -> dict[str, str]:
+        """Of trials without a record: the finished trial that has the same values of all that varies, and what differs otherwise."""
+        finished: dict[str, list[Manifest]] = {}
+        for manifest in self.manifests.values():
+            if manifest.status is TrialState.FINISHED and manifest.trial_id not in self.trial_ids:
+                finished.setdefault(_varied_values(manifest.config, self.plans), []).append(manifest)
+        new = [plan for plan in self.plans if plan.trial_id not in self.manifests]
+        near = {plan.trial_id: _nearest(plan, finished.get(_varied_values(_settings(plan), self.plans), [])) for plan in new}
+        return {trial_id: reason for trial_id, reason in near.items() if reason}
 
     def reread(self, *, known: Mapping[str, Manifest] | None = None) -> Sweep:
         """The sweep with what the store knows now; manifests that are `known` not to change are not read again. Raises StoreError."""
@@ -101,7 +135,8 @@ class Sweep:
             plans = [replace(restored_plan(manifest), varied=tuple(spec.space)) for manifest in found]
         else:
             plans = [plan if plan.trial_id in manifests else _as_stored(plan, stored) for plan in self.plans]
-        return replace(self, plans=plans, manifests=manifests)
+        driver = driver_of(self.store, spec.name)
+        return replace(self, plans=plans, manifests=manifests, driver=driver.token if driver and driver.working else None)
 
     def tracked(self) -> set[str]:
         """Trials that MLflow shows completely; none where its database is gone."""
@@ -115,19 +150,24 @@ class Sweep:
         write_tracked(self.store, self.name, without_password(self.tracking), sorted(trial_ids))
 
 
+def store_uri(given: str | None, environment: Mapping[str, str]) -> str:
+    """Where a sweep is stored: as its file says, else RRN_STORE, else a folder below the current one."""
+    return given or environment.get("RRN_STORE") or "runs/store"
+
+
 def open_sweep(file: Path, overrides: Sequence[str], *, data_root: Path | None, environment: Mapping[str, str], look: bool = True) -> Sweep:
     """Read a sweep file and what the store knows of it.
 
     Args:
-        data_root: where to look at the images that identities depend on; unset, trials are told apart by settings alone.
-        look: read the store; else the sweep as if it were empty.
+        data_root: folder of the images that identities depend on; unset, identities cover settings alone.
+        look: read the store; else the sweep is opened as if the store were empty.
         environment: RRN_STORE and MLFLOW_TRACKING_URI stand in for what the file leaves out.
 
     Raises:
         SweepError: a faulty file, unusable data, or an absent store.
     """
     spec = load(file, overrides=overrides)
-    store = open_store(spec.store or environment.get("RRN_STORE") or "runs/store", deadline_s=STORE_WAITS_S)
+    store = open_store(store_uri(spec.store, environment), deadline_s=STORE_WAITS_S)
     tracking = _absolute(spec.tracking or environment.get("MLFLOW_TRACKING_URI") or "sqlite:///runs/mlflow.db")
     inputs = InputContents(Runtime(data_root=data_root, lists_root=file.resolve().parent), store)
     with naming(file):
@@ -144,9 +184,30 @@ def _as_stored(plan: TrialPlan, stored: StoredTrials) -> TrialPlan:
     return replace(restored_plan(manifest), varied=plan.varied, same_as=plan.same_as)
 
 
+def _settings(plan: TrialPlan) -> dict[str, Any]:
+    return plan.config.model_dump(mode="json")
+
+
+def _varied_values(settings: Mapping[str, Any], plans: Sequence[TrialPlan]) -> str:
+    names = sorted({"method", "seed", *(plans[0].varied if plans else ())})
+    return json.dumps([settings.get(name) for name in names])
+
+
+def _nearest(plan: TrialPlan, candidates: Sequence[Manifest]) -> str | None:
+    """`as 164f2db8da91 but epochs 10 instead of 5`."""
+    own = _settings(plan)
+    differing = [(m, [name for name in own if own[name] != m.config.get(name, own[name])]) for m in candidates]
+    if not differing:
+        return None
+    manifest, names = min(differing, key=lambda pair: len(pair[1]))
+    named = ", ".join(f"{name} {shown(own[name])} instead of {shown(manifest.config[name])}" for name in names[:DIFFERENCES_NAMED])
+    more = f" and {len(names) - DIFFERENCES_NAMED} more settings" if len(names) > DIFFERENCES_NAMED else ""
+    return f"as {manifest.trial_id} but {named}{more}" if names else None
+
+
 @contextmanager
 def naming(file: Path) -> Iterator[None]:
-    """Every line of a fault begins with the file."""
+    """Within, every line of a SweepError begins with the file."""
     try:
         yield
     except SweepError as error:

@@ -1,4 +1,4 @@
-"""Everything that changes a result (`TrainConfig`: the settings that every method has), and where it runs (`Runtime`)."""
+"""The settings that every method has (`TrainConfig`), and where a run executes (`Runtime`)."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
+from rrn_core.errors import ConfigError
 from rrn_core.setting import Setting, setting_of
 
 Positive = Annotated[float, Field(gt=0)]
@@ -18,72 +19,79 @@ Probability = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+"""A SHA-256 as 64 hex digits."""
 
 PARTITIONS = ("1/16", "1/8", "1/4", "1/2", "full")
 
 METHOD = Setting("run", headline=True)
-"""The facts of `method`, which every method states for its own name."""
+"""The properties of `method`. Every method uses them for the field that holds its own name."""
 
 
 class Split(BaseModel):
-    """The images of a run as its identity knows them: how many, and a SHA-256 of their names in order and by role, and of the classes."""
+    """The images of a run, as they enter its identity."""
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
 
     labeled: Count
+    """Number of labelled training images."""
     unlabeled: Count
+    """Number of unlabelled training images."""
     val: Count
+    """Number of validation images."""
     sha256: Digest
+    """Hash of the image names in order and by role, and of the class names."""
 
 
 class TrainConfig(BaseModel):
-    """One training run as a value: the settings that every method has; each method adds its own (`rrn_core.methods`).
+    """The settings of one training run that every method has; each method adds its own (`rrn_core.methods`).
 
     `rrn_core.configure` makes one. The defaults are those of the paper on VOC 2012. Numbers in brackets are equations of the paper.
-    Validation is strict: a string is never read as a number, an unknown name is refused, NaN and infinity are refused.
+    Validation is strict: a string is never read as a number, and unknown names, NaN and infinity are refused.
     """
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
     revision: ClassVar[int] = 1
-    """Of the method's arithmetic: part of the identity, raised when a change gives other numbers on purpose."""
+    """Version of the method's arithmetic and part of the identity. It is raised when a change gives other numbers on purpose."""
     unlabeled_streams: ClassVar[int] = 2
     """Batches of unlabelled images in each iteration."""
 
     method: Annotated[str, METHOD] = "rrn"
-    """How the networks are trained: `supervised`, `cps` or `rrn`; each is a file in `rrn_core/methods`."""
+    """How the networks are trained: `supervised`, `cps` or `rrn`. Each method is a file in `rrn_core/methods`."""
     seed: Annotated[int, Field(ge=0, lt=2**31), Setting("run", changes_cost=False, headline=True)] = 0
-    """Seeds the initial weights, the data order, augmentation, CutMix boxes and dropout."""
+    """Seed of the initial weights, the data order, augmentation, CutMix boxes and dropout."""
 
     dataset: Annotated[Literal["digits", "camvid", "voc", "cityscapes", "folder"], Setting("data", data="set", headline=True)] = "digits"
-    """`digits`: the embedded scenes, which need no files. The others are read from the data root as downloaded; `folder`: your own data."""
+    """The data set. `digits` is embedded and needs no files. `camvid`, `voc` and `cityscapes` are read from the data root as downloaded.
+    `folder` is your own data."""
     train_list: Annotated[str | None, Setting("data", changes_cost=False, data="list")] = None
-    """File with the ordered training images, instead of the data set's own list. This list and the two below may be written as CPS or
-    UniMatch write theirs, or as bare names. A relative path is looked up beside the sweep file, then in the data root, then beside the
-    data set's own lists."""
+    """File with the training images in order, instead of the data set's own list. Like `labeled_list` and `unlabeled_list`, it holds bare
+    names or lines as in the lists of CPS or UniMatch. A relative path is looked up beside the sweep file, then in the data root, then
+    beside the data set's own lists."""
     partition: Annotated[str, Setting("data", changes_cost=False, data="partition", headline=True)] = "1/8"
-    """Share of the training images whose labels are used: 1/16, 1/8, 1/4, 1/2, full, or `n:92` for a count."""
+    """Share of the training images whose labels are used: `1/16`, `1/8`, `1/4`, `1/2` or `full`; or a number of images such as `n:92`."""
     partition_by: Annotated[Literal["every_kth", "seeded", "balanced", "list"], Setting("data", changes_cost=False, data="partition")] = (
         "every_kth"
     )
-    """`every_kth`: images 0, k, 2k, ... of the ordered list, as CPS and the paper do. `seeded`: a random draw.
-    `balanced`: a random draw that evens out the number of images in which each class occurs.
-    `list`: the images of `labeled_list`; `partition` is then only their name."""
+    """How the labelled images are chosen. `every_kth`: images 0, k, 2k, ... of the ordered list, as in CPS and the paper. `seeded`: a
+    random draw. `balanced`: a random draw that evens out the number of images in which each class occurs. `list`: the images of
+    `labeled_list`; `partition` then only names them."""
     partition_seed: Annotated[int, Field(ge=0, lt=2**31), Setting("data", changes_cost=False, data="partition")] = 0
-    """Seed of `seeded` and `balanced`."""
+    """Seed of the random draw if `partition_by` is `seeded` or `balanced`."""
     labeled_list: Annotated[str | None, Setting("data", changes_cost=False, data="list")] = None
-    """File with the labelled images; `{k}` in its name stands for the 8 of "1/8" or the 92 of "n:92"."""
+    """File with the labelled images, for `partition_by: list`. `{k}` in its name stands for the 8 of partition `1/8`, or the 92 of `n:92`,
+    so one setting names a list for every partition."""
     unlabeled_list: Annotated[str | None, Setting("data", changes_cost=False, data="list")] = None
-    """File with the unlabelled images, like `labeled_list`; without it, the training images that `labeled_list` does not name."""
+    """File with the unlabelled images, in the form of `labeled_list`. Unset: all training images that `labeled_list` does not name."""
     split: Annotated[Split | None, Setting("data", changes_cost=False, data="contents")] = None
-    """What the lists and the partition come to. A sweep fills it in from the data, so that other images make another trial; training
-    refuses images that differ. Unset, nothing is compared; `digits` needs none."""
+    """Number and hash of the images that the lists and the partition select. A sweep fills it in from the data, so other images make
+    another trial, and training refuses images that differ. Unset: nothing is compared. Not needed for `digits`."""
     image_size: Annotated[int, Field(ge=64, le=4096), Setting("data", data="scene")] = 64
-    """Side of a `digits` scene in pixels; other data sets have their own sizes."""
+    """Side of a `digits` scene in pixels. Other data sets have their own image sizes."""
     train_images: Annotated[Count, Setting("data", changes_cost=False, data="scene")] = 512
-    """Number of `digits` training scenes; other data sets have their own lists."""
+    """Number of `digits` training scenes. Other data sets have their own lists."""
     val_images: Annotated[Count, Setting("data", changes_cost=False, data="scene")] = 64
-    """Number of `digits` validation scenes."""
+    """Number of `digits` validation scenes. Other data sets have their own lists."""
     crop: Annotated[int, Field(ge=64, le=4096), Setting("data", data="view")] = 512
     """Side of the square training crop and of the evaluation window, in pixels."""
     scales: Annotated[tuple[Positive, ...], Field(min_length=1), Setting("data", changes_cost=False, data="view")] = (
@@ -94,49 +102,51 @@ class TrainConfig(BaseModel):
         1.75,
         2.0,
     )
-    """Random resize factors, drawn uniformly (1.25 is missing in the released code too)."""
+    """Resize factors of training images, drawn uniformly. 1.25 is absent, as in the released code."""
     hflip: Annotated[Probability, Setting("data", changes_cost=False)] = 0.5
-    """Probability that an image is mirrored."""
+    """Probability that a training image is mirrored horizontally."""
 
     backbone: Annotated[Literal["tiny", "resnet18", "resnet50", "resnet101"], Setting("networks", headline=True)] = "resnet50"
-    """ResNet with a deep stem (v1c); `tiny` is for CPUs and small images."""
+    """ResNet with a deep stem (v1c). `tiny` is for CPUs and small images."""
     init_weights: Annotated[str | None, Setting("networks", changes_cost=False)] = None
-    """Weights to start from, as `rrn-sweep weights import` writes them: a path, looked up beside the sweep file and then in the data root,
-    or (in a sweep) `store:` and a key of the store.
-    An ImageNet backbone starts both branches; whole branches, and discriminators where the file has them, start the same parts."""
+    """Weights to start from, in a file that `rrn-sweep weights import` has written. A relative path is looked up beside the sweep file,
+    then in the data root. A sweep also accepts `store:` followed by a key of the store. An ImageNet backbone initialises both branches;
+    a checkpoint initialises the same branches and, if it has them, the same discriminators."""
     init_sha256: Annotated[Digest | None, Setting("networks", changes_cost=False, data="contents")] = None
-    """SHA-256 of that file. A sweep fills it in; training refuses other contents."""
+    """SHA-256 of the file that `init_weights` names. A sweep fills it in, and training refuses other contents."""
 
     supervised_ce: Annotated[Literal["plain", "ohem"], Setting("objective")] = "plain"
-    """L_sup over all labelled pixels, or online hard example mining: only over those that are predicted badly (CPS on Cityscapes)."""
+    """The supervised loss L_sup. `plain`: mean cross entropy over all labelled pixels. `ohem`: online hard example mining, the mean over
+    hard pixels only, as CPS does on Cityscapes."""
     ohem_threshold: Annotated[float, Field(gt=0, le=1), Setting("objective")] = 0.7
-    """Pixels whose true class has at most this probability are hard."""
+    """With `supervised_ce: ohem`, pixels whose true class has at most this predicted probability are hard."""
     ohem_min_kept: Annotated[Count, Setting("objective")] = 50_000
-    """At least this many pixels per image of the batch count as hard, the worst ones first."""
+    """With `supervised_ce: ohem`, at least this many pixels per image of the batch count as hard, those of lowest probability first."""
 
     batch_size: Annotated[int, Field(ge=2), Setting("optimisation")] = 6
-    """Images per stream and iteration; at least 2, because ASPP normalises a 1x1 map over the batch."""
+    """Images per stream and iteration. At least 2, because ASPP normalises a 1x1 map over the batch."""
     accumulate: Annotated[Count, Setting("optimisation")] = 1
-    """Iterations whose gradients are averaged into one optimiser step; every epoch starts a new group, its last iteration ends one."""
+    """Iterations whose gradients are averaged into one optimiser step. Every epoch starts a new group, so its last group may be shorter."""
     epochs: Annotated[Count, Setting("optimisation", changes_cost=False, acts_from="warm-up's end", headline=True)] = 32
-    """Passes over the longer of the labelled and unlabelled lists."""
+    """Number of passes over the longer of the labelled and unlabelled lists."""
     lr: Annotated[Positive, Setting("optimisation", changes_cost=False)] = 0.0025
-    """Learning rate of the branches after warm-up."""
+    """Base learning rate of the branches. Warm-up ends at it; after warm-up the polynomial decay scales it."""
     momentum: Annotated[float, Field(ge=0, lt=1), Setting("optimisation", changes_cost=False)] = 0.9
-    """Of SGD."""
+    """Momentum of SGD, which trains the branches."""
     weight_decay: Annotated[NonNegative, Setting("optimisation", changes_cost=False)] = 5e-4
-    """Of the branches' convolutions; biases and normalisation do not decay."""
+    """Weight decay of the branches' convolutions. Biases and normalisation parameters do not decay."""
     poly_power: Annotated[NonNegative, Setting("optimisation", changes_cost=False, acts_from="warm-up's end")] = 0.9
-    """Power of the polynomial decay of the learning rate."""
+    """Power p of the polynomial decay lr (1 - t / T)^p of the learning rate over all T iterations."""
     warmup_epochs: Annotated[int, Field(ge=0), Setting("optimisation", changes_cost=False)] = 10
-    """Epochs in which the learning rate rises from 0 to `lr`."""
+    """Number of epochs, from the first, in which the learning rate rises linearly from 0 to `lr`."""
     precision: Annotated[Literal["float32", "bfloat16"], Setting("optimisation")] = "float32"
-    """`bfloat16`: the networks run under autocast; every loss stays in float32."""
+    """Precision of the networks. `bfloat16` runs them under autocast; every loss is still computed in float32."""
 
     ensemble: Annotated[Literal["none", "logits", "prob"], Setting("evaluation", acts_from="evaluation")] = "logits"
-    """What `val/miou` is: branch 1 alone, or the weighted mean of both branches' logits or probabilities."""
+    """Which prediction `val/miou` measures: `none` is branch 1 alone, `logits` and `prob` are the weighted mean of both branches' logits or
+    probabilities."""
     ensemble_weight: Annotated[Probability, Setting("evaluation", changes_cost=False, acts_from="evaluation")] = 0.5
-    """Weight of branch 1 in the ensemble."""
+    """Weight of branch 1 in the ensemble; branch 2 has the rest."""
     eval_batch: Annotated[Count, Setting("evaluation", acts_from="evaluation")] = 8
     """Windows per forward pass in evaluation."""
 
@@ -161,13 +171,13 @@ class TrainConfig(BaseModel):
 
     @property
     def partition_number(self) -> str:
-        """What `{k}` stands for in the name of a list: 8 of "1/8", 92 of "n:92", full."""
+        """What `{k}` stands for in the name of a list: 8 for "1/8", 92 for "n:92", or full."""
         return self.partition.removeprefix("1/").removeprefix("n:")
 
     def identity(self) -> dict[str, Any]:
-        """What tells this run from others: every setting that its method reads, as JSON holds it, and the method's revision.
+        """What makes this run differ from others: every setting that its method reads, as JSON holds it, and the method's revision.
 
-        Where the contents of lists and weights are known, they count instead of the paths. A setting at its neutral value is left out.
+        If the contents of lists and weights are known, their hashes replace the paths. A setting at its neutral value is left out.
         """
         settings = self.model_dump(mode="json")
         if self.split:
@@ -184,63 +194,63 @@ class TrainConfig(BaseModel):
 
 
 class Runtime(BaseModel):
-    """Where and how a run is executed; nothing here changes its result, so nothing here is hashed."""
+    """Where and how a run executes. Nothing here changes its result, so nothing here is part of the identity."""
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     device: str = "auto"
-    """`auto` (CUDA where there is one, else the CPU) or a torch device."""
+    """A torch device such as `cpu` or `cuda:1`, or `auto`: CUDA if there is a GPU, else the CPU."""
     data_root: Path | None = None
-    """Folder of the data set; `digits` needs none."""
+    """Folder of the data set. `digits` needs none."""
     lists_root: Path | None = None
-    """Where relative paths of lists and weights start first: the folder of the sweep file."""
+    """Folder in which relative paths of lists and weights are looked up first: that of the sweep file."""
     workers: Annotated[int, Field(ge=0)] = 0
-    """Processes that prepare batches; 0 prepares them in the training process. Batches are the same either way."""
+    """Number of processes that prepare batches. 0: the training process prepares them. Any number gives the same batches."""
     threads: Annotated[int, Field(ge=1)] | None = None
-    """CPU threads of the tensor library; unset leaves its own choice. Another number may round differently."""
+    """CPU threads of torch. Unset: torch's own choice. Another number may round differently."""
     cache_images: bool | None = None
-    """Keep decoded images in memory; unset: where they take less than 2 GiB."""
+    """Whether to keep decoded images in memory. Unset: only if they take at most 2 GiB."""
     progress_every: Annotated[int, Field(ge=1)] | None = None
-    """Also report every so many iterations within an epoch; unset reports after each epoch only."""
+    """Number of iterations between reports within an epoch. Unset: one report after each epoch."""
 
 
 def labeled_count(partition: str, images: int) -> int:
-    """Number of labelled images that `partition` takes of `images`, as every k-th image gives (rounded up).
+    """Number of labelled images that `partition` selects from `images`: a k-th of them, rounded up.
 
     Raises:
-        ValueError: a count larger than the data set.
+        ConfigError: the partition asks for more images than there are.
     """
     if partition == "full":
         return images
     if partition.startswith("n:"):
         count = int(partition[2:])
         if count > images:
-            raise ValueError(f'partition "{partition}" asks for {count} labelled images; the training list has {images}')
+            raise ConfigError(f'partition "{partition}" asks for {count} labelled images; the training list has {images}')
         return count
     return -(-images // int(partition[2:]))
 
 
 def iterations_per_epoch(config: TrainConfig, images: int | None = None) -> int:
-    """max(#labelled, #unlabelled) // batch_size, at least 1 (METHOD.md 1.2).
+    """max(#labelled, #unlabelled) // batch_size, at least 1 (see docs/method.md).
 
     Args:
-        images: length of the training list, where `config.split` does not tell the counts; unset: as published.
+        images: length of the training list, used if `config.split` is unset. Unset: the published length.
 
     Raises:
-        ValueError: nobody knows how many images there are, or the partition asks for more.
+        ConfigError: the number of images is unknown without the data, or the partition asks for more images than there are.
     """
     if config.split:
         return max(1, max(config.split.labeled, config.split.unlabeled) // config.batch_size)
     images = images or listed_train_images(config)
     if images is None:
-        raise ValueError(f"dataset {config.dataset}: the number of images is known only from the data; give the data root")
+        raise ConfigError(f"dataset {config.dataset}: the number of images is unknown without the data; give the data root")
     labeled = labeled_count(config.partition, images)
     unlabeled = images - labeled or images
     return max(1, max(labeled, unlabeled) // config.batch_size)
 
 
 def listed_train_images(config: TrainConfig) -> int | None:
-    """Length of the training list as published, which a plan counts with before the data are seen; None where there is none."""
+    """Published length of the training list, which a plan uses before it sees the data; None if there is none."""
     if config.dataset == "digits":
         return config.train_images
     own = config.train_list is None and config.partition_by != "list"
@@ -248,3 +258,4 @@ def listed_train_images(config: TrainConfig) -> int | None:
 
 
 PUBLISHED_TRAIN_IMAGES = {"camvid": 367, "voc": 10582, "cityscapes": 2975}
+"""Length of each data set's own training list."""

@@ -1,4 +1,4 @@
-"""Evaluation: sliding windows over whole images, the ensemble of both branches, a confusion matrix each, mIoU (METHOD.md 1.5)."""
+"""Evaluation: sliding windows over whole images, the ensemble of both branches, and mIoU (see docs/method.md, Evaluation)."""
 
 from __future__ import annotations
 
@@ -18,20 +18,22 @@ from torch import Tensor, nn
 from rrn_core.config import TrainConfig
 from rrn_core.data.augment import normalise, pad
 from rrn_core.data.dataset import Images, Pixels
+from rrn_core.errors import ConfigError
 from rrn_core.losses import hard_labels
 from rrn_core.networks.quartet import Quartet
 
 Forward = Callable[[Tensor], Tensor]
-"""Windows (N, 3, crop, crop), normalised, to scores (N, ..., crop, crop)."""
+"""Normalised windows (N, 3, crop, crop) to scores (N, ..., crop, crop)."""
 
 Head = Literal["branch1", "branch2", "ensemble"]
 HEADS: tuple[Head, ...] = get_args(Head)
+"""The predictions that are evaluated, in the order of all results."""
 
 
 def evaluate(
     quartet: Quartet, images: Images, classes: Sequence[str], config: TrainConfig, device: torch.device, *, stride: int | None = None
 ) -> dict[str, float]:
-    """`metrics_of` the `confusions`."""
+    """Metrics of the networks on `images`: `metrics_of` the `confusions`. Raises ConfigError as `slide_all`."""
     return metrics_of(confusions(quartet, images, len(classes), config, device, stride=stride), classes, config)
 
 
@@ -40,44 +42,51 @@ def confusions(
 ) -> Tensor:
     """Confusion matrices (3, K, K) int64 on the CPU, one for each of `HEADS`, from one forward pass of each branch per window.
 
-    The train or eval mode of the branches is restored. Each image is read once, in order, when its turn comes.
+    The train or eval mode of the branches is restored. Each image is read once, in order, when it is needed.
 
     Args:
-        stride: of the windows, as in `slide_all`.
+        stride: distance of the windows in pixels, as in `slide_all`.
+
+    Raises:
+        ConfigError: as `slide_all`.
+        DataError: an image or a label that cannot be read.
     """
     counts = torch.zeros(len(HEADS), num_classes, num_classes, dtype=torch.int64, device=device)
     pairs = (images[i] for i in range(len(images)))
     labels: deque[Pixels] = deque()
     with evaluating(quartet.branch1, quartet.branch2), torch.inference_mode():
         forward = heads(quartet, config, device)
-        for scores in slide_all(_parted(pairs, labels), forward, crop=config.crop, stride=stride, batch=config.eval_batch):
+        for scores in slide_all(_without_labels(pairs, labels), forward, crop=config.crop, stride=stride, batch=config.eval_batch):
             gt = torch.from_numpy(labels.popleft()).to(device)
             counts += torch.stack([confusion(gt, pred, num_classes) for pred in hard_labels(scores)])
     return counts.cpu()
 
 
 def metrics_of(by_head: Tensor, classes: Sequence[str], config: TrainConfig) -> dict[str, float]:
-    """mIoU and IoU per class, in 0..1, of counts (3, K, K), one for each of `HEADS`; `val/miou` is that of the `reported_head`.
+    """mIoU and IoU per class, in 0..1, from confusion matrices (3, K, K), one for each of `HEADS`.
 
-    With `ensemble: none`, `val/miou_ensemble` is still there, of logits. A class that neither occurs nor is predicted has no IoU: its
-    key is left out.
+    `val/miou` is the mIoU of the `reported_head`. With `ensemble: none`, `val/miou_ensemble` is that of the mean logits. A class that
+    neither occurs nor is predicted has no IoU; its key is left out.
     """
-    counted = dict(zip(HEADS, by_head, strict=True))
-    metrics = {f"val/miou_{head}": miou(counts) for head, counts in counted.items()}
+    counts_of = dict(zip(HEADS, by_head, strict=True))
+    metrics = {f"val/miou_{head}": miou(counts) for head, counts in counts_of.items()}
     metrics["val/miou"] = metrics[f"val/miou_{reported_head(config)}"]
-    for head, counts in counted.items():
-        named = zip(classes, iou(counts).tolist(), strict=True)
-        metrics |= {f"val/iou_{head}/{name}": value for name, value in named if not math.isnan(value)}
+    for head, counts in counts_of.items():
+        by_class = zip(classes, iou(counts).tolist(), strict=True)
+        metrics |= {f"val/iou_{head}/{name}": value for name, value in by_class if not math.isnan(value)}
     return metrics
 
 
 def reported_head(config: TrainConfig) -> Head:
-    """Whose predictions the result of a run are."""
+    """The prediction whose mIoU is the result of a run: the ensemble, or branch 1 with `ensemble: none`."""
     return "branch1" if config.ensemble == "none" else "ensemble"
 
 
 def predict(quartet: Quartet, image: Pixels, config: TrainConfig, device: torch.device, *, stride: int | None = None) -> Pixels:
-    """Class of every pixel (H, W) of an RGB image (H, W, 3), by the `reported_head`: what `evaluate` scores as `val/miou`."""
+    """Predicted class of every pixel (H, W) of an RGB image (H, W, 3), by the `reported_head`, which `val/miou` measures.
+
+    Raises ConfigError as `slide_all`.
+    """
     head = HEADS.index(reported_head(config))
     with evaluating(quartet.branch1, quartet.branch2), torch.inference_mode():
         scores = slide(image, heads(quartet, config, device), crop=config.crop, stride=stride, batch=config.eval_batch)
@@ -85,65 +94,73 @@ def predict(quartet: Quartet, image: Pixels, config: TrainConfig, device: torch.
 
 
 def slide(image: Pixels, forward: Forward, *, crop: int, stride: int | None = None, batch: int = 1) -> Tensor:
-    """Scores (..., H, W) of one RGB image (H, W, 3): `slide_all` of a single image."""
+    """Scores (..., H, W) of one RGB image (H, W, 3): `slide_all` for a single image."""
     return next(slide_all([image], forward, crop=crop, stride=stride, batch=batch))
 
 
 def slide_all(images: Iterable[Pixels], forward: Forward, *, crop: int, stride: int | None = None, batch: int = 1) -> Iterator[Tensor]:
-    """Scores (..., H, W) of every image, summed over the windows that see a pixel.
+    """Scores (..., H, W) of every RGB image (H, W, 3), summed over the windows that cover a pixel, as in the released CPS code.
 
-    An image whose long side fits is normalised, padded with 0 to one window, and cut back. Any other is cut into windows `stride`
-    apart (default two thirds of `crop`, rounded up), the last of a row or column flush with the end.
+    If the longer side of an image is at most `crop`, the normalised image is padded with 0 to one window, and the scores are cropped to the
+    image. Any other image is covered by several windows; the last one of a row or column ends at the border.
 
     Args:
-        batch: windows per forward pass; a pass takes windows of as many images as it needs to be full.
+        crop: side of a window in pixels.
+        stride: distance of the windows in pixels. Unset: two thirds of `crop`, rounded up.
+        batch: windows per forward pass. A pass may hold windows of several images.
 
     Raises:
-        ValueError: a stride that would leave gaps.
+        ConfigError: a stride outside 1..crop.
     """
     if stride is not None and not 1 <= stride <= crop:
-        raise ValueError(f"stride: must be 1..{crop}, the crop, got {stride}")
-    layouts: deque[_WindowGrid] = deque()
-    windows = _windows(images, layouts, crop, stride or default_stride(crop))
+        raise ConfigError(f"stride: must be 1..{crop}, the crop, got {stride}")
+    grids: deque[_WindowGrid] = deque()
+    windows = _windows(images, grids, crop, stride or default_stride(crop))
     scores = (score for chunk in _chunks(windows, batch) for score in forward(torch.from_numpy(np.stack(chunk))))
     for first in scores:
-        layout = layouts.popleft()
-        rest = islice(scores, len(layout.corners) - 1)
-        yield layout.assemble(first, rest)
+        grid = grids.popleft()
+        rest = islice(scores, len(grid.corners) - 1)
+        yield grid.assemble(first, rest)
 
 
 def default_stride(crop: int) -> int:
-    """Two thirds of the window, rounded up."""
+    """Two thirds of the side of a window, rounded up, in pixels."""
     return -(-2 * crop // 3)
 
 
 def window_starts(length: int, crop: int, stride: int) -> list[int]:
-    """Where the windows of a row or column of `length` >= `crop` pixels begin; the last one is flush with the end."""
+    """First pixels of the windows of a row or column of `length` >= `crop` pixels. The last window ends at the border."""
     return [*range(0, length - crop, stride), length - crop]
 
 
 def confusion(gt: Tensor, pred: Tensor, num_classes: int) -> Tensor:
-    """Counts of pixels (K, K) int64, rows by `gt`, columns by `pred`; pixels with gt >= K (void) are skipped. Any equal shapes."""
-    void = num_classes**2  # a bin of its own: to select the others would make a GPU wait
+    """Confusion matrix (K, K) int64: counts of pixels by true class `gt` (rows) and predicted class `pred` (columns).
+
+    Pixels with gt >= K (void) are not counted. `gt` and `pred` may have any equal shape.
+    """
+    void = num_classes**2  # void has its own bin: selecting the other pixels would make the CPU wait for the GPU
     gt = gt.long()
     cell = torch.where(gt < num_classes, gt * num_classes + pred.long(), void)
     return torch.bincount(cell.flatten(), minlength=void + 1)[:void].view(num_classes, num_classes)
 
 
 def iou(confusion: Tensor) -> Tensor:
-    """Intersection over union per class (..., K) float64 of counts (..., K, K); NaN where a class neither occurs nor is predicted."""
+    """Intersection over union per class (..., K) float64 of counts (..., K, K); NaN if a class neither occurs nor is predicted."""
     counts = confusion.double()
     both = counts.diagonal(dim1=-2, dim2=-1)
     return both / (counts.sum(-1) + counts.sum(-2) - both)
 
 
 def miou(confusion: Tensor) -> float:
-    """Mean of `iou` over the classes that have one, background included."""
+    """Mean of `iou` over the classes that have one, including background; in 0..1."""
     return iou(confusion).nanmean().item()
 
 
 def heads(quartet: Quartet, config: TrainConfig, device: torch.device) -> Forward:
-    """Windows to the scores of each of `HEADS`, (N, 3, K, crop, crop) float32 on `device`; the branches' are logits."""
+    """The function from windows to the scores of each of `HEADS`, (N, 3, K, crop, crop) float32 on `device`.
+
+    The scores of the branches are logits. Those of the ensemble are weighted means of logits or of probabilities.
+    """
     weight = config.ensemble_weight
 
     def forward(windows: Tensor) -> Tensor:
@@ -159,7 +176,7 @@ def heads(quartet: Quartet, config: TrainConfig, device: torch.device) -> Forwar
 
 @contextmanager
 def evaluating(*networks: nn.Module) -> Iterator[None]:
-    """Within, the networks are in eval mode; afterwards every module is in its own mode again."""
+    """Within, the networks are in eval mode; afterwards the mode of every module is restored."""
     modes = [(module, module.training) for network in networks for module in network.modules()]
     for network in networks:
         network.eval()
@@ -170,8 +187,8 @@ def evaluating(*networks: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def _parted(pairs: Iterable[tuple[Pixels, Pixels]], labels: deque[Pixels]) -> Iterator[Pixels]:
-    """The images; their labels are queued in `labels` until the scores come out."""
+def _without_labels(pairs: Iterable[tuple[Pixels, Pixels]], labels: deque[Pixels]) -> Iterator[Pixels]:
+    """The images. Their labels are appended to `labels`, to be used when the scores are computed."""
     for image, label in pairs:
         labels.append(label)
         yield image
@@ -179,15 +196,19 @@ def _parted(pairs: Iterable[tuple[Pixels, Pixels]], labels: deque[Pixels]) -> It
 
 @dataclass(frozen=True)
 class _WindowGrid:
-    """Where the windows of one image lie on its padded canvas, and where the image does."""
+    """The positions of one image and its windows on the padded canvas."""
 
     canvas: tuple[int, int]
+    """Height and width of the canvas."""
     size: tuple[int, int]
+    """Height and width of the image, which lies at the centre of the canvas."""
     crop: int
+    """Side of a window in pixels."""
     corners: list[tuple[int, int]]
+    """Top and left of each window."""
 
     def assemble(self, first: Tensor, rest: Iterable[Tensor]) -> Tensor:
-        """Sum of the windows' scores (..., crop, crop), cut back to the image: (..., H, W)."""
+        """Sum of the windows' scores (..., crop, crop), cropped to the image: (..., H, W)."""
         total = first.new_zeros(*first.shape[:-2], *self.canvas)
         for (top, left), score in zip(self.corners, (first, *rest), strict=True):
             total[..., top : top + self.crop, left : left + self.crop] += score
@@ -196,19 +217,19 @@ class _WindowGrid:
         return total[..., top : top + height, left : left + width]
 
 
-def _windows(images: Iterable[Pixels], layouts: deque[_WindowGrid], crop: int, stride: int) -> Iterator[NDArray[np.float32]]:
-    """Windows (3, crop, crop) of all images in turn; the layout of each image is queued before its first window."""
+def _windows(images: Iterable[Pixels], grids: deque[_WindowGrid], crop: int, stride: int) -> Iterator[NDArray[np.float32]]:
+    """Windows (3, crop, crop) of all images in turn. The grid of each image is appended to `grids` before its first window."""
     for image in images:
         canvas = _canvas(image, crop)
         height, width = canvas.shape[1:]
         corners = list(product(window_starts(height, crop, stride), window_starts(width, crop, stride)))
-        layouts.append(_WindowGrid((height, width), (image.shape[0], image.shape[1]), crop, corners))
+        grids.append(_WindowGrid((height, width), (image.shape[0], image.shape[1]), crop, corners))
         for top, left in corners:
             yield canvas[:, top : top + crop, left : left + crop]
 
 
 def _canvas(image: Pixels, crop: int) -> NDArray[np.float32]:
-    """The image, normalised, on at least crop x crop: padded with the mean colour if it fits into one window, else with black."""
+    """The normalised image (3, H, W), padded to at least crop x crop: with the mean colour if it fits into one window, else with black."""
     if max(image.shape[:2]) <= crop:
         return pad(normalise(image), crop, crop, value=0)
     return pad(normalise(image), crop, crop, value=normalise(np.zeros((1, 1, 3), np.uint8)))

@@ -1,4 +1,4 @@
-"""Modules that load at their first use: planning reads the settings of a method and never needs torch."""
+"""Modules that load at their first use. Planning reads the settings of a method and never needs torch."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 class Lazy:
-    """Stands in for the module `name` until an attribute of it is asked for."""
+    """Stands in for the module `name` and imports it when an attribute is read."""
 
     def __init__(self, name: str) -> None:
         self._name = name

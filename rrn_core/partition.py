@@ -1,4 +1,4 @@
-"""Which training images are labelled: every k-th, a seeded draw, or a seeded draw balanced over the classes."""
+"""Chooses the labelled training images: every k-th, a seeded draw, or a seeded draw balanced over the classes."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from collections import Counter
 from collections.abc import Sequence
 
 from rrn_core.config import labeled_count
+from rrn_core.errors import ConfigError
 
 ClassSets = Sequence[frozenset[int]]
+"""The classes that occur in each training image."""
 
 
 def labeled_indices(partition: str, images: int, *, by: str, seed: int, class_sets: ClassSets | None = None) -> list[int]:
@@ -17,13 +19,15 @@ def labeled_indices(partition: str, images: int, *, by: str, seed: int, class_se
     Args:
         partition: "1/16" .. "1/2", "full", or "n:92" for a count.
         images: length of the training list.
-        by: `every_kth` takes images 0, k, 2k, ... (METHOD.md 0.6), evenly spaced ones for a count; `seeded` and `balanced` draw.
-        class_sets: for `balanced`, the classes that occur in each image.
+        by: `every_kth` takes images 0, k, 2k, ..., as CPS's published partitions do; for a count, evenly spaced images. `seeded` and
+            `balanced` draw at random.
+        class_sets: the classes that occur in each image; required for `balanced`.
 
-    Draws are nested: what 1/16 takes under a seed, 1/8 takes too.
+    Draws are nested: with the same seed, 1/8 contains the images of 1/16.
 
     Raises:
-        ValueError: a count larger than the list, `balanced` without one class set an image, or an unknown `by`.
+        ConfigError: a count larger than the list, or an unknown `by`.
+        ValueError: `balanced` without exactly one class set for each image, which is the caller's mistake.
     """
     count = labeled_count(partition, images)
     if count == images:
@@ -34,14 +38,14 @@ def labeled_indices(partition: str, images: int, *, by: str, seed: int, class_se
         case "seeded":
             return sorted(_shuffled(images, seed)[:count])
         case "balanced":
-            return sorted(_balanced(count, _shuffled(images, seed), _one_each(class_sets, images)))
-    raise ValueError(f'partition_by: expected "every_kth", "seeded" or "balanced", got "{by}"')
+            return sorted(_balanced(count, _shuffled(images, seed), _one_for_each(class_sets, images)))
+    raise ConfigError(f'partition_by: expected "every_kth", "seeded" or "balanced", got "{by}"')
 
 
 def unlabeled_indices(labeled: Sequence[int], images: int) -> list[int]:
-    """The other images, ascending; all of them where every image is labelled (a `full` run still mixes and self-trains)."""
-    taken = set(labeled)
-    return [i for i in range(images) if i not in taken] or list(range(images))
+    """Indices of the other images, ascending. If every image is labelled, all of them: a `full` run still trains on unlabelled batches."""
+    chosen = set(labeled)
+    return [i for i in range(images) if i not in chosen] or list(range(images))
 
 
 def _every_kth(partition: str, count: int, images: int) -> list[int]:
@@ -51,13 +55,13 @@ def _every_kth(partition: str, count: int, images: int) -> list[int]:
 
 
 def _shuffled(images: int, seed: int) -> list[int]:
-    # Random.random() is the one draw whose sequence Python promises to keep; shuffle() and sample() may change.
+    # Python guarantees the sequence of Random.random() only; those of shuffle() and sample() may change.
     generator = random.Random(seed)
     keys = [generator.random() for _ in range(images)]
     return sorted(range(images), key=keys.__getitem__)
 
 
-def _one_each(class_sets: ClassSets | None, images: int) -> ClassSets:
+def _one_for_each(class_sets: ClassSets | None, images: int) -> ClassSets:
     if class_sets is None or len(class_sets) != images:
         got = "none" if class_sets is None else str(len(class_sets))
         raise ValueError(f"partition_by balanced: expected the classes of each of the {images} training images, got {got}")
@@ -65,18 +69,21 @@ def _one_each(class_sets: ClassSets | None, images: int) -> ClassSets:
 
 
 def _balanced(count: int, order: Sequence[int], class_sets: ClassSets) -> list[int]:
-    """Greedy: again and again, the image of the rarest class whose classes are the least seen so far; `order` breaks ties."""
+    """Greedy: repeatedly takes the class in the fewest chosen images, and of its images the one whose classes are in the fewest on average.
+
+    `order` breaks ties.
+    """
     remaining = dict.fromkeys(order)  # a set that keeps the order
     supply = Counter(c for i in order for c in class_sets[i])
     seen = Counter(dict.fromkeys(supply, 0))
-    taken: list[int] = []
-    while len(taken) < count:
+    chosen: list[int] = []
+    while len(chosen) < count:
         image = _next_balanced(remaining, class_sets, seen, supply)
-        taken.append(image)
+        chosen.append(image)
         del remaining[image]
         seen.update(class_sets[image])
         supply.subtract(class_sets[image])
-    return taken
+    return chosen
 
 
 def _next_balanced(remaining: dict[int, None], class_sets: ClassSets, seen: Counter[int], supply: Counter[int]) -> int:

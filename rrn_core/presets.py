@@ -1,4 +1,4 @@
-"""Named sets of settings, each plain and complete in what it is about."""
+"""Named sets of settings to start from."""
 
 from __future__ import annotations
 
@@ -36,10 +36,16 @@ PRESETS: dict[str, dict[str, Any]] = {
         "eval_batch": 32,
     },
 }
-"""`paper`: the defaults, with the epochs of partition 1/16. Where the equations and the released code differ, they follow the code:
-`feature_matching` is a mean and not the L1 norm of (2), and `cps_on_labeled` is off although (5) has it. `released`: what the authors'
-script does otherwise. `cityscapes`: the paper's values; where the paper is silent (OHEM, no warm-up, the epochs of 1/16), those of CPS on
-Cityscapes. `digits`: the embedded data on a CPU within a minute. Its networks start from random weights, and with the paper's
-lambda1 = lambda2 = 1 they would teach each other that all is background before they have seen a digit; hence the smaller weights.
-Settings that a method does not have are left out for it.
+"""Presets by name. Settings that a method does not have are left out for that method.
+
+`paper`: the defaults, with the epochs of partition 1/16. Where the equations and the released code differ, the defaults follow the code:
+`feature_matching` is a mean, not the L1 norm of (2), and `cps_on_labeled` is off although (5) has it.
+
+`released`: the settings in which the authors' training script differs from the paper.
+
+`cityscapes`: the paper's values. Where the paper gives none (OHEM, no warm-up, the epochs of 1/16), those of CPS on Cityscapes.
+
+`digits`: trains on the embedded data on a CPU within a minute. The networks start from random weights. With the paper's
+lambda1 = lambda2 = 1 each branch would learn from the other to predict background only, before either has learnt a digit. The smaller
+weights prevent that.
 """

@@ -1,4 +1,4 @@
-"""Measures what a run will cost: a few whole steps and one evaluation batch on made-up images, and the arithmetic up to a trial."""
+"""Measures the cost of a run: a few training steps and one evaluation batch on random images, and the extrapolation to a trial."""
 
 from __future__ import annotations
 
@@ -27,30 +27,32 @@ from rrn_core.training import peak_memory_mb, set_up_torch
 
 @dataclass(frozen=True)
 class Cost:
-    """What was measured on one device. The preparation of batches is not in it: workers hide it, or it comes on top."""
+    """The measured cost on one device, without the preparation of batches. Without enough workers that time adds to it."""
 
     seconds_per_iteration: float
+    """Seconds of one training iteration."""
     seconds_per_window: float
-    """Of evaluation, both branches."""
+    """Seconds of one evaluation window, both branches together."""
     peak_memory_mb: float
-    """MiB: on CUDA the peak of allocated memory; on a CPU of the process's resident set, libraries and all."""
+    """MiB. On CUDA the peak of allocated memory; on a CPU the peak of the process's resident set, including libraries."""
 
     def trial_s(self, *, iterations: int, epochs: int, windows: int) -> float:
-        """Seconds of a whole trial; `windows`: of one evaluation."""
+        """Seconds of a whole trial. `windows` is the number of windows of one evaluation."""
         return iterations * self.seconds_per_iteration + epochs * windows * self.seconds_per_window
 
 
 @dataclass(frozen=True)
 class Task:
-    """What of a data set decides about cost."""
+    """The properties of a data set that decide the cost."""
 
     num_classes: int
     val_images: int
+    """Number of validation images."""
     val_size: tuple[int, int]
-    """Height and width of a typical validation image."""
+    """Height and width of a typical validation image, in pixels."""
 
     def windows(self, crop: int) -> int:
-        """Windows of one evaluation over all validation images."""
+        """Number of windows of one evaluation over all validation images."""
         rows, columns = (len(window_starts(max(side, crop), crop, default_stride(crop))) for side in self.val_size)
         return self.val_images * rows * columns
 
@@ -60,14 +62,14 @@ PUBLISHED = {
     "voc": Task(21, 1449, (375, 500)),
     "cityscapes": Task(19, 500, (1024, 2048)),
 }
-"""Data sets whose cost is known without their files."""
+"""Data sets whose properties are known without their files."""
 
 
 def task_of(config: TrainConfig, runtime: Runtime) -> Task:
-    """The task of `config`; only dataset `folder` is opened for it, and its first validation image taken as typical.
+    """The task of `config`. Only dataset `folder` is opened; its first validation image counts as typical.
 
     Raises:
-        ValueError: as `open_validation`.
+        DataError: as `open_validation`.
     """
     if config.dataset == "digits":
         return Task(11, config.val_images, (config.image_size, config.image_size))
@@ -80,12 +82,13 @@ def task_of(config: TrainConfig, runtime: Runtime) -> Task:
 
 
 def probe(config: TrainConfig, runtime: Runtime, *, num_classes: int, iterations: int = 3) -> Cost:
-    """Run `iterations` whole training steps, after one that is not counted, and one evaluation batch, on random images.
+    """Measure the cost of `config` on random images: `iterations` training steps after one for warm-up, and one evaluation batch.
 
-    Every term of the loss takes part. Torch's settings and global random state are left as they were.
+    All terms of the loss are computed. Torch's settings and global random state are restored.
 
     Raises:
-        torch.OutOfMemoryError: the run does not fit the device.
+        torch.OutOfMemoryError: the run does not fit the memory of the device.
+        ConfigError: this machine has no such device.
     """
     with _as_in_training(runtime) as device:
         _reset_peak(device)
@@ -95,7 +98,7 @@ def probe(config: TrainConfig, runtime: Runtime, *, num_classes: int, iterations
         batch = _random_batch(config, num_classes).to(device)
 
         def step() -> None:
-            # at learning rate 0 nothing can diverge, at the same cost; after the last epoch every term takes part
+            # learning rate 0 has the same cost and cannot diverge; in a late epoch every term of the loss is computed
             train_step(method, quartet, optimisers, batch, config, epoch=sys.maxsize, lr=0.0, group=ALONE)
 
         per_iteration = _seconds(step, iterations, device)
@@ -104,12 +107,12 @@ def probe(config: TrainConfig, runtime: Runtime, *, num_classes: int, iterations
 
 
 def checkpoint_bytes(config: TrainConfig, num_classes: int) -> int:
-    """Size of what a checkpoint of `config` holds: the networks, and what the optimisers remember of each parameter."""
+    """Size of a checkpoint of `config` in bytes: the networks and the state of the optimisers."""
     with torch.device("meta"):
         quartet = build_networks(config, num_classes)
     weights: int = sum(tensor.nbytes for tensor in quartet.state_dict().values())
     slots = Optimisers(quartet, config).expected_slots()
-    return weights + sum(tensor.nbytes for optimiser in slots.values() for each in optimiser.values() for tensor in each.values())
+    return weights + sum(tensor.nbytes for optimiser in slots.values() for state in optimiser.values() for tensor in state.values())
 
 
 def _random_batch(config: TrainConfig, num_classes: int) -> Batch:
@@ -143,7 +146,7 @@ class _RandomImages:
 
 
 def _evaluation_s(quartet: Quartet, config: TrainConfig, num_classes: int, device: torch.device) -> float:
-    """Seconds of one full evaluation batch."""
+    """Seconds of one full evaluation batch, after one window for warm-up."""
     classes = [str(k) for k in range(num_classes)]
     evaluate(quartet, _RandomImages(1, config.crop, num_classes), classes, config, device)
     full = _RandomImages(config.eval_batch, config.crop, num_classes)
@@ -151,7 +154,7 @@ def _evaluation_s(quartet: Quartet, config: TrainConfig, num_classes: int, devic
 
 
 def _seconds(run: Callable[[], object], times: int, device: torch.device) -> float:
-    """Median of `times` runs, after one that is not counted."""
+    """Median seconds of `times` runs, after one run for warm-up."""
     run()
     return float(np.median([_timed(run, device) for _ in range(times)]))
 
@@ -171,26 +174,26 @@ def _wait_for(device: torch.device) -> None:
 
 @contextmanager
 def _as_in_training(runtime: Runtime) -> Iterator[torch.device]:
-    """Torch as training sets it up; afterwards as it was."""
-    exact, only_warned = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    filled = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
+    """Within, torch is set up as for training; afterwards its settings are restored."""
+    deterministic, warn_only = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    fill = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
     threads = torch.get_num_threads()
     try:
         with warnings.catch_warnings(), torch.random.fork_rng():
-            warnings.simplefilter("ignore")  # of operations that CUDA cannot repeat exactly
+            warnings.simplefilter("ignore")  # about operations that are not deterministic on CUDA
             yield set_up_torch(runtime)
     finally:
-        torch.use_deterministic_algorithms(exact, warn_only=only_warned)
-        torch.utils.deterministic.fill_uninitialized_memory = filled  # type: ignore[attr-defined]
+        torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+        torch.utils.deterministic.fill_uninitialized_memory = fill  # type: ignore[attr-defined]
         torch.set_num_threads(threads)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
 
 def _reset_peak(device: torch.device) -> None:
-    """Let the peak start anew."""
+    """Reset the measured peak of memory."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     else:
-        with suppress(OSError):  # only Linux can; elsewhere the whole life of the process counts
+        with suppress(OSError):  # only Linux has this file; elsewhere the peak is that of the whole process
             Path("/proc/self/clear_refs").write_text("5")

@@ -1,4 +1,4 @@
-"""What is known of a setting besides its type and default: said once, at its field."""
+"""What the program knows of a setting besides its type and default. Each field states it once."""
 
 from __future__ import annotations
 
@@ -10,38 +10,41 @@ from pydantic.fields import FieldInfo
 Group = Literal["run", "data", "networks", "objective", "optimisation", "evaluation"]
 DataRole = Literal["set", "list", "partition", "scene", "view", "contents"]
 """
-set        which data set
-list       a file with names of images
-partition  which of the training images are labelled
-scene      how the scenes of `digits` are made
-view       how much of an image a network sees at once
-contents   what the files named by other settings hold; a sweep fills it in
+set        selects the data set
+list       names a file with names of images
+partition  selects the training images that are labelled
+scene      says how the scenes of `digits` are made
+view       says how much of an image a network sees at once
+contents   says what the files hold that other settings name; a sweep fills it in
 """
 ActsFrom = Literal["start", "warm-up's end", "region loss", "evaluation"]
-"""The first moment at which the value can change anything: `evaluation` never changes the weights."""
+"""The first moment at which the value can change anything. `evaluation` never changes the weights."""
 
 NO_NEUTRAL_VALUE: Final = object()
+"""Marks a setting that is part of every identity."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """Facts of one setting, attached to its field by `Annotated`. Every table of settings elsewhere is derived from them."""
+    """Properties of one setting, attached to its field by `Annotated`. Every table of settings elsewhere is derived from them."""
 
     group: Group
+    """The group that the setting is listed in."""
     changes_cost: bool = True
     """Whether it changes the time of an iteration or of a validation image, or the memory of a trial."""
     data: DataRole | None = None
-    """Its part in deciding which images are used and how."""
+    """Its role in deciding which images are used and how; None if it has none."""
     acts_from: ActsFrom = "start"
+    """The first moment at which the value can change anything."""
     headline: bool = False
-    """MLflow shows it as a parameter even at its default."""
+    """Whether MLflow shows it as a parameter even at its default."""
     neutral: Any = NO_NEUTRAL_VALUE
-    """The value that equals the behaviour before the setting existed: at it, the setting is left out of the identity."""
+    """The value that equals the behaviour before the setting existed. At this value the setting is left out of the identity."""
 
 
 def setting_of(field: FieldInfo) -> Setting:
-    """The facts of a field. Raises TypeError where it states none."""
-    for fact in field.metadata:
-        if isinstance(fact, Setting):
-            return fact
-    raise TypeError(f"a setting without facts: annotate it with Setting(...): {field!r}")
+    """The `Setting` of a field. Raises TypeError if the field has none."""
+    for item in field.metadata:
+        if isinstance(item, Setting):
+            return item
+    raise TypeError(f"a setting without properties: annotate it with Setting(...): {field!r}")

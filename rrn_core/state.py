@@ -1,4 +1,4 @@
-"""TrainState: all that must survive a crash, to and from bytes or a directory. Nothing is pickled."""
+"""TrainState: everything that a run needs to resume, to and from bytes or a directory. Nothing is pickled."""
 
 from __future__ import annotations
 
@@ -17,28 +17,26 @@ from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
 from rrn_core.config import TrainConfig
+from rrn_core.errors import CheckpointError
 from rrn_core.networks.quartet import Quartet
 from rrn_core.optimisation import Optimisers, Slots
-from rrn_core.weights import WEIGHTS, first_sentence, header_of, load_tensors, pack, shown, training_metadata, unpack
+from rrn_core.weights import WEIGHTS, first_sentence, header_of, load_tensors, pack, printable, training_metadata, unpack
 
 STATE = "state.safetensors"
-"""Name of the file beside the networks': optimisers and random generators as tensors, numbers as JSON in its header."""
+"""Name of the state file of a checkpoint: optimisers and random generators as tensors, numbers as JSON in the header."""
 _HEADER = "rrn-sweep-state"
+"""Key of the JSON in the header."""
 _UNSEALED = "0" * 64
-"""What stands in the state file for its own SHA-256 while that is computed."""
+"""Placeholder for the state file's own SHA-256 while that is computed."""
 _EARLIER = "state.pt"
-"""What releases up to 0.1 wrote instead, by pickle."""
-
-
-class CheckpointError(ValueError):
-    """The files are not a checkpoint of this run, or are damaged; one line says how."""
+"""Name of the pickled state file that releases up to 0.1 wrote."""
 
 
 @dataclass
 class TrainState:
-    """The one mutable value of a run: networks, optimisers, position, and the sums of the current epoch.
+    """The only mutable value of a run: networks, optimisers, position, and the sums of the current epoch.
 
-    The data order needs no state: every batch is a function of the seed and the iteration.
+    The data order has no state: every batch is a function of the seed and the iteration.
     """
 
     quartet: Quartet
@@ -47,12 +45,15 @@ class TrainState:
     iteration: int = 0
     """Iterations done."""
     sums: dict[str, float] = field(default_factory=dict)
-    """Sums of the step's values over the current epoch."""
+    """Sums of the values that `train_step` returns, over the current epoch."""
     seconds: float = 0.0
     """Seconds of training and evaluation so far, over all attempts."""
 
     def to_files(self) -> dict[str, bytes]:
-        """`model.safetensors` (every network, the settings) and `state.safetensors` (the rest); equal states give equal weights files."""
+        """The files of a checkpoint by name: `model.safetensors` (networks and settings) and `state.safetensors` (all else).
+
+        Equal networks and settings give equal `model.safetensors`.
+        """
         weights = pack(self.quartet.state_dict(), training_metadata(self.config, self.quartet))
         generators = _Generators.now()
         numbers = _Numbers(
@@ -70,11 +71,10 @@ class TrainState:
         return {WEIGHTS: weights, STATE: unsealed.replace(_UNSEALED.encode(), hashlib.sha256(unsealed).hexdigest().encode(), 1)}
 
     def load_files(self, files: Mapping[str, bytes]) -> None:
-        """Take everything over from `to_files`, random generators included, or nothing at all.
+        """Restore everything that `to_files` returned, including the random generators. If that fails, nothing changes.
 
         Raises:
-            CheckpointError: files of another configuration, of two checkpoints or of an earlier release, damaged ones, and any that do
-                not fit.
+            CheckpointError: files that are damaged, or that belong to another run, to two checkpoints or to an earlier release.
         """
         weights, slots, numbers, generators = self._read(files)
         self.quartet.load_state_dict(weights)
@@ -83,7 +83,7 @@ class TrainState:
         generators.restore()
 
     def save(self, directory: Path) -> None:
-        """Write the files into `directory`, each by rename; the last one written completes the checkpoint."""
+        """Write the files into `directory`, each under a temporary name that is then renamed. The last file completes the checkpoint."""
         directory.mkdir(parents=True, exist_ok=True)
         for name, body in self.to_files().items():
             with (directory / f".{name}.tmp").open("wb") as file:
@@ -93,9 +93,9 @@ class TrainState:
             (directory / f".{name}.tmp").replace(directory / name)
 
     def _read(self, files: Mapping[str, bytes]) -> tuple[dict[str, Tensor], dict[str, Slots], _Numbers, _Generators]:
-        """The contents, of which everything fits this state: to take them over can fail for want of memory only."""
+        """The contents, checked against this state: restoring them can fail only if memory runs out."""
         if STATE not in files and _EARLIER in files:
-            raise CheckpointError(f"saved by an earlier release as {_EARLIER}, which this release does not read")
+            raise CheckpointError(f"the checkpoint was saved by an earlier release as {_EARLIER}, which this release cannot read")
         try:
             numbers = _Numbers.model_validate_json(header_of(files[STATE])[_HEADER])
             _check_seal(numbers, files[STATE])
@@ -111,53 +111,54 @@ class TrainState:
             raise
         except ValidationError as error:
             fault = error.errors(include_input=False, include_context=False)[0]
-            where = shown(".".join(map(str, fault["loc"])))
-            raise CheckpointError(f"the checkpoint cannot be read: {STATE}: {where}: {shown(fault['msg'])}") from None
+            where = printable(".".join(map(str, fault["loc"])))
+            raise CheckpointError(f"the checkpoint cannot be read: {STATE}: {where}: {printable(fault['msg'])}") from None
         except Exception as error:  # the loaders raise many kinds for a damaged file
             raise CheckpointError(f"the checkpoint cannot be read: {type(error).__name__}: {first_sentence(error)}") from error
         return weights, _like(expected, tensors), numbers, generators
 
     def _check_origin(self, numbers: _Numbers, weights: bytes) -> None:
         if numbers.config_digest != (own := self.config.digest):
-            raise CheckpointError(f"the checkpoint belongs to run {shown(numbers.config_digest[:12])}, this is run {own[:12]}")
+            raise CheckpointError(f"the checkpoint belongs to run {printable(numbers.config_digest[:12])}, this is run {own[:12]}")
         if numbers.weights_sha256 != hashlib.sha256(weights).hexdigest():
-            raise CheckpointError(f"the checkpoint cannot be read: {WEIGHTS} is damaged, or {STATE} was saved with another one")
+            raise CheckpointError(f"the checkpoint cannot be read: {WEIGHTS} is damaged, or is of another checkpoint than {STATE}")
 
 
 def read_files(directory: Path) -> dict[str, bytes]:
-    """The files that `TrainState.save` wrote. Raises FileNotFoundError."""
+    """The files that `TrainState.save` has written. Raises FileNotFoundError if one is missing."""
     return {name: (directory / name).read_bytes() for name in (WEIGHTS, STATE)}
 
 
 def seed_everything(seed: int) -> None:
-    """Seed python, numpy and torch (all devices)."""
+    """Seed the global generators of Python, NumPy and torch (all devices)."""
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
 
 
 class _Numbers(BaseModel):
-    """What the header of the state file holds."""
+    """The JSON in the header of the state file."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
 
     sha256: str
-    """Of the state file, with `_UNSEALED` in its place: safetensors has no checksums of its own."""
+    """SHA-256 of the state file with `_UNSEALED` in this place. The safetensors format has no checksums."""
     config_digest: str
+    """`TrainConfig.digest` of the run."""
     weights_sha256: str
-    """Of the `model.safetensors` beside it: a folder may hold files of two checkpoints where a process died between them."""
+    """SHA-256 of the `model.safetensors` beside it. If a process died between writing both, a folder has files of two checkpoints."""
     iteration: Annotated[int, Field(ge=0)]
     sums: dict[str, float]
     seconds: Annotated[float, Field(ge=0)]
     python_gauss: float | None
     numpy_position: Annotated[int, Field(ge=0, le=624)]
-    """NumPy itself would read memory at any position."""
+    """Bounded here, because NumPy reads memory at any position without a check."""
     numpy_gauss: float | None
 
 
 @dataclass(frozen=True)
 class _Generators:
-    """States of the global random generators."""
+    """States of the global random generators of Python, NumPy and torch."""
 
     python: Tensor
     python_gauss: float | None
@@ -183,7 +184,7 @@ class _Generators:
 
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor], numbers: _Numbers) -> _Generators:
-        """From `tensors` and `numbers` of another one. Raises KeyError."""
+        """Inverse of `tensors` and `numbers`. Raises KeyError if one is missing."""
         cuda = [name for name in tensors if name.startswith("random.cuda.")]
         return cls(
             python=tensors["random.python"],
@@ -203,7 +204,7 @@ class _Generators:
         return {"python_gauss": self.python_gauss, "numpy_position": self.numpy_position, "numpy_gauss": self.numpy_gauss}
 
     def check(self) -> None:
-        """Raises for states that no generator takes, before any of them is changed."""
+        """Raise an exception for states that a generator refuses, before any global generator changes."""
         own = {"python": torch.zeros(625, dtype=torch.int64), "numpy": torch.zeros(624, dtype=torch.int64), "torch": torch.get_rng_state()}
         _check_tensors({"python": self.python, "numpy": self.numpy, "torch": self.torch}, own)
         random.Random().setstate(self._python_state())
@@ -237,11 +238,12 @@ def _check_seal(numbers: _Numbers, body: bytes) -> None:
 
 
 def _flat(slots: Mapping[str, Slots]) -> dict[str, Tensor]:
+    """The tensors by optimiser, parameter and slot: `opt1.0.momentum_buffer`."""
     return {f"{name}.{i}.{slot}": t for name, state in slots.items() for i, each in state.items() for slot, t in each.items()}
 
 
 def _like(expected: Mapping[str, Slots], tensors: Mapping[str, Tensor]) -> dict[str, Slots]:
-    """The tensors by their places in `expected`, in the memory layout that training gives them, which files do not keep."""
+    """The tensors in the structure of `expected` and in its memory layout, which files do not keep."""
     return {
         name: {i: {slot: torch.empty_like(t).copy_(tensors[f"{name}.{i}.{slot}"]) for slot, t in each.items()} for i, each in state.items()}
         for name, state in expected.items()
@@ -249,13 +251,14 @@ def _like(expected: Mapping[str, Slots], tensors: Mapping[str, Tensor]) -> dict[
 
 
 def _check_tensors(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
-    """Raises CheckpointError unless the names, shapes and types are those expected, and the values finite."""
-    if odd := sorted(found.keys() ^ expected.keys()):
-        raise CheckpointError(f"the checkpoint does not fit: {shown(odd[0])} is {'not ours' if odd[0] in found else 'missing'}")
+    """Raise CheckpointError unless names, shapes and types are as expected, and all values are finite."""
+    if different := sorted(found.keys() ^ expected.keys()):
+        fault = "unknown" if different[0] in found else "missing"
+        raise CheckpointError(f"the checkpoint does not fit: {printable(different[0])} is {fault}")
     for name, tensor in found.items():
         own = expected[name]
         if (tensor.shape, tensor.dtype) != (own.shape, own.dtype):
             got, wanted = (f"{tuple(t.shape)} {t.dtype}" for t in (tensor, own))
-            raise CheckpointError(f"the checkpoint does not fit: {name} is {shown(got)}, expected {wanted}")
+            raise CheckpointError(f"the checkpoint does not fit: {name} is {printable(got)}, expected {wanted}")
         if not bool(torch.isfinite(tensor).all()):
             raise CheckpointError(f"the checkpoint does not fit: {name} holds NaN or infinity")

@@ -1,4 +1,4 @@
-"""Train one configuration: set up, resume, loop, yield one report an epoch."""
+"""Trains one configuration: sets up or resumes, loops over iterations, and yields a report after every epoch."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from rrn_core.config import Runtime, TrainConfig
 from rrn_core.data.batches import Batches, loader
 from rrn_core.data.dataset import DataSet, open_dataset
 from rrn_core.data.lists import find_file, roots
+from rrn_core.errors import ConfigError
 from rrn_core.evaluate import HEADS, confusions, metrics_of, reported_head
 from rrn_core.methods import build_networks, method_of
 from rrn_core.methods.base import train_step
@@ -27,20 +28,25 @@ Metrics = dict[str, float]
 
 @dataclass(frozen=True)
 class Report:
-    """Where the run stands. `metrics` and `confusion` are set when an epoch was completed; `state` is live: save it before going on."""
+    """The progress of a run."""
 
     iteration: int
+    """Iterations done."""
     iterations: int
-    """Iterations of the whole run, of which `accumulate` make one optimisation step."""
+    """Iterations of the whole run. `accumulate` of them make one optimiser step."""
     epoch: int
     """Epochs completed."""
     loss: float
     """Mean of the total loss over the epoch so far."""
     metrics: Metrics | None
+    """Metrics of the epoch; None within an epoch."""
     state: TrainState
+    """The live state, which training changes further. Save it before the next report."""
     data: DataSet
+    """The data set of the run."""
     confusion: Tensor | None = None
-    """Validation pixels (K, K) int64 by true class (rows) and class that `reported_head` predicts (columns), void left out."""
+    """Confusion matrix of the validation images, (K, K) int64: true class (rows), class that `reported_head` predicts (columns), without
+    void. None within an epoch."""
 
 
 def train(
@@ -50,19 +56,22 @@ def train(
     resume_from: Path | Mapping[str, bytes] | None = None,
     init_weights: bytes | None = None,
 ) -> Iterator[Report]:
-    """Run the training that `config` describes, from its start or from a checkpoint, and yield a report after every epoch.
+    """Train `config` from its start or from a checkpoint, and yield a report after every epoch.
 
-    Reports within an epoch wait for the end of a group of accumulated gradients, so that no checkpoint holds half a group.
-    A run that was interrupted and resumed equals the uninterrupted one bit for bit on the CPU (same machine, same number of threads).
+    Reports within an epoch (`runtime.progress_every`) wait for the end of a group of accumulated gradients, so that no checkpoint holds
+    half a group. On a CPU, a run that was interrupted and resumed equals the uninterrupted run bit for bit (same machine, same number of
+    threads).
 
     Args:
-        runtime: where to run; the defaults suit the embedded data.
-        resume_from: directory that `report.state.save` wrote, or the files of `report.state.to_files`.
-        init_weights: contents of `config.init_weights`, where they are not to be read from that path.
+        runtime: where to run. The defaults suit the embedded data.
+        resume_from: directory that `report.state.save` has written, or the files of `report.state.to_files`.
+        init_weights: contents of the file `config.init_weights`. Unset: the file is read.
 
     Raises:
-        ValueError: data or checkpoint that do not fit the configuration.
-        FloatingPointError: the loss is no longer finite.
+        DataError: data or initial weights that cannot be used, or that differ from those that `config` names by hash.
+        ConfigError: settings that do not fit the data, or a device that this machine does not have.
+        CheckpointError: `resume_from` is damaged, or is a checkpoint of another run.
+        FloatingPointError: a loss is no longer finite.
     """
     runtime = runtime or Runtime()
     device = set_up_torch(runtime)
@@ -79,26 +88,31 @@ def train(
 
 
 def device_of(runtime: Runtime) -> torch.device:
-    """The device that `runtime.device` names. Raises ValueError where this machine has none such."""
+    """The device that `runtime.device` names.
+
+    Raises:
+        ConfigError: the name is unknown, or this machine does not have the device.
+    """
     if runtime.device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(runtime.device)
     except RuntimeError:
-        raise ValueError(f"device: must be auto, cpu, cuda or cuda:N, got {runtime.device}") from None
+        raise ConfigError(f"device: must be auto, cpu, cuda or cuda:N, got {runtime.device}") from None
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ValueError(
-            f"device: {runtime.device}, but torch finds {torch.cuda.device_count()} CUDA devices; use --device cpu, or mend it"
+        raise ConfigError(
+            f"device: {runtime.device}, but torch finds {torch.cuda.device_count()} CUDA devices; use --device cpu, "
+            "or check the GPU driver and CUDA_VISIBLE_DEVICES"
         )
     return device
 
 
 def set_up_torch(runtime: Runtime) -> torch.device:
-    """The device of a run; torch set to the runtime's threads and to be as repeatable as the device allows."""
+    """Set torch's threads and deterministic algorithms for a run, and return its device. Raises ConfigError as `device_of`."""
     device = device_of(runtime)
     if runtime.threads:
         torch.set_num_threads(runtime.threads)
-    # bilinear up-sampling has no deterministic backward pass on CUDA: warn there, be exact everywhere else
+    # bilinear up-sampling has no deterministic backward pass on CUDA: only warn there
     torch.use_deterministic_algorithms(True, warn_only=device.type == "cuda")
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -107,10 +121,10 @@ def set_up_torch(runtime: Runtime) -> torch.device:
 
 
 def peak_memory_mb(device: torch.device) -> float:
-    """MiB: peak allocated GPU memory of the run, or on a CPU the peak resident set of the process, which may have run others before."""
+    """MiB: the peak of allocated GPU memory or, on a CPU, the peak resident set of the process, including any earlier run in it."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
-    status = Path("/proc/self/status")  # getrusage would count what the process was forked from
+    status = Path("/proc/self/status")  # getrusage would include the parent that this process was forked from
     if status.is_file():
         return int(status.read_text().partition("VmHWM:")[2].split()[0]) / 2**10
     import resource
@@ -159,19 +173,20 @@ def _fresh_state(config: TrainConfig, num_classes: int, device: torch.device) ->
 
 
 def _is_due(done: int, group: AccumulationGroup, every: int | None) -> bool:
-    """Whether to report after `done` iterations of an epoch: at the end of the group in which a multiple of `every` was reached."""
+    """Whether to report after `done` iterations of an epoch: at the end of the first group that reaches a multiple of `every`."""
     return every is not None and group.ends and done % every < group.size
 
 
 def _finite(sums: dict[str, float], iteration: int) -> dict[str, float]:
+    """The sums. Raises FloatingPointError if one is not finite."""
     bad = [name for name, value in sums.items() if not math.isfinite(value)]
     if bad:
-        raise FloatingPointError(f"diverged: {', '.join(bad)} not finite by iteration {iteration}; lower lr or the lambdas")
+        raise FloatingPointError(f"diverged: {', '.join(bad)} not finite at iteration {iteration}; lower lr or the lambdas")
     return sums
 
 
 def _epoch_metrics(sums: dict[str, float], iterations: int) -> Metrics:
-    """Means over the epoch; pseudo-label accuracies as ratios of counted pixels."""
+    """Means over the epoch, and accuracies of pseudo-labels as ratios of counted pixels."""
     counts = {name: value for name, value in sums.items() if name.startswith(("correct", "total"))}
     metrics = {f"train/{name}": value / iterations for name, value in sums.items() if name not in counts}
     for name, total in counts.items():
@@ -192,9 +207,10 @@ def _costs(config: TrainConfig, iterations: int, train_s: float, eval_s: float, 
 
 
 class _Clock:
-    """Seconds of work, without the time that the caller spends between two reports."""
+    """Measures seconds of training and evaluation, without the time that the caller spends between two reports."""
 
     def __init__(self, before: float) -> None:
+        """`before`: seconds of earlier attempts."""
         self._total = before
         self._mark = self._lap = time.perf_counter()
 
@@ -205,12 +221,14 @@ class _Clock:
         return seconds
 
     def total(self) -> float:
+        """Seconds since the start, including earlier attempts."""
         now = time.perf_counter()
         self._total += now - self._mark
         self._mark = now
         return self._total
 
     def resume(self) -> None:
+        """Leave out the time since the last `total`."""
         paused = time.perf_counter() - self._mark
         self._mark += paused
         self._lap += paused

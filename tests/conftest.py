@@ -17,11 +17,30 @@ from orchestration.store.open import open_store
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--screenshots", metavar="DIR", help="keep what the browser showed in this folder")
-    parser.addoption("--write-golden", action="store_true", help="write the golden plans of the shipped sweeps anew")
+    parser.addoption("--write-golden", action="store_true", help="write golden plans, identities and generated pages anew")
+    parser.addoption("--fast", action="store_true", help="leave out tests that need a server, a browser or a whole sweep, or are slow")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "slow: takes more than ten seconds")
+    config.addinivalue_line("markers", "slow: takes more than some seconds; `--fast` leaves it out")
+
+
+SERVERS = {"s3_server", "mlflow_server", "mlflow_database"}
+"""Fixtures that start a server or fill a database."""
+WHOLE_SWEEPS = ("chaos", "infra", "benchmarks")
+"""Folders whose tests run sweeps on real servers."""
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--fast"):
+        left_out = [item for item in items if _is_slow(item)]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if not _is_slow(item)]
+
+
+def _is_slow(item: pytest.Item) -> bool:
+    needs_server = not SERVERS.isdisjoint(getattr(item, "fixturenames", ()))
+    return needs_server or item.get_closest_marker("slow") is not None or item.path.parent.name in WHOLE_SWEEPS
 
 
 @pytest.fixture(scope="session")

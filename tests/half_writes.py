@@ -1,4 +1,4 @@
-"""Writes to a store whose writer was killed in the middle."""
+"""Leaves unfinished writes in a store, as a killed writer does."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from orchestration.store.s3 import S3Store
 
 
 def start_half_a_write(store: Store, key: str, *, age_s: float = 0.0) -> None:
-    """What a writer leaves that is killed in the middle; only of a file the age can be chosen."""
+    """Leave what a writer leaves that is killed halfway. `age_s` applies only to a directory store."""
     if isinstance(store, S3Store):
         store._client().create_multipart_upload(Bucket=store.bucket, Key=f"{store.prefix}/{key}")
         return

@@ -170,13 +170,13 @@ def moved(body: bytes, start: int, end: int, to: int) -> bytes:
     return rest[:to] + body[start:end] + rest[to:]
 
 
-@inputs(900)
+@inputs(1200)
 @given(body=damaged(GOOD[STATE]))
 def test_damaged_bytes_of_the_state_are_refused(target, body):
     assert refused(target, GOOD | {STATE: body}) == (body != GOOD[STATE])
 
 
-@inputs(1500)
+@inputs(2000)
 @given(body=damaged(GOOD[STATE]).map(sealed))
 def test_damaged_bytes_of_a_state_that_vouches_for_itself_are_refused_or_taken_as_they_are(target, body):
     if not refused(target, GOOD | {STATE: body}):
@@ -189,15 +189,10 @@ def slots(state: bytes) -> dict[str, bytes]:
     return {name: tensor.numpy().tobytes() for name, tensor in load_tensors(state).items() if name.startswith("opt")}
 
 
-@inputs(300)
+@inputs(2200)
 @given(body=damaged(GOOD[WEIGHTS]))
-def test_damaged_bytes_of_the_weights_are_refused(target, body):
+def test_damaged_bytes_of_the_weights_are_refused_even_where_the_state_vouches_for_them(target, body):
     assert refused(target, GOOD | {WEIGHTS: body}) == (body != GOOD[WEIGHTS])
-
-
-@inputs(400)
-@given(body=damaged(GOOD[WEIGHTS]))
-def test_damaged_weights_are_refused_even_where_the_state_vouches_for_them(target, body):
     try:
         found = {name: (tensor.dtype, tensor.shape, bool(torch.isfinite(tensor).all())) for name, tensor in unpack(body)[0].items()}
     except ValueError as error:
@@ -205,15 +200,6 @@ def test_damaged_weights_are_refused_even_where_the_state_vouches_for_them(targe
         found = {}
     fits = found == {name: (tensor.dtype, tensor.shape, True) for name, tensor in WEIGHT_TENSORS.items()}
     assert refused(target, vouched(body)) != fits
-
-
-@inputs(2100)
-@given(body=damaged(GOOD[WEIGHTS]))
-def test_damaged_weights_are_read_or_refused_in_one_line(body):
-    try:
-        unpack(body)
-    except ValueError as error:
-        assert_short(error)
 
 
 @pytest.mark.parametrize("files", [{}, {WEIGHTS: GOOD[WEIGHTS]}, {STATE: GOOD[STATE]}, {WEIGHTS: GOOD[STATE], STATE: GOOD[WEIGHTS]}])
@@ -228,17 +214,9 @@ def test_files_of_two_checkpoints_are_refused(target, name):
 
 # contents
 
-TWISTS: list[Callable[[Tensor], Tensor]] = [
-    lambda t: t.double(),
-    lambda t: t.half(),
-    lambda t: t.bool(),
-    lambda t: t.float().to(torch.float8_e4m3fn),
-    lambda t: t.to(torch.complex64),
-    lambda t: t[None],
-    lambda t: t.reshape(-1)[:0],
-    lambda t: t * float("nan"),
-    lambda t: t + float("inf"),
-]
+TWISTS: list[Callable[[Tensor], Tensor]] = [Tensor.double, Tensor.half, Tensor.bool, lambda t: t.float().to(torch.float8_e4m3fn)]
+TWISTS += [lambda t: t.to(torch.complex64), lambda t: t[None], lambda t: t.reshape(-1)[:0]]
+TWISTS += [lambda t: t * float("nan"), lambda t: t + float("inf")]
 NEW_NAMES = ["", "x", "x\ny", "\x1b[2J" * 50, "opt1.99.momentum_buffer", "opt3.0.momentum_buffer", "opt1.0.exp_avg"]
 NEW_NAMES += ["random.surprise", "random.cuda.99", "random.cuda.x", "branch1.x", "D2.weight"]
 
@@ -283,16 +261,14 @@ JSON = st.recursive(
     max_leaves=5,
 )
 RUBBISH = ["surprise", "3", True, [None], {"x": None}, float("nan"), float("inf")]
+ODD = [("iteration", 0), ("iteration", -1), ("iteration", 2.5), ("seconds", -1), ("numpy_position", -1), ("numpy_position", 2.5), ("x", 1)]
+ODD += [(name, value) for name in SAID for value in RUBBISH]
+ODD += [(name, None) for name in SAID if not name.endswith("gauss")]
+ODD += [("sums", {"loss": value}) for value in [*RUBBISH, None, 10**400]]
 WRONG = st.one_of(
-    st.tuples(st.sampled_from(sorted(SAID)), st.sampled_from(RUBBISH)).map(lambda new: SAID | {new[0]: new[1]}),
+    st.sampled_from(ODD).map(lambda odd: SAID | dict([odd])),
     st.sampled_from(sorted(SAID)).map(lambda name: without(SAID, name)),
-    st.sampled_from(sorted(without(without(SAID, "numpy_gauss"), "python_gauss"))).map(lambda name: SAID | {name: None}),
-    st.sampled_from(["iteration", "seconds", "numpy_position"]).map(lambda name: SAID | {name: -1}),
-    st.sampled_from(["iteration", "numpy_position"]).map(lambda name: SAID | {name: 2.5}),
     st.integers(min_value=625).map(lambda position: SAID | {"numpy_position": position}),
-    st.sampled_from([*RUBBISH, None, 10**400]).map(lambda value: SAID | {"sums": {"loss": value}}),
-    st.text(min_size=1, max_size=8).map(lambda name: SAID | {f"{name}?": 1}),
-    st.just(SAID | {"iteration": 0}),
     JSON,
 )
 
@@ -321,10 +297,9 @@ def test_weights_that_say_nonsense_of_themselves_are_refused(own):
 
 @pytest.mark.parametrize("said", [{"num_classes": 2**62}, {"num_classes": -1}, {"num_classes": None}, {"backbone": "resnet9\n"}])
 def test_weights_that_say_other_sizes_of_themselves_than_they_have_are_refused(said):
-    tensors = {f"branch{i}.{key}": tensor for i in (1, 2) for key, tensor in Branch("tiny", 3).state_dict().items()}
     facts = WeightsMetadata(kind="branches", backbone="tiny", num_classes=3).model_copy(update=said)
     with pytest.raises(ValueError, match=r"says that it holds|backbone alone|backbone: Input should be") as caught:
-        load_model(pack(tensors, facts))
+        load_model(pack(WHOLE, facts))
     assert_short(caught.value)
 
 
@@ -372,7 +347,10 @@ def hostile(canary: Path) -> st.SearchStrategy[bytes]:
 @inputs(200)
 @given(data=st.data())
 def test_hostile_pickles_are_refused_and_never_executed(target, canary, data):
-    assert refused(target, {WEIGHTS: GOOD[WEIGHTS], data.draw(st.sampled_from([STATE, "state.pt"])): data.draw(hostile(canary))})
+    body = data.draw(hostile(canary))
+    assert refused(target, GOOD | {STATE: body})
+    with pytest.raises(CheckpointError, match="saved by an earlier release"):
+        target.load_files({WEIGHTS: GOOD[WEIGHTS], "state.pt": body})
 
 
 @inputs(300)
@@ -476,16 +454,10 @@ def test_weights_that_claim_more_than_they_hold_are_refused_in_little_memory(tar
     assert peak_mb() < before + 200
 
 
-CLAIMS: list[dict[str, Any]] = [
-    {"shape": [2**40]},
-    {"shape": [2**62, 4]},
-    {"shape": [2**40], "data_offsets": [0, 2**42]},
-    {"data_offsets": [0, 2**64]},
-    {"dtype": "F8_E8M0"},
-]
+CLAIMS: list[dict[str, Any]] = [{"shape": [2**62, 4]}, {"shape": [2**40], "data_offsets": [0, 2**42]}, {"data_offsets": [0, 2**64]}]
 
 
-@pytest.mark.parametrize("claim", CLAIMS, ids=str)
+@pytest.mark.parametrize("claim", [*CLAIMS, {"dtype": "F8_E8M0"}])
 def test_a_state_that_claims_more_than_it_holds_is_refused_in_little_memory(target, claim):
     end = 8 + int.from_bytes(GOOD[STATE][:8], "little")
     entries = json.loads(GOOD[STATE][8:end])

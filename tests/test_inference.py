@@ -84,8 +84,8 @@ def test_settings_and_stride_of_the_evaluation_can_be_changed(trained):
 
 def test_an_imported_checkpoint_can_be_evaluated(tmp_path):
     out = tmp_path / "weights" / "cps.safetensors"
-    told = import_weights(released(tmp_path), out)
-    assert "both branches, 11 classes, tiny" in told
+    text = import_weights(released(tmp_path), out)
+    assert "both branches, 11 classes, tiny" in text
     assert not [file for file in out.parent.iterdir() if file != out]
     expected = build_networks(SMALL, 11).branch1.state_dict()["classifier.weight"]
     assert torch.equal(load_file(out)["branch1.classifier.weight"], expected)
@@ -119,9 +119,9 @@ def test_a_prediction_has_the_colours_of_its_data_set(trained, pictures, tmp_pat
 
 def test_predictions_that_would_replace_each_other_or_an_image_are_refused(trained, pictures, tmp_path):
     twin = tmp_path / "scene.0.jpg"
-    with pytest.raises(SweepError, match=r"scene\.0\.jpg: its result scene\.0\.png would take the place of .*in/scene\.0\.png"):
+    with pytest.raises(SweepError, match=r"scene\.0\.jpg: its result scene\.0\.png would replace .*in/scene\.0\.png"):
         predict_images(str(trained[0]), [*pictures, twin], tmp_path / "out", ONE_THREAD)
-    with pytest.raises(SweepError, match=r"its result scene\.0\.png would take the place of"):
+    with pytest.raises(SweepError, match=r"its result scene\.0\.png would replace"):
         predict_images(str(trained[0]), pictures, pictures[0].parent, ONE_THREAD)
     assert not (tmp_path / "out").exists()
 
@@ -139,7 +139,7 @@ def test_weights_are_read_from_a_store(where, trained, tmp_path, request):
         read_weights(f"{uri}/sweep/trial/checkpoints/00000003-1")
 
 
-def test_what_a_user_can_mend_is_said_in_one_line(trained, pictures, tmp_path):
+def test_what_a_user_can_fix_is_reported_in_one_line(trained, pictures, tmp_path):
     folder = str(trained[0])
     broken = tmp_path / "broken.jpg"
     broken.write_bytes(b"not an image")

@@ -1,4 +1,4 @@
-"""A sweep of made-up trials and what MLflow shows of it, for the tests of tracking."""
+"""A sweep of invented trials, and what MLflow shows of it, for the tests of tracking."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ METRICS = (
     "val/accuracy",
 )
 SHOWN = (*METRICS, "best/miou_epoch", "best/miou")
-"""What MLflow has of an epoch: its values rise, so that every epoch is the best so far."""
+"""Metrics of an epoch in MLflow. The values of `entry` rise, so every epoch is the best so far."""
 CLASSES = ("sky", "car", "tree")
 HEADS = ("branch1", "branch2", "ensemble")
 
@@ -43,8 +43,8 @@ def entry(epoch: int) -> EpochMetrics:
     return EpochMetrics(epoch=epoch, step=10 * epoch, time_ms=1_700_000_000_000 + 1000 * epoch, metrics=values)
 
 
-def judged(epoch: int, score: float) -> EpochMetrics:
-    """An epoch with all that a real one tells of the validation images; the last class occurs nowhere."""
+def validated(epoch: int, score: float) -> EpochMetrics:
+    """An epoch with the validation metrics of a real one; the last class does not occur."""
     heads = {f"val/miou_{head}": score - 0.01 * i for i, head in enumerate(reversed(HEADS))}
     classes = {f"val/iou_{head}/{name}": score / (1 + i) for head in HEADS for i, name in enumerate(CLASSES[:-1])}
     known = {"train/loss": 1.0 / epoch, "val/miou": score, "system/cpu_utilization_percentage": 50.0, "perf/train_s": 2.0}
@@ -97,7 +97,7 @@ class Sweep:
         self.objects: dict[str, bytes] = {}
 
     def drawn(self, epoch: int, *, trial_id: str = "abc", shade: int = 200) -> EpochPictures:
-        """The pictures of an epoch, which the store then has."""
+        """Put pictures of an epoch into the store."""
         refs = {}
         for name, body in (("predictions.png", png(shade)), ("confusion.json", CONFUSION)):
             key = f"sweep/{trial_id}/pictures/{epoch:04d}-1/{name}"
@@ -118,7 +118,7 @@ class Sweep:
         return Tracker(self.uri, sweep=self.name, tags={"git_commit": commit, "dirty": "false"}, **{**default, **changes})
 
     def track(self, *manifests: Manifest, **changes: Any) -> None:
-        """One call of the driver, from start to end, on the store with these manifests."""
+        """Run a driver from start to end on the store with these manifests."""
         self.put(*manifests)
         tracker = self.tracker(**changes)
         tracker.start(list(self.store))
@@ -144,7 +144,7 @@ class Sweep:
         return Path(self.client.download_artifacts(run.info.run_id, name)).read_bytes()
 
     def points(self, run: Any) -> dict[str, list[tuple[int, float, int]]]:
-        """Every stored point of every metric as (step, value, timestamp), in MLflow's order."""
+        """Every point of every metric as (step, value, timestamp), in MLflow's order."""
         names = sorted(run.data.metrics)
         return {name: [(p.step, p.value, p.timestamp) for p in self.client.get_metric_history(run.info.run_id, name)] for name in names}
 
@@ -156,7 +156,7 @@ def expected_points(epochs: int) -> dict[str, list[tuple[int, float, int]]]:
 
 
 def attempt(number: int, outcome: str | None, **changes: Any) -> Attempt:
-    """An attempt that took a useful and a lost second; open where it has no outcome."""
+    """An attempt with one useful and one lost second; open without an outcome."""
     ended = None if outcome is None else 1_700_000_000_000 + 5000 * number
     default = {"number": number, "driver": 1, "node": "a", "started_ms": 1_700_000_000_000, "ended_ms": ended, "outcome": outcome}
     return Attempt(**{**default, "useful_s": 1.0, "lost_s": 1.0, **changes})

@@ -1,4 +1,4 @@
-"""A server process with all that it starts: launched, awaited, ended as a whole, and found again by a later command. Linux only."""
+"""Starts and stops a server together with its child processes, and finds it again in a later command. Linux only."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from pathlib import Path
 from typing import Any
 
 MARK = "RRN_PART"
-"""Set to the part's log file in the environment of its processes: some lead sessions of their own and outlive their parent."""
+"""Environment variable of a part's processes, set to its log file. It identifies processes that outlive their parent."""
 
 FOREIGN = ("AWS_", "MLFLOW_", "PG", "RAY_")
-"""A part gets its settings from us alone: variables of the shell with these beginnings stay out."""
+"""Prefixes of variables that are not passed from the shell to a part."""
 
 INSTALL = 'pip install -c constraints.txt -e ".[stack]", and apt-get install postgresql'
 
 
 class StackError(Exception):
-    """A part cannot start or does not answer; one line."""
+    """A part cannot start or does not answer. The text is one line."""
 
 
 class StackPart:
-    """A server process that leads a group of its own; a record beside its log says which process that is."""
+    """A server process with its own process group. A file beside its log records its PID."""
 
     def __init__(
         self,
@@ -45,7 +45,7 @@ class StackPart:
         end_signal: signal.Signals = signal.SIGTERM,
         deadline_s: float = 120.0,
     ) -> None:
-        """`check` says whether the server answers, and returns soon; `prepare` runs before each start; `owner` is the user that runs it."""
+        """`check`: whether the server answers; must return soon. `prepare`: runs before each start. `owner`: the user that runs it."""
         self.name, self.log = name, log.resolve()
         self._command, self._check, self._prepare = list(command), check, prepare
         self._environment, self._owner, self._end_signal, self._deadline_s = dict(environment or {}), owner, end_signal, deadline_s
@@ -54,20 +54,20 @@ class StackPart:
 
     @property
     def pid(self) -> int | None:
-        """The recorded process while it lives: a process that got the same number later started at another time."""
+        """PID of the recorded process if it is alive. A later process with the same PID has another start time."""
         if self._child is not None:
-            self._child.poll()  # a dead child stays a zombie until somebody asks
+            self._child.poll()  # reap a dead child, which otherwise stays a zombie
         try:
-            pid, started = (int(word) for word in self._record.read_text().split())
+            pid, started = (int(field) for field in self._record.read_text().split())
         except (FileNotFoundError, ValueError):
             return None
-        return pid if (_started(pid) == started) else None
+        return pid if _started(pid) == started else None
 
     def start(self) -> None:
-        """Start and wait until healthy; nothing of it is left otherwise.
+        """Start and wait until healthy. If that fails, stop all its processes.
 
         Raises:
-            StackError: it ended or did not answer in time.
+            StackError: the server exited, or did not answer in time.
         """
         try:
             self.launch()
@@ -77,7 +77,7 @@ class StackPart:
             raise
 
     def launch(self) -> None:
-        """Start and return at once; nothing happens where it runs. The log of the start before is kept as `.log.old`.
+        """Start without waiting. Does nothing if it already runs. The previous log is kept as `.log.old`.
 
         Raises:
             StackError: its program is not installed.
@@ -85,8 +85,8 @@ class StackPart:
         if self.running():
             return
         if shutil.which(self._command[0]) is None:
-            raise StackError(f"{self.name}: no program {self._command[0]} beside this Python or on the PATH; {INSTALL}")
-        self.kill()  # what a dead leader left behind
+            raise StackError(f"{self.name}: program {self._command[0]} is not beside this Python or on the PATH; install: {INSTALL}")
+        self.kill()  # children of a dead leader
         self.log.parent.mkdir(parents=True, exist_ok=True)
         self._prepare()
         if self.log.exists():
@@ -97,7 +97,7 @@ class StackPart:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                cwd="/",  # the owner may have no right to be where we are
+                cwd="/",  # the owner may have no access to the current folder
                 env=clean_environment() | self._environment | {MARK: str(self.log)},
                 start_new_session=True,
                 **as_user(self._owner),
@@ -105,17 +105,17 @@ class StackPart:
         self._record.write_text(f"{self._child.pid} {_started(self._child.pid)}")
 
     def wait(self) -> None:
-        """Until healthy.
+        """Wait until healthy.
 
         Raises:
-            StackError: it ended or did not answer in time.
+            StackError: the server exited, or did not answer in time.
         """
         with suppress(TimeoutError):
             wait_until(lambda: self.healthy() or not self.running(), deadline_s=self._deadline_s, what=self.name)
         if not self.running():
-            raise StackError(f"{self.name} ended instead of starting: {self.tail()} ({self.log})")
+            raise StackError(f"{self.name}: exited during start: {self.tail()} (log: {self.log})")
         if not self.healthy():
-            raise StackError(f"{self.name} does not answer within {self._deadline_s:g} s: {self.tail()} ({self.log})")
+            raise StackError(f"{self.name}: no answer within {self._deadline_s:g} s: {self.tail()} (log: {self.log})")
 
     def healthy(self) -> bool:
         return self.running() and self._check()
@@ -124,7 +124,7 @@ class StackPart:
         return self.pid is not None
 
     def stop(self, *, grace_s: float = 10.0) -> None:
-        """Ask the whole group to end, then SIGKILL after `grace_s`."""
+        """Signal the whole group to end. Send SIGKILL after `grace_s`."""
         if (pid := self.pid) is not None:
             with suppress(ProcessLookupError):
                 os.killpg(pid, self._end_signal)
@@ -133,29 +133,29 @@ class StackPart:
         self.kill()
 
     def kill(self) -> None:
-        """SIGKILL to all of it, as a power cut would; frozen first, lest it fork a child that nobody finds once it is an orphan."""
+        """Send SIGKILL to all its processes. They are stopped first, so that none can fork a child that would not be found."""
         found: set[int] = set()
         while more := self._processes() - found:
             _signal(more, signal.SIGSTOP)
             found |= more
 
-        def gone() -> bool:
+        def killed() -> bool:
             living = self._processes() | (found & _parents().keys())
             _signal(living, signal.SIGKILL)
             return not living
 
-        wait_until(gone, deadline_s=20, what=f"the end of {self.name}")
+        wait_until(killed, deadline_s=20, what=f"the end of {self.name}")
         self._record.unlink(missing_ok=True)
 
     def tail(self) -> str:
-        """The last words of its log, in one line."""
+        """The end of its log, as one line."""
         with suppress(FileNotFoundError):
             lines = self.log.read_text(errors="replace").split("\n")
             return " | ".join(line.strip() for line in lines if line.strip())[-400:]
         return "no log"
 
     def _processes(self) -> set[int]:
-        """What lives of it: the leader, whatever carries the mark, and all their descendants."""
+        """Its living processes: the leader, processes with the mark, and all their descendants."""
         parents = _parents()
         found = {pid for pid in parents if _carries(pid, f"{MARK}={self.log}")} | ({pid} if (pid := self.pid) else set())
         while more := {pid for pid, parent in parents.items() if parent in found} - found:
@@ -170,14 +170,14 @@ def _signal(pids: Iterable[int], number: signal.Signals) -> None:
 
 
 def free_ports(count: int, *, above: int = 0) -> list[int]:
-    """Ports of 127.0.0.1 that are free now, below those that the system lends to outgoing connections: they stay ours over a restart.
+    """Free ports of 127.0.0.1, below the range for outgoing connections, so that they are probably still free after a restart.
 
-    With `above`, each port + `above` is free too.
+    With `above`, each port + `above` is free too. Raises StackError if too few are free.
     """
     candidates = random.sample(range(20_000, 22_700) if above else range(23_000, 29_900), 200)
     found = [port for port in candidates if port_is_free(port) and (not above or port_is_free(port + above))]
     if len(found) < count:
-        raise StackError(f"too few free TCP ports on 127.0.0.1: {count} are needed, {len(found)} of 200 tried are free")
+        raise StackError(f"too few free TCP ports on 127.0.0.1: {count} needed, {len(found)} of 200 tried are free")
     return found[:count]
 
 
@@ -192,14 +192,14 @@ def port_is_free(port: int) -> bool:
 
 
 def program(name: str) -> str | None:
-    """The path of a program that lies beside this Python, on the PATH, or where Debian keeps PostgreSQL's."""
+    """The path of a program: beside this Python, on the PATH, or in Debian's folder of PostgreSQL programs. None if not found."""
     packaged = sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{name}"))
     beside = Path(sys.executable).parent / name
     return str(beside) if beside.is_file() else shutil.which(name) or (str(packaged[-1]) if packaged else None)
 
 
 def wait_until(ready: Callable[[], bool], *, deadline_s: float, what: str) -> None:
-    """Poll `ready` ten times a second; raises TimeoutError after `deadline_s`."""
+    """Poll `ready` ten times a second. Raises TimeoutError after `deadline_s`."""
     end = time.monotonic() + deadline_s
     while not ready():
         if time.monotonic() > end:
@@ -213,24 +213,24 @@ def clean_environment() -> dict[str, str]:
 
 
 def as_user(owner: str | None) -> dict[str, Any]:
-    """Arguments of `subprocess` to run as `owner`; None means this user."""
+    """Arguments of `subprocess` to run as `owner`. None: this user."""
     return {} if owner is None else {"user": owner, "group": pwd.getpwnam(owner).pw_gid, "extra_groups": []}
 
 
 def _parents() -> dict[int, int]:
-    """Every living process and its parent."""
+    """PIDs of all living processes, with the PID of the parent."""
     pids = (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdecimal())
     return {pid: int(fields[1]) for pid in pids if (fields := _stat(pid))}
 
 
 def _started(pid: int) -> int | None:
-    """When a living process started, in clock ticks after boot."""
+    """Start time of a living process, in clock ticks since boot."""
     fields = _stat(pid)
     return int(fields[19]) if fields else None
 
 
 def _stat(pid: int) -> list[str]:
-    """Fields 3 and on of /proc/PID/stat (2, the name, may hold anything); none for a process that is gone or a zombie."""
+    """Fields of /proc/PID/stat from the third on (the second, the name, may contain spaces). Empty for a dead process or a zombie."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
     except OSError:

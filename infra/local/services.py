@@ -1,4 +1,4 @@
-"""What each server is: its command, its files and how one sees that it answers."""
+"""Defines each server: its command, its files and its health check."""
 
 from __future__ import annotations
 
@@ -18,12 +18,11 @@ from pathlib import Path
 from infra.local.parts import StackError, StackPart, as_user, clean_environment, program
 
 RAY_HOST = "127.0.0.2"
-"""Loopback too, but Ray would put the machine's own address in place of 127.0.0.1. It listens on every interface all the same: the token
-guards it."""
+"""Also loopback. Ray replaces 127.0.0.1 by the machine's own address. Ray still listens on every interface; the token protects it."""
 
 
 def postgres_part(folder: Path, *, data: Path, port: int, password: str, owner: str | None) -> StackPart:
-    """PostgreSQL with the one user `mlflow`, whose password a client finds in the file `pgpass`; nobody else can log in."""
+    """PostgreSQL with the user `mlflow` only. Clients find the password in the file `pgpass`."""
     pgpass = folder / "pgpass"
 
     def prepare() -> None:
@@ -38,29 +37,29 @@ def postgres_part(folder: Path, *, data: Path, port: int, password: str, owner: 
         check=lambda: _database_answers(port, pgpass),
         prepare=prepare,
         owner=owner,
-        end_signal=signal.SIGINT,  # SIGTERM would wait for MLflow to hang up
+        end_signal=signal.SIGINT,  # SIGTERM would wait until MLflow disconnects
     )
 
 
 def mlflow_part(folder: Path, *, port: int, database: str, environment: dict[str, str] | None = None) -> StackPart:
-    """`mlflow server` on `database`, its artifacts in `folder`."""
+    """`mlflow server` on `database`, with artifacts in `folder`."""
     command = [_path("mlflow"), "server", "--backend-store-uri", database, "--host", "127.0.0.1", "--port", str(port)]
     command += ["--workers", "1", "--no-serve-artifacts", "--default-artifact-root", str(folder / "artifacts")]
     quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
-    # not /health, which answers without the database too
-    answer = f"http://127.0.0.1:{port}/api/2.0/mlflow/experiments/get?experiment_id=0"
+    # not /health, which answers even without the database
+    probe = f"http://127.0.0.1:{port}/api/2.0/mlflow/experiments/get?experiment_id=0"
     return StackPart(
         "mlflow",
         command,
         log=folder / "mlflow.log",
-        check=lambda: _status(answer) == 200,
+        check=lambda: _status(probe) == 200,
         environment=quiet | (environment or {}),
         deadline_s=240,
     )
 
 
 def s3_part(folder: Path, *, ports: Sequence[int], access_key: str, secret_key: str) -> StackPart:
-    """SeaweedFS, a whole S3 store in one process, that knows one pair of keys."""
+    """SeaweedFS: an S3 server in one process, with one pair of keys."""
     data, config = folder / "s3", folder / "s3.json"
     keys = [{"accessKey": access_key, "secretKey": secret_key}]
     identity = {"name": "admin", "credentials": keys, "actions": ["Admin", "Read", "Write", "List", "Tagging"]}
@@ -73,28 +72,28 @@ def s3_part(folder: Path, *, ports: Sequence[int], access_key: str, secret_key: 
         "s3",
         _weed_command(data, config, ports),
         log=folder / "weed.log",
-        # an unsigned request is refused once the S3 part and its identities are there
+        # once S3 and its identities are loaded, an unsigned request is refused
         check=lambda: _status(f"http://127.0.0.1:{ports[3]}") == 403,
         prepare=prepare,
     )
 
 
 def ray_head(folder: Path, *, port: int, scratch: Path, environment: dict[str, str]) -> StackPart:
-    """The head: bookkeeping and the driver's objects, no trials."""
+    """The Ray head node. It runs no trials."""
     flags = ["--head", f"--port={port}", "--num-cpus=0", "--include-dashboard=false", f"--temp-dir={scratch}/ray"]
     shared = {name: value for name, value in environment.items() if name.startswith("RAY_AUTH")}
-    at_once = {"RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0"}  # it holds nothing to drain, and would take 30 s for that
-    return _ray_part(folder, "ray-head", flags, shared | at_once)
+    no_drain = {"RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0"}  # there is nothing to drain, and draining takes 30 s
+    return _ray_part(folder, "ray-head", flags, shared | no_drain)
 
 
 def ray_worker(folder: Path, name: str, cpus: int, environment: dict[str, str]) -> StackPart:
-    """A node that runs trials, and so knows the store's keys."""
+    """A Ray worker node. It runs trials, so it gets the keys of the store."""
     shared = {name: value for name, value in environment.items() if name.startswith(("AWS_", "RAY_AUTH"))}
     return _ray_part(folder, name, [f"--address={environment['RAY_ADDRESS']}", f"--num-cpus={cpus}"], shared)
 
 
 def write_private(path: Path, text: str) -> None:
-    """Readable by its owner alone from the first byte on, and whole or absent."""
+    """Write a file atomically. Only its owner can read it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     new = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
     with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
@@ -107,7 +106,7 @@ def _ray_part(folder: Path, name: str, flags: list[str], environment: dict[str, 
     command = [_path("ray"), "start", "--block", f"--node-ip-address={RAY_HOST}", "--num-gpus=0", f"--object-store-memory={2**27}", *flags]
 
     def started() -> bool:
-        """Ray says so once the node is registered, and ends when a process of the node dies."""
+        """Ray prints this once the node is registered. `ray start --block` exits when a process of the node dies."""
         with suppress(FileNotFoundError):
             return "Ray runtime started" in log.read_text(errors="replace")
         return False
@@ -129,17 +128,17 @@ def _weed_command(data: Path, config: Path, ports: Sequence[int]) -> list[str]:
         "-s3",
         f"-s3.port={s3}",
         f"-s3.config={config}",
-        "-s3.port.iceberg=0",  # fixed ports otherwise: two servers at once would clash
+        "-s3.port.iceberg=0",  # the default ports are fixed, so two servers would conflict
         "-s3.port.lance=0",
         "-volume.max=0",
         "-master.volumeSizeLimitMB=64",
-        "-master.electionTimeout=1s",  # 10 s otherwise: a restarted server of one waits for rivals first
+        "-master.electionTimeout=1s",  # default 10 s, which delays every restart
         "-master.telemetry=false",
     ]
 
 
 def _create_database(data: Path, password: str, owner: str | None) -> None:
-    """An empty cluster with the user and the database `mlflow`; nothing happens where there is one."""
+    """Create a database cluster with the user and the database `mlflow`. Does nothing if it exists."""
     if data.exists():
         return
     new = data.with_name("postgres.new")
@@ -150,7 +149,7 @@ def _create_database(data: Path, password: str, owner: str | None) -> None:
     _command([_path("initdb"), "-D", str(new), "-A", "reject", "-E", "UTF8", "--no-locale", "-U", "postgres"], owner)
     (new / "pg_hba.conf").write_text("host mlflow mlflow 127.0.0.1/32 scram-sha-256\n")
     statements = f"create role mlflow login password '{password}';\ncreate database mlflow owner mlflow;\n"
-    quiet = ["-c", "exit_on_error=on", "-c", "log_min_error_statement=panic"]  # the log is no place for the password
+    quiet = ["-c", "exit_on_error=on", "-c", "log_min_error_statement=panic"]  # keeps the password out of the log
     _command([_path("postgres"), "--single", "-D", str(new), *quiet, "postgres"], owner, statements)
     new.rename(data)
 

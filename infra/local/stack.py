@@ -1,6 +1,6 @@
-"""The production parts on one machine, without containers: PostgreSQL, MLflow, S3, and a Ray head with two worker nodes.
+"""Runs the production services on one machine without containers: PostgreSQL, MLflow, S3, and a Ray head with two worker nodes.
 
-`python -m infra.local.stack up|down|status`; all that it keeps lies in one folder, but for Ray's files and, for root, the database.
+Usage: `python -m infra.local.stack up|down|status`. All state is in one folder, except Ray's files and, for root, the database.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from infra.local.services import RAY_HOST, mlflow_part, postgres_part, ray_head,
 BUCKET = "rrn"
 
 SHORT = Path("/var/tmp")
-"""Where Ray's sockets lie: a socket's path has at most 107 characters, and pytest's or a user's folders may have more."""
+"""Folder of Ray's sockets. The path of a socket is limited to 107 characters, and other folders may be longer."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What the first `up` chose for its folder: ports, keys, and a folder with a short name that every user can enter."""
+    """Ports, keys, and a scratch folder with a short path that every user can enter. Chosen by the first `up`."""
 
     postgres: int
     mlflow: int
@@ -44,9 +44,9 @@ class Settings:
 
 
 class Stack:
-    """All parts of one folder; the same folder gives the same ports, keys and data.
+    """All parts of one folder. The same folder gives the same ports, keys and data.
 
-    `cpus` is what each Ray worker node offers; `say` hears which part is starting or stopping.
+    `cpus`: CPUs of each Ray worker node. `say`: receives a line when a part starts or stops.
     """
 
     def __init__(self, folder: Path, *, cpus: int = 1, say: Callable[[str], None] = lambda line: None) -> None:
@@ -54,15 +54,15 @@ class Stack:
             raise StackError("the local stack needs Linux: it finds its processes in /proc")
         self._folder, self._cpus, self._say = folder.resolve(), cpus, say
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._use(_kept(self._folder) or _chosen())
+        self._use(_stored(self._folder) or _chosen())
         if not any(part.running() for part in self.parts.values()) and not all(port_is_free(port) for port in _ports(self._settings)):
-            self._use(replace(self._settings, **_free()))  # taken by others while the stack was down
+            self._use(replace(self._settings, **_free()))  # another program took a port while the stack was down
 
     def up(self) -> None:
-        """Start what is not running, in order, each awaited.
+        """Start the parts that are not running, in order, and wait for each.
 
         Raises:
-            StackError: a part does not start or does not answer; what this call started is gone again.
+            StackError: a part does not start or does not answer. The parts that this call started are stopped.
         """
         started: list[StackPart] = []
         try:
@@ -70,7 +70,7 @@ class Stack:
                 if part.running():
                     part.wait()
                     continue
-                if part.name == "ray-head":  # worker nodes do not outlive the head that they joined
+                if part.name == "ray-head":  # worker nodes die with the head that they joined
                     self._stop(name for name in self.parts if name.startswith("ray-worker"))
                 self._say(f"{part.name}: starting")
                 part.start()
@@ -83,11 +83,11 @@ class Stack:
             raise
 
     def down(self) -> None:
-        """End all of it; data, ports and keys stay."""
+        """Stop all parts. Keeps data, ports and keys."""
         self._stop(reversed(self.parts))
 
     def delete(self) -> None:
-        """End all of it and remove its data."""
+        """Stop all parts and delete their data."""
         self.down()
         shutil.rmtree(self._settings.scratch, ignore_errors=True)
         shutil.rmtree(self._folder)
@@ -99,7 +99,7 @@ class Stack:
             part.stop()
 
     def _use(self, settings: Settings) -> None:
-        """Build the parts, and write what their users read."""
+        """Create the parts, and write the files with settings and keys."""
         self._settings, folder = settings, self._folder
         token = folder / "ray-token"
         self.environment = {
@@ -117,7 +117,7 @@ class Stack:
         write_private(folder / "secrets.env", "".join(f"{name}='{value}'\n" for name, value in self.environment.items()))
         write_private(token, settings.token)
         owner = _database_owner()
-        database = Path(settings.scratch) if owner else folder  # others cannot enter root's folders
+        database = Path(settings.scratch) if owner else folder  # other users cannot enter root's folders
         parts = [
             postgres_part(folder, data=database / "postgres", port=settings.postgres, password=settings.password, owner=owner),
             mlflow_part(
@@ -149,8 +149,8 @@ def _make_bucket(environment: dict[str, str]) -> None:
         client.create_bucket(Bucket=BUCKET)
 
 
-def _kept(folder: Path) -> Settings | None:
-    """What an earlier `up` chose; another folder with a short name where a tidy system has removed the old one."""
+def _stored(folder: Path) -> Settings | None:
+    """The settings of an earlier `up`, with a new scratch folder if the system has deleted the old one. None before the first `up`."""
     try:
         settings = Settings(**json.loads((folder / "stack.json").read_text()))
     except FileNotFoundError:
@@ -165,7 +165,7 @@ def _chosen() -> Settings:
 
 def _scratch() -> str:
     scratch = tempfile.mkdtemp(prefix="rrn-", dir=SHORT)
-    Path(scratch).chmod(0o711)  # PostgreSQL's user passes through it
+    Path(scratch).chmod(0o711)  # PostgreSQL's user must enter it
     return scratch
 
 
@@ -179,7 +179,7 @@ def _ports(settings: Settings) -> list[int]:
 
 
 def _database_owner() -> str | None:
-    """Who runs PostgreSQL, which refuses root; None means this user."""
+    """The user that runs PostgreSQL, which refuses root. None: this user."""
     if os.geteuid() != 0:
         return None
     with suppress(KeyError):
@@ -188,7 +188,7 @@ def _database_owner() -> str | None:
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
-    """Exit codes: 0 all is well, 1 `status` found a part that is not, 2 a part cannot start."""
+    """Run the command line. Exit codes: 0 success, 1 `status` found an unhealthy part, 2 a part cannot start."""
     arguments = _parser().parse_args(argv)
     try:
         sys.exit(COMMANDS[arguments.command](arguments))
@@ -210,14 +210,14 @@ def _up(arguments: argparse.Namespace) -> int:
 def _down(arguments: argparse.Namespace) -> int:
     stack = _existing(arguments)
     stack.delete() if arguments.delete else stack.down()
-    print(f"down; data and keys {'are gone' if arguments.delete else f'stay in {arguments.folder}'}")
+    print(f"down; data and keys {'deleted' if arguments.delete else f'kept in {arguments.folder}'}")
     return 0
 
 
 def _show(arguments: argparse.Namespace) -> int:
     healthy = True
     for part in _existing(arguments).parts.values():
-        state = "healthy" if part.healthy() else "does not answer" if part.running() else "not running"
+        state = "healthy" if part.healthy() else "no answer" if part.running() else "not running"
         healthy = healthy and state == "healthy"
         print(f"{part.name:<14}{state:<17}{part.pid or '-':<9}{part.log}")
     return 0 if healthy else 1
@@ -228,7 +228,7 @@ COMMANDS = {"up": _up, "down": _down, "status": _show}
 
 def _existing(arguments: argparse.Namespace) -> Stack:
     if not (arguments.folder / "stack.json").exists():
-        raise StackError(f"{arguments.folder}: no stack here; make stack, or name its folder with --folder")
+        raise StackError(f"{arguments.folder}: no stack in this folder; run `make stack`, or name its folder with --folder")
     return Stack(arguments.folder, say=_say)
 
 
@@ -239,13 +239,13 @@ def _say(line: str) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m infra.local.stack", description=__doc__)
     common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--folder", type=Path, default=Path("runs/stack"), help="state, data, logs and keys (default: runs/stack)")
+    common.add_argument("--folder", type=Path, default=Path("runs/stack"), help="folder of data, logs and keys (default: runs/stack)")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    up = commands.add_parser("up", parents=[common], help="start what is not running")
-    up.add_argument("--cpus", type=int, default=1, help="CPUs that each of the two Ray worker nodes offers (default: 1)")
-    down = commands.add_parser("down", parents=[common], help="end all of it")
-    down.add_argument("--delete", action="store_true", help="and remove its data and keys")
-    commands.add_parser("status", parents=[common], help="a line a part")
+    up = commands.add_parser("up", parents=[common], help="start the parts that are not running")
+    up.add_argument("--cpus", type=int, default=1, help="CPUs of each of the two Ray worker nodes (default: 1)")
+    down = commands.add_parser("down", parents=[common], help="stop all parts")
+    down.add_argument("--delete", action="store_true", help="also delete data and keys")
+    commands.add_parser("status", parents=[common], help="show one line per part")
     return parser
 
 

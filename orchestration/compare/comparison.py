@@ -1,16 +1,17 @@
-"""Trials side by side: cells of equal settings in groups, each against its group's baseline, and what must be said of the numbers."""
+"""Trials side by side: cells of equal settings in groups, each cell compared with its group's baseline."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
+from statistics import mean, stdev
 from typing import Any, NamedTuple, TypeVar
 
 from orchestration.compare import paired
-from orchestration.compare.metrics import axis_title, higher_is_better, measured_on, scale
+from orchestration.compare.metrics import axis_title, higher_is_better, shown_value
 from orchestration.compare.paired import Difference as Difference
-from orchestration.compare.results import SEED, common_epoch, once
+from orchestration.compare.results import SEED, common_epoch, once, value_key
 from orchestration.compare.results import At as At
 from orchestration.compare.results import TrialResult as TrialResult
 from orchestration.errors import SweepError
@@ -20,25 +21,43 @@ from orchestration.plan.validation_text import quoted, suggestion
 from orchestration.record.manifest import SCORE
 from rrn_core.methods import all_settings
 
-_NAMED = 5
-"""So many cells are named in a note; more are counted."""
-_T = TypeVar("_T")
+_Item = TypeVar("_Item")
 
 
 @dataclass(frozen=True)
 class Cell:
-    """Trials that differ in nothing but the seed."""
+    """Trials that differ only in the seed."""
 
     label: str
     """What distinguishes it within its group: `eps=0.6`."""
+    group: str
+    """Label of its group."""
     settings: Mapping[str, Any]
+    """Without those of its group; a setting that its method does not have is absent."""
     results: tuple[TrialResult, ...]
     values: Mapping[int, float]
     """The metric by seed, in percent where it is a share."""
     epochs: Mapping[int, int]
     """Epoch at which each value was read, by seed."""
-    difference: Difference | None
+    is_baseline: bool = False
+    difference: Difference | None = None
     """None for the baseline itself, and where no seed is shared with it."""
+
+    @property
+    def mean(self) -> float | None:
+        return mean(self.values.values()) if self.values else None
+
+    @property
+    def sd(self) -> float | None:
+        """Sample standard deviation over the seeds; None below two."""
+        return stdev(self.values.values()) if len(self.values) > 1 else None
+
+
+class TrialOfCell(NamedTuple):
+    """A trial and its cell."""
+
+    cell: Cell
+    result: TrialResult
 
 
 @dataclass(frozen=True)
@@ -48,8 +67,11 @@ class ComparisonGroup:
     label: str
     settings: Mapping[str, Any]
     cells: tuple[Cell, ...]
-    baseline: str
-    """Label of the cell that the others are compared with; empty where the group has no such cell."""
+
+    @property
+    def baseline(self) -> Cell | None:
+        """The cell that the others are compared with; None where the group has no such cell."""
+        return next((cell for cell in self.cells if cell.is_baseline), None)
 
 
 @dataclass(frozen=True)
@@ -61,31 +83,42 @@ class Comparison:
     at: At
     by: tuple[str, ...]
     groups: tuple[ComparisonGroup, ...]
-    left_out: tuple[TrialResult, ...]
-    """Trials without a value under the rule: unfinished, failed, or without the metric."""
-    notes: tuple[str, ...]
-    """What must stand below every table: checkpoint rule, seeds, splits, and what the number of seeds can and cannot show."""
+    repeated: tuple[TrialResult, ...] = ()
+    """Trials that were counted in another of the sweeps."""
 
     @property
-    def results(self) -> tuple[TrialResult, ...]:
+    def cells(self) -> list[Cell]:
+        return [cell for group in self.groups for cell in group.cells]
+
+    @property
+    def trials(self) -> list[TrialOfCell]:
+        return [TrialOfCell(cell, result) for cell in self.cells for result in cell.results]
+
+    @property
+    def results(self) -> list[TrialResult]:
         """Every trial, with a value or without."""
-        return tuple(result for group in self.groups for cell in group.cells for result in cell.results)
+        return [result for _, result in self.trials]
 
     @property
-    def used(self) -> tuple[TrialResult, ...]:
+    def used(self) -> list[TrialResult]:
         """Every trial with a value."""
-        return tuple(result for group in self.groups for cell in group.cells for result in cell.results if result.seed in cell.values)
+        return [result for cell, result in self.trials if result.seed in cell.values]
 
     @property
-    def differences(self) -> tuple[Difference, ...]:
-        return tuple(cell.difference for group in self.groups for cell in group.cells if cell.difference)
+    def left_out(self) -> list[TrialResult]:
+        """Trials without a value under the rule: unfinished, failed, or without the metric."""
+        return [result for cell, result in self.trials if result.seed not in cell.values]
+
+    @property
+    def differences(self) -> list[Difference]:
+        return [cell.difference for cell in self.cells if cell.difference]
 
     @property
     def title(self) -> str:
         """What every number is: `mIoU (%) after the last epoch`."""
         return f"{axis_title(self.metric)} {self.rule}"
 
-    @property
+    @cached_property
     def rule(self) -> str:
         """The checkpoint rule in words."""
         if self.at == "common":
@@ -96,7 +129,7 @@ class Comparison:
 def compare(
     results: Sequence[TrialResult], *, by: Sequence[str] = ("partition",), metric: str = SCORE, at: At = "last", baseline: str | None = None
 ) -> Comparison:
-    """A group for every combination of the settings named by `by`, in it a cell for all trials that differ in nothing but the seed.
+    """A group for every combination of the settings named by `by`, in it a cell for all trials that differ only in the seed.
 
     Args:
         baseline: label of the cell that the others of its group are compared with; unset, the group's first one in the file.
@@ -107,46 +140,56 @@ def compare(
     trials = once(results)
     _check_names(by, trials)
     _check_metric(metric, trials)
-    groups = _grouped(trials, by, _Reading(metric, at, common_epoch(trials)))
+    common = common_epoch(trials)
+
+    def read(result: TrialResult) -> tuple[int, float] | None:
+        entry = result.entry(at, common=common)
+        value = shown_value(entry, metric)
+        return None if entry is None or value is None else (entry.epoch, value)
+
+    groups = _grouped(trials, by, read)
     _check_baseline(baseline, groups)
     groups = _with_differences([_with_baseline(group, baseline) for group in groups], higher=higher_is_better(metric))
-    left_out = tuple(result for group in groups for cell in group.cells for result in cell.results if result.seed not in cell.values)
-    sweeps = tuple(dict.fromkeys(result.sweep for result in results))
-    found = Comparison(sweeps, metric, at, tuple(by), tuple(groups), left_out, ())
-    return replace(found, notes=(*_notes(found), *_repeated(results, trials)))
+    counted_in = {result.trial_id: result.sweep for result in trials}
+    repeated = tuple(result for result in results if result.sweep != counted_in[result.trial_id])
+    return Comparison(tuple(dict.fromkeys(result.sweep for result in results)), metric, at, tuple(by), tuple(groups), repeated)
 
 
-class _Read(NamedTuple):
-    """A value, as it is shown, and the epoch that it is of."""
+def named(settings: Mapping[str, Any], names: Iterable[str]) -> str:
+    """The label of some of the settings: `1/8 eps=0.6`; `eps=-` where none of them exists, empty without names."""
+    listed = list(names)
+    return label(_chosen(settings, listed) or dict.fromkeys(listed, "-")) if listed else ""
 
-    epoch: int
-    value: float
+
+def seeds_named(seeds: Iterable[int]) -> str:
+    """`seeds 0, 1, 2`, `seeds 0 to 9`."""
+    found = sorted(set(seeds))
+    if len(found) > 4 and found[-1] - found[0] == len(found) - 1:
+        return f"seeds {found[0]} to {found[-1]}"
+    return f"{'seed' if len(found) == 1 else 'seeds'} {', '.join(map(str, found))}"
 
 
-@dataclass(frozen=True)
-class _Reading:
-    """How a value is read from a trial."""
+def parted(items: Iterable[_Item], by: Callable[[_Item], object]) -> list[list[_Item]]:
+    """Items of an equal key together, in the order in which each first comes."""
+    parts: dict[str, list[_Item]] = {}
+    for item in items:
+        parts.setdefault(value_key(by(item)), []).append(item)
+    return list(parts.values())
 
-    metric: str
-    at: At
-    common: int
 
-    def __call__(self, result: TrialResult) -> _Read | None:
-        entry = result.entry(self.at, common=self.common)
-        if entry is None or self.metric not in entry.metrics:
-            return None
-        return _Read(entry.epoch, scale(self.metric)[0] * entry.metrics[self.metric])
+_Read = Callable[[TrialResult], tuple[int, float] | None]
+"""The epoch and the value of a trial under the checkpoint rule."""
 
 
 def _check_names(by: Sequence[str], results: Sequence[TrialResult]) -> None:
-    varied = list(results[0].settings) if results else []
+    varied = list(dict.fromkeys(name for result in results for name in result.settings))
     known = [name for name in dict.fromkeys([*varied, *all_settings()]) if name != SEED]
     for name in by:
         if name == SEED:
-            raise SweepError("--by seed: trials are paired by seed, so it cannot part them; leave it out")
+            raise SweepError("--by seed: not possible, because trials are paired by seed; leave it out")
         if name not in known:
-            here = f", of which {', '.join(varied)} vary here" if varied else ""
-            raise SweepError(f"--by {name}: must be a setting{here}{suggestion(name, known)}")
+            here = f"; settings that vary in this sweep: {', '.join(varied)}" if varied else ""
+            raise SweepError(f"--by: unknown setting {quoted(name)}{here}{suggestion(name, known)}")
 
 
 def _check_metric(metric: str, results: Sequence[TrialResult]) -> None:
@@ -167,141 +210,53 @@ def _check_baseline(baseline: str | None, groups: Sequence[ComparisonGroup]) -> 
         raise SweepError(f"--baseline {quoted(baseline)}: must be one of {', '.join(map(quoted, known))}{suggestion(baseline, known)}")
 
 
-def _grouped(results: Sequence[TrialResult], by: Sequence[str], read: _Reading) -> list[ComparisonGroup]:
+def _grouped(results: Sequence[TrialResult], by: Sequence[str], read: _Read) -> list[ComparisonGroup]:
     """The groups with their values, without baselines."""
-    groups = [_parted(members, _but_seed) for members in _parted(results, lambda result: [result.config.get(name) for name in by])]
+    groups = [parted(members, _but_seed) for members in parted(results, lambda result: _chosen(result.config, by))]
     names = _label_names([[cell[0].settings for cell in cells] for cells in groups], by)
-    return [_group({name: cells[0][0].config.get(name) for name in by}, cells, names, read) for cells in groups]
+    return [_group(_chosen(cells[0][0].config, by), cells, by, names, read) for cells in groups]
 
 
-def _label_names(groups: Sequence[Sequence[Mapping[str, Any]]], by: Sequence[str]) -> list[str]:
-    """Names of the settings that differ within some group; of all that vary where there is a single cell in each."""
-    names = [name for name in dict.fromkeys(name for cells in groups for cell in cells for name in cell) if name not in by]
-    differing = [name for name in names if any(len({_key(cell.get(name)) for cell in cells}) > 1 for cells in groups)]
-    return differing or names
-
-
-def _group(settings: Mapping[str, Any], cells: Iterable[Sequence[TrialResult]], names: Sequence[str], read: _Reading) -> ComparisonGroup:
-    found = tuple(_cell(members, settings, names, read) for members in cells)
-    return ComparisonGroup(label(settings) if settings else "all trials", settings, found, "")
-
-
-def _cell(results: Sequence[TrialResult], group: Mapping[str, Any], names: Sequence[str], read: _Reading) -> Cell:
-    settings = {name: value for name, value in results[0].settings.items() if name not in group}
-    read_by_seed = {result.seed: found for result in results if (found := read(result))}
-    values = {seed: read_by_seed[seed].value for seed in sorted(read_by_seed)}
-    epochs = {seed: read_by_seed[seed].epoch for seed in values}
-    return Cell(label({name: settings[name] for name in names if name in settings}), settings, tuple(results), values, epochs, None)
-
-
-def _with_baseline(group: ComparisonGroup, baseline: str | None) -> ComparisonGroup:
-    labels = [cell.label for cell in group.cells]
-    chosen = labels[0] if baseline is None else baseline if baseline in labels else ""
-    return replace(group, baseline=chosen)
-
-
-def _with_differences(groups: Sequence[ComparisonGroup], *, higher: bool) -> list[ComparisonGroup]:
-    """Every cell against its group's baseline, corrected over the whole table."""
-    found = iter(paired.corrected([_difference(cell, group, higher=higher) for group in groups for cell in group.cells]))
-    return [replace(group, cells=tuple(replace(cell, difference=next(found)) for cell in group.cells)) for group in groups]
-
-
-def _difference(cell: Cell, group: ComparisonGroup, *, higher: bool) -> Difference | None:
-    baseline = next((other for other in group.cells if other.label == group.baseline), None)
-    return paired.compare(cell.values, baseline.values, higher=higher) if baseline and cell is not baseline else None
-
-
-def _notes(comparison: Comparison) -> Iterator[str]:
-    yield f"checkpoint: {comparison.metric} {comparison.rule}{_flattery(comparison)}{_held_back(comparison)}"
-    if seeds := sorted({result.seed for result in comparison.used}):
-        yield f"mean, sd: over {seeds_named(seeds)}; the sample standard deviation tells how much training varies on these very images"
-    if found := comparison.differences:
-        yield from _test_notes(comparison, found)
-    yield from (f"split: {line}" for line in measured_on(result.config for result in comparison.used or comparison.results))
-    yield from _unpaired(comparison)
-    by_reason = _parted(comparison.left_out, _reason)
-    yield from (f"left out, {_reason(results[0])}: {_trials(results)}" for results in by_reason)
-
-
-def _flattery(comparison: Comparison) -> str:
-    """What a chosen epoch does to a number."""
-    if comparison.at != "best":
-        return " of each finished trial" if comparison.at == "last" else ""
-    measured = "the very images that it is measured on" if comparison.metric.startswith("val/") else "the validation list"
-    return f", chosen on {measured}"
-
-
-def _held_back(comparison: Comparison) -> str:
-    """Of the common epoch: whose it is, and that it is not the end."""
-    started = [result for result in comparison.results if result.epochs]
-    if comparison.at != "common" or not started:
-        return ""
-    least = min(started, key=lambda result: result.epochs)
-    whose = f" (the least advanced: {least.label}, {least.state})" if any(result.epochs > least.epochs for result in started) else ""
-    longer = any(result.config["epochs"] > least.epochs for result in started)
-    return whose + ("; where trials go on from there, what differs there need not differ at the end" if longer else "")
-
-
-def _test_notes(comparison: Comparison, found: Sequence[Difference]) -> Iterator[str]:
-    points = "points" if scale(comparison.metric)[1] else "its own unit"
-    better = "higher" if higher_is_better(comparison.metric) else "lower"
-    yield (
-        f"difference: to the baseline, in {points}, paired by seed; P(better): share of the seeds in which it is {better};"
-        f" 95 % interval of the mean difference: BCa bootstrap, widened for few seeds; none from fewer than {paired.FEWEST}"
-    )
-    table = f"the {len(found)} comparison{'s' if len(found) > 1 else ''} of the table"
-    yield f"p: two-sided sign-flip test, exact up to {paired.EXACT_UP_TO} seeds; p (Holm): corrected over {table}"
-    yield from paired.can_show([len(difference.seeds) for difference in found])
-
-
-def _unpaired(comparison: Comparison) -> Iterator[str]:
-    for group in comparison.groups:
-        where = f"{group.label}: " if comparison.by else ""
-        if not group.baseline:
-            yield f"{where}no such baseline, so no differences"
-            continue
-        baseline = next(cell for cell in group.cells if cell.label == group.baseline)
-        for cell in group.cells:
-            if alone := sorted(cell.values.keys() ^ baseline.values.keys()):
-                yield f"{where}{cell.label} and {group.baseline} do not share {seeds_named(alone)}, left out of their difference"
-
-
-def _reason(result: TrialResult) -> str:
-    return "finished without this metric" if result.finished else result.state
-
-
-def _repeated(given: Iterable[TrialResult], counted: Sequence[TrialResult]) -> Iterator[str]:
-    sweeps = {result.trial_id: result.sweep for result in counted}
-    if twice := [result for result in given if result.sweep != sweeps[result.trial_id]]:
-        yield f"in several of the sweeps, counted once: {_trials(twice)}"
-
-
-def seeds_named(seeds: Sequence[int]) -> str:
-    """`seeds 0, 1, 2`, `seeds 0 to 9`."""
-    if len(seeds) > 4 and list(seeds) == list(range(seeds[0], seeds[-1] + 1)):
-        return f"seeds {seeds[0]} to {seeds[-1]}"
-    return f"{'seed' if len(seeds) == 1 else 'seeds'} {', '.join(map(str, seeds))}"
-
-
-def _trials(results: Iterable[TrialResult]) -> str:
-    """`1/8 eps=0.4 seeds 0, 1; 1/8 eps=0.6 seed 0 and 3 more`."""
-    cells = _parted(results, lambda result: result.settings)
-    names = [f"{label(cell[0].settings)} {seeds_named(sorted({result.seed for result in cell}))}" for cell in cells]
-    more = len(names) - _NAMED
-    return "; ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")
+def _chosen(settings: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    return {name: settings[name] for name in names if name in settings}
 
 
 def _but_seed(result: TrialResult) -> dict[str, Any]:
     return build_config(dict(result.config)).identity() | {SEED: None}
 
 
-def _parted(items: Iterable[_T], by: Callable[[_T], object]) -> list[list[_T]]:
-    """Items of an equal key together, in the order in which each first comes."""
-    parts: dict[str, list[_T]] = {}
-    for item in items:
-        parts.setdefault(_key(by(item)), []).append(item)
-    return list(parts.values())
+def _label_names(groups: Sequence[Sequence[Mapping[str, Any]]], by: Sequence[str]) -> list[str]:
+    """Names of the settings that have several values within some group; of all that vary where there is a single cell in each."""
+    names = [name for name in dict.fromkeys(name for cells in groups for cell in cells for name in cell) if name not in by]
+    differing = [name for name in names if any(len({value_key(cell[name]) for cell in cells if name in cell}) > 1 for cells in groups)]
+    return differing or names
 
 
-def _key(value: object) -> str:
-    return json.dumps(value, sort_keys=True)
+def _group(
+    settings: Mapping[str, Any], cells: Iterable[Sequence[TrialResult]], by: Sequence[str], names: Sequence[str], read: _Read
+) -> ComparisonGroup:
+    group = named(settings, by) or "all trials"
+    return ComparisonGroup(group, settings, tuple(_cell(members, group, by, names, read) for members in cells))
+
+
+def _cell(results: Sequence[TrialResult], group: str, by: Sequence[str], names: Sequence[str], read: _Read) -> Cell:
+    settings = {name: value for name, value in results[0].settings.items() if name not in by}
+    found = sorted((result.seed, *value) for result in results if (value := read(result)))
+    values, epochs = {seed: value for seed, _, value in found}, {seed: epoch for seed, epoch, _ in found}
+    return Cell(named(settings, names) or "base", group, settings, tuple(results), values, epochs)
+
+
+def _with_baseline(group: ComparisonGroup, baseline: str | None) -> ComparisonGroup:
+    chosen = group.cells[0].label if baseline is None else baseline
+    return replace(group, cells=tuple(replace(cell, is_baseline=cell.label == chosen) for cell in group.cells))
+
+
+def _with_differences(groups: Sequence[ComparisonGroup], *, higher: bool) -> list[ComparisonGroup]:
+    """Every cell against its group's baseline, corrected over the whole table."""
+    found = iter(paired.corrected([difference for group in groups for difference in _differences(group, higher=higher)]))
+    return [replace(group, cells=tuple(replace(cell, difference=next(found)) for cell in group.cells)) for group in groups]
+
+
+def _differences(group: ComparisonGroup, *, higher: bool) -> list[Difference | None]:
+    baseline = group.baseline.values if group.baseline else {}
+    return [None if cell.is_baseline else paired.compare(cell.values, baseline, higher=higher) for cell in group.cells]

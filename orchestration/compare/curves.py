@@ -7,40 +7,40 @@ from dataclasses import dataclass, replace
 from statistics import mean, stdev
 from typing import TYPE_CHECKING, Any
 
-from orchestration.compare.comparison import Cell, Comparison
+from orchestration.compare.comparison import Cell, Comparison, named, parted, seeds_named
 from orchestration.compare.metrics import axis_title, higher_is_better, metric_name, scale
-from orchestration.compare.plot_points import averaged, free, key, named, seeds, spots, validation_list
-from orchestration.compare.results import TrialResult
-from orchestration.compare.theme import DASHES, HEIGHT, NEUTRAL, TILES, Style, blank, dress, faint, style, text
+from orchestration.compare.plot_points import averaged, cell_points, free, validation_list
+from orchestration.compare.results import TrialResult, setting_keys
+from orchestration.compare.theme import DASHES, HEIGHT, NEUTRAL, TILES, SeriesStyle, blank, dress, faint, series_style, text
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
 _SYMBOLS, _ROWS = 8, 24
-"""So many cells can be told apart by colour and symbol, and so many are shown as rows of a heat map."""
+"""Most cells that colours and symbols distinguish, and most rows of a heat map."""
 _SINGLE = 10
-"""So many epochs get a tick each."""
+"""Up to this many epochs, each has a tick."""
 _HEADS = {"ensemble": "the ensemble", "branch1": "branch 1", "branch2": "branch 2"}
 _MANY = 12
-"""Of more lines only the best is told from the others."""
+"""Most lines with a colour each; of more, only the best has one."""
 _PANEL = 170
 """Height of one panel among several, in pixels."""
 
 
 @dataclass(frozen=True, eq=False)
 class Curve:
-    """A metric over the epochs for trials that differ in nothing but the seed."""
+    """A metric over the epochs for trials that differ only in the seed."""
 
     group: str
     label: str
     by_seed: Mapping[int, Mapping[int, float]]
     """Value by seed and epoch."""
     counted: frozenset[int]
-    """Seeds of the mean: of finished trials, and of all where none has finished."""
+    """Seeds that the mean is over: of finished trials, or of all where none has finished."""
 
     @property
     def mean(self) -> dict[int, float]:
-        """By epoch, as far as every counted seed has come."""
+        """By epoch, up to the last one that every counted seed has completed."""
         counted = [values for seed, values in self.by_seed.items() if seed in self.counted]
         common = sorted(set.intersection(*map(set, counted)))
         return {epoch: mean(values[epoch] for values in counted) for epoch in common}
@@ -48,14 +48,15 @@ class Curve:
 
 def by_class(comparison: Comparison) -> Figure | None:
     """IoU of each class that occurs or is predicted, for every cell; a heat map where the cells are too many for symbols."""
-    found = spots(comparison)
-    kept = sorted(found, key=lambda spot: spot.mean, reverse=higher_is_better(comparison.metric))[:_ROWS]
-    scores = {spot.label: _ious(spot.cell, head_of(comparison.metric, spot.config)) for spot in found if spot in kept}
-    listed = dict.fromkeys(name for spot in found for result in spot.cell.results for name in result.classes)
+    found = cell_points(comparison)
+    best = sorted(range(len(found)), key=lambda i: found[i].mean, reverse=higher_is_better(comparison.metric))[:_ROWS]
+    kept = [found[i] for i in sorted(best)]
+    scores = {point.label: _ious(point.cell, head_of(comparison.metric, point.config)) for point in kept}
+    listed = dict.fromkeys(name for point in found for result in point.cell.results for name in result.classes)
     classes = [name for name in listed if any(name in ious for ious in scores.values())]
     if not classes:
         return None
-    heads = ", ".join(dict.fromkeys(_HEADS[head_of(comparison.metric, spot.config)] for spot in found))
+    heads = ", ".join(dict.fromkeys(_HEADS[head_of(comparison.metric, point.config)] for point in found))
     some = f"; the {len(kept)} best of {len(found)}" if len(kept) < len(found) else ""
     lines = f"IoU (%) of {heads} on the {validation_list(comparison.used)} {comparison.rule}", averaged(comparison) + some
     figure = blank("IoU of each class", *lines, height=max(HEIGHT, 190 + 22 * len(classes)))
@@ -63,25 +64,31 @@ def by_class(comparison: Comparison) -> Figure | None:
     return figure
 
 
-def learning_curves(comparison: Comparison, results: Sequence[TrialResult]) -> Figure | None:
-    """The metric over the epochs: a panel a group, a line a cell, with every seed thin beside its mean; None before the second epoch."""
+def learning_curves(comparison: Comparison) -> Figure | None:
+    """The metric over the epochs: a panel for each group, in it each cell and thinner its seeds; None before the second epoch."""
     from plotly.subplots import make_subplots
 
-    curves = _curves(comparison, results, comparison.metric)
+    curves = _curves(comparison, comparison.metric)
     if not any(len(curve.mean) > 1 for curve in curves):
         return None
     groups = list(dict.fromkeys(curve.group for curve in curves))
-    begun = [result for result in results if result.history]
+    begun = [result for result in comparison.results if result.history]
     what = f"{axis_title(comparison.metric)} on the {validation_list(begun)} after every epoch"
     thin = "; thin: each seed, also of unfinished trials" if any(len(curve.by_seed) > 1 for curve in curves) else ""
     figure = make_subplots(rows=len(groups), shared_xaxes=True, subplot_titles=list(map(text, groups)), vertical_spacing=0.2 / len(groups))
     height = max(HEIGHT, 190 + _PANEL * len(groups))
-    dress(figure, f"{metric_name(comparison.metric)} while training", what, f"mean over {seeds(begun)}{thin}", height=height)
+    dress(
+        figure,
+        f"{metric_name(comparison.metric)} while training",
+        what,
+        f"mean over {seeds_named(result.seed for result in begun)}{thin}",
+        height=height,
+    )
     figure.update_annotations(x=0, xanchor="left", font_size=13)
     figure.update_layout(margin_t=130)
-    told: set[str] = set()
-    for curve, look in zip(curves, _looks(curves, _best(comparison, curves)), strict=True):
-        for trace in _traces(curve, look, told):
+    styles = _styles(curves, _best(comparison, curves))
+    for curve, style, in_legend in zip(curves, styles, _in_legend(curves, styles), strict=True):
+        for trace in _traces(curve, style, in_legend=in_legend):
             figure.add_scatter(**trace, row=1 + groups.index(curve.group), col=1)
     figure.update_xaxes(**_epochs(curves))
     figure.update_xaxes(title_text="epoch", row=len(groups))
@@ -92,18 +99,19 @@ def learning_curves(comparison: Comparison, results: Sequence[TrialResult]) -> F
     return figure
 
 
-def loss_curves(comparison: Comparison, results: Sequence[TrialResult]) -> Figure | None:
+def loss_curves(comparison: Comparison) -> Figure | None:
     """Every term of the loss over the epochs, one at a time by a menu; mean over the seeds."""
+    results = comparison.results
     terms = sorted({name for result in results for entry in result.history[-1:] for name in entry.metrics if name.startswith("train/loss")})
-    by_term = {term: _curves(comparison, results, term) for term in terms}
+    by_term = {term: _curves(comparison, term) for term in terms}
     by_term = {term: curves for term, curves in by_term.items() if any(len(curve.mean) > 1 for curve in curves)}
     if not by_term:
         return None
     groups = list(dict.fromkeys(curve.group for curves in by_term.values() for curve in curves))
-    dashes = "; ".join(f"{DASHES[style(0, n).dash]}: {group}" for n, group in enumerate(groups)) if len(groups) > 1 else ""
-    over = "; ".join(filter(None, (f"mean over {seeds(result for result in results if result.history)}", dashes)))
+    dashes = "; ".join(f"{DASHES[series_style(0, n).dash]}: {group}" for n, group in enumerate(groups)) if len(groups) > 1 else ""
+    over = "; ".join(filter(None, (f"mean over {seeds_named(result.seed for result in results if result.history)}", dashes)))
     figure = blank("Terms of the loss while training", "mean over the iterations of each epoch, without its weight lambda", over)
-    best = _best(comparison, _curves(comparison, results, comparison.metric))
+    best = _best(comparison, _curves(comparison, comparison.metric))
     of_traces: list[str] = []
     for term, curves in by_term.items():
         for trace in _loss_traces(curves, groups, best):
@@ -116,7 +124,7 @@ def loss_curves(comparison: Comparison, results: Sequence[TrialResult]) -> Figur
 
 
 def head_of(metric: str, config: Mapping[str, Any]) -> str:
-    """Whose predictions the metric scores: `ensemble`, `branch1` or `branch2`."""
+    """The predictions that the metric scores: `ensemble`, `branch1` or `branch2`."""
     for head in ("branch1", "branch2", "ensemble"):
         if metric.startswith((f"val/miou_{head}", f"val/iou_{head}/")):
             return head
@@ -124,7 +132,7 @@ def head_of(metric: str, config: Mapping[str, Any]) -> str:
 
 
 def _ious(cell: Cell, head: str) -> dict[str, list[float]]:
-    """Percent by class, one for each seed that has it, at the epoch where the cell's value was read."""
+    """IoU in percent by class, one for each seed that has it, at the epoch where the cell's value was read."""
     prefix = f"val/iou_{head}/"
     entries = [e for r in cell.results if r.seed in cell.values for e in r.history if e.epoch == cell.epochs[r.seed]]
     found: dict[str, list[float]] = {}
@@ -137,7 +145,7 @@ def _ious(cell: Cell, head: str) -> dict[str, list[float]]:
 
 def _dots(figure: Figure, classes: Sequence[str], scores: Mapping[str, Mapping[str, list[float]]]) -> None:
     for number, (name, ious) in enumerate(scores.items()):
-        look = style(number)
+        style = series_style(number)
         present = [each for each in classes if each in ious]
         spread = [stdev(ious[each]) if len(ious[each]) > 1 else 0 for each in present]
         figure.add_scatter(
@@ -146,7 +154,7 @@ def _dots(figure: Figure, classes: Sequence[str], scores: Mapping[str, Mapping[s
             error_x={"array": spread, "thickness": 1, "width": 0} if any(spread) else None,
             name=text(name),
             mode="markers",
-            marker={"color": look.colour, "symbol": look.symbol, "size": 9},
+            marker={"color": style.colour, "symbol": style.symbol, "size": 9},
             hovertemplate="%{y}: %{x:.1f}%",
         )
     figure.update_xaxes(title_text="IoU (%)", rangemode="tozero")
@@ -164,70 +172,70 @@ def _tiles(figure: Figure, classes: Sequence[str], scores: Mapping[str, Mapping[
     figure.update_layout(height=max(HEIGHT, 220 + 22 * len(scores)), meta={"min_width": width})
 
 
-def _curves(comparison: Comparison, results: Sequence[TrialResult], metric: str) -> list[Curve]:
-    names = free([result.settings for result in results])
-    found: dict[tuple[str, ...], list[TrialResult]] = {}
-    for result in results:
-        if any(metric in entry.metrics for entry in result.history):
-            found.setdefault(tuple(key(result.settings.get(name)) for name in names), []).append(result)
-    return [_curve(comparison, metric, names, trials) for trials in found.values()]
+def _curves(comparison: Comparison, metric: str) -> list[Curve]:
+    names = free([result.settings for result in comparison.results])
+    measured = [result for result in comparison.results if any(metric in entry.metrics for entry in result.history)]
+    by_cell = parted(measured, lambda result: setting_keys(result.settings, names))
+    varied = {name for result in comparison.results for name in result.settings}
+    by = [name for name in comparison.by if name in varied]
+    return [_curve(by, metric, [name for name in names if name not in by], trials) for trials in by_cell]
 
 
-def _curve(comparison: Comparison, metric: str, names: Sequence[str], trials: Sequence[TrialResult]) -> Curve:
-    settings = trials[0].settings
-    rest = [name for name in names if name not in comparison.by]
-    factor = scale(metric)[0]
+def _curve(by: Sequence[str], metric: str, names: Sequence[str], trials: Sequence[TrialResult]) -> Curve:
+    settings, factor = trials[0].settings, scale(metric)[0]
     by_seed = {trial.seed: {e.epoch: factor * e.metrics[metric] for e in trial.history if metric in e.metrics} for trial in trials}
     counted = [trial.seed for trial in trials if trial.finished] or by_seed
-    return Curve(named(settings, comparison.by), named(settings, rest), by_seed, frozenset(counted))
+    return Curve(named(settings, by), named(settings, names), by_seed, frozenset(counted))
 
 
 def _best(comparison: Comparison, curves: Iterable[Curve]) -> set[tuple[str, str]]:
-    """Group and label of the cell that ends best in each group."""
-    ends = [(list(curve.mean.values())[-1], curve.group, curve.label) for curve in curves if curve.mean]
-    pick = max if higher_is_better(comparison.metric) else min
-    return {pick(end for end in ends if end[1] == group)[1:] for group in {end[1] for end in ends}}
+    """Group and label of the cell with the best last mean of each group."""
+    ends = parted(((list(curve.mean.values())[-1], curve.group, curve.label) for curve in curves if curve.mean), lambda end: end[1])
+    return {(max if higher_is_better(comparison.metric) else min)(of_group)[1:] for of_group in ends}
 
 
-def _looks(curves: Sequence[Curve], best: Collection[tuple[str, str]]) -> list[Style]:
-    """Cells of one label look alike in every group; where they are too many, only the best of each group stand out."""
+def _styles(curves: Sequence[Curve], best: Collection[tuple[str, str]]) -> list[SeriesStyle]:
+    """Cells of one label have one style in every group; where they are too many, only the best of each group have a colour."""
     names = list(dict.fromkeys(curve.label for curve in curves))
     if len(names) <= _MANY:
-        return [style(names.index(curve.label)) for curve in curves]
-    return [style(1) if (curve.group, curve.label) in best else Style(NEUTRAL, "solid", "circle") for curve in curves]
+        return [series_style(names.index(curve.label)) for curve in curves]
+    return [series_style(1) if (curve.group, curve.label) in best else SeriesStyle(NEUTRAL, "solid", "circle") for curve in curves]
 
 
-def _traces(curve: Curve, look: Style, told: set[str]) -> list[dict[str, Any]]:
+def _traces(curve: Curve, style: SeriesStyle, *, in_legend: bool) -> list[dict[str, Any]]:
     """Every seed, and their mean."""
     common = {"mode": "lines", "legendgroup": text(curve.label)}
     seeds = curve.by_seed.values() if len(curve.by_seed) > 1 else ()
-    line = {"color": faint(look.colour, 0.4), "width": 1}
+    line = {"color": faint(style.colour, 0.4), "width": 1}
     thin = [{**_points(values), **common, "line": line, "showlegend": False, "hoverinfo": "skip"} for values in seeds]
-    return [*thin, _mean_trace(curve, look, told)]
+    return [*thin, _mean_trace(curve, style, in_legend=in_legend)]
 
 
 def _loss_traces(curves: Sequence[Curve], groups: Sequence[str], best: Collection[tuple[str, str]]) -> list[dict[str, Any]]:
     """Colours by the cell, dashes by the group."""
-    told: set[str] = set()
-    looks = _looks(curves, best)
+    styles = _styles(curves, best)
+    in_legend = _in_legend(curves, styles)
     if len(groups) > 1:
-        looks = [replace(look, dash=style(0, groups.index(curve.group)).dash) for curve, look in zip(curves, looks, strict=True)]
-    return [_mean_trace(curve, look, told) for curve, look in zip(curves, looks, strict=True)]
+        styles = [replace(style, dash=series_style(0, groups.index(curve.group)).dash) for curve, style in zip(curves, styles, strict=True)]
+    return [_mean_trace(curve, style, in_legend=named) for curve, style, named in zip(curves, styles, in_legend, strict=True)]
 
 
-def _mean_trace(curve: Curve, look: Style, told: set[str]) -> dict[str, Any]:
-    """The legend tells each label once, and none of the many that do not stand out."""
-    quiet = look.colour == NEUTRAL
-    shown = not quiet and curve.label not in told
-    told.add(curve.label)
+def _in_legend(curves: Sequence[Curve], styles: Sequence[SeriesStyle]) -> list[bool]:
+    """The legend names each label once, at its first curve with a colour."""
+    first = {curve.label: i for i, curve in reversed(list(enumerate(curves))) if styles[i].colour != NEUTRAL}
+    return [first.get(curve.label) == i for i, curve in enumerate(curves)]
+
+
+def _mean_trace(curve: Curve, style: SeriesStyle, *, in_legend: bool) -> dict[str, Any]:
+    quiet = style.colour == NEUTRAL
     return {
         **_points(curve.mean),
         "mode": "lines",
         "name": text(curve.label or "mean"),
         "legendgroup": text(curve.label),
-        "line": {"color": faint(look.colour, 0.6) if quiet else look.colour, "dash": look.dash, "width": 1.2 if quiet else 2.5},
+        "line": {"color": faint(style.colour, 0.6) if quiet else style.colour, "dash": style.dash, "width": 1.2 if quiet else 2.5},
         "zorder": 0 if quiet else 1,
-        "showlegend": shown,
+        "showlegend": in_legend,
         "meta": text(" ".join(filter(None, (curve.group, curve.label))) or "mean"),
         "hovertemplate": "epoch %{x}: %{y:.4g}<extra>%{meta}</extra>",
     }
@@ -240,7 +248,7 @@ def _epochs(curves: Iterable[Curve]) -> dict[str, Any]:
 
 
 def _points(values: Mapping[int, float]) -> dict[str, list[float]]:
-    """Five digits are more than a figure can show, and half the page."""
+    """Rounded to five digits: more are invisible and would double the size of the page."""
     return {"x": list(values), "y": [float(f"{value:.5g}") for value in values.values()]}
 
 

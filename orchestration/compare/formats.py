@@ -1,9 +1,8 @@
-"""Sweeps compared, in the form that is asked for; and the files of that kind which a sweep's own run shows in MLflow."""
+"""Sweeps compared, in every format; and the comparison files that MLflow shows for a sweep."""
 
 from __future__ import annotations
 
 import importlib
-import json
 import platform
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -16,7 +15,7 @@ from orchestration.compare.long_table import as_csv, as_parquet
 from orchestration.compare.page import page
 from orchestration.compare.published import Form, published_table, reproductions
 from orchestration.compare.results import At, results
-from orchestration.compare.text_tables import as_latex, as_markdown, as_text, one_table
+from orchestration.compare.text_tables import as_latex, as_markdown, as_mlflow_table, as_text
 from orchestration.record.manifest import SCORE
 from orchestration.sweep import Sweep
 
@@ -29,8 +28,10 @@ PARTITION = "partition"
 def compared(
     sweeps: Iterable[Sweep], *, by: Sequence[str] = (PARTITION,), metric: str = SCORE, at: At = "last", baseline: str | None = None
 ) -> Comparison:
-    """The trials of all sweeps side by side. Raises SweepError for a setting, metric or baseline that there is not."""
-    return compare(results((sweep.plans, sweep.manifests) for sweep in sweeps), by=by, metric=metric, at=at, baseline=baseline)
+    """The trials of all sweeps side by side. Raises SweepError for an unknown setting, metric or baseline."""
+    found = list(sweeps)
+    trials = results([(sweep.plans, sweep.manifests) for sweep in found], [sweep.states for sweep in found])
+    return compare(trials, by=by, metric=metric, at=at, baseline=baseline)
 
 
 def rendered(comparison: Comparison, sweeps: Sequence[Sweep], form: Format, *, source: Mapping[str, str]) -> bytes:
@@ -39,7 +40,7 @@ def rendered(comparison: Comparison, sweeps: Sequence[Sweep], form: Format, *, s
     The same trials give the same bytes.
 
     Args:
-        source: what it takes to reproduce a page, by name.
+        source: what is needed to reproduce a page, by name.
     """
     match form:
         case "csv":
@@ -56,10 +57,10 @@ def rendered(comparison: Comparison, sweeps: Sequence[Sweep], form: Format, *, s
 
 
 def overview(sweep: Sweep, *, source: Mapping[str, str]) -> dict[str, bytes]:
-    """The sweep's own comparison as a page and as tables: at the last epoch once all trials are finished, until then at the common one."""
+    """One sweep compared, as a page and as tables: at the last epoch once all trials are finished, before that at the common one."""
     comparison = compared([sweep], at="last" if sweep.complete else "common")
     files = {f"comparison.{suffix}": rendered(comparison, [sweep], form, source=source) for suffix, form in _SHOWN.items()}
-    return files | {"comparison.json": _mlflow_table(comparison)}
+    return files | {"comparison.json": as_mlflow_table(comparison).encode()}
 
 
 def load() -> None:
@@ -69,15 +70,15 @@ def load() -> None:
 
 
 def source(files: Iterable[Path], *, command: str, code: Mapping[str, str]) -> dict[str, str]:
-    """What it takes to reproduce a page, by name: the command, what ran it, and each sweep file.
+    """What is needed to reproduce a page, by name: the command, the versions and commit that ran it, and each sweep file.
 
     Args:
         code: commit and state of the code that runs.
     """
     versions = ", ".join(f"{name} {version(name)}" for name in _PACKAGES)
     state = ", ".join(f"{name} {value}" for name, value in code.items())
-    told = {"command": command, "versions": f"Python {platform.python_version()}, {versions}", "code": state}
-    return told | {str(file): file.read_text(encoding="utf-8").rstrip() for file in files}
+    facts = {"command": command, "versions": f"Python {platform.python_version()}, {versions}", "code": state}
+    return facts | {str(file): file.read_text(encoding="utf-8").rstrip() for file in files}
 
 
 _PACKAGES = ("rrn-sweep", "torch", "ray", "mlflow", "optuna")
@@ -85,15 +86,11 @@ _SHOWN: dict[str, Format] = {"html": "html", "md": "md", "csv": "csv"}
 
 
 def _page(comparison: Comparison, sweeps: Sequence[Sweep], source: Mapping[str, str]) -> str:
-    numbers = [
-        sweep.spec.published and (sweep.spec.published, reproductions(sweep.spec.published, sweep.plans, sweep.manifests))
-        for sweep in sweeps
-    ]
+    with_published = [(sweep, sweep.spec.published) for sweep in sweeps if sweep.spec.published]
     return page(
         comparison,
-        comparison.results,
         title=", ".join(dict.fromkeys(sweep.name for sweep in sweeps)),
-        published=[found for found in numbers if found],
+        published=[(numbers, reproductions(numbers, sweep.plans, sweep.manifests)) for sweep, numbers in with_published],
         source=source,
         updated=_newest(sweeps),
     )
@@ -108,10 +105,3 @@ def _newest(sweeps: Iterable[Sweep]) -> str:
 def _joined(text: str, sweeps: Iterable[Sweep], form: Form) -> bytes:
     tables = [published_table(sweep.spec.published, sweep.plans, sweep.manifests, form=form) for sweep in sweeps if sweep.spec.published]
     return ("\n\n".join([text, *tables]).rstrip() + "\n").encode()
-
-
-def _mlflow_table(comparison: Comparison) -> bytes:
-    """As MLflow's UI shows a table."""
-    head, rows, _ = one_table(comparison)
-    columns = [comparison.title if name.startswith("mean") else name for name in head]  # the rule by which the numbers were read
-    return json.dumps({"columns": columns, "data": [list(row) for row in rows]}).encode()

@@ -1,92 +1,63 @@
-"""A comparison for other programs: a row a trial with its settings, the value that was compared and the rule by which it was read."""
+"""A comparison for other programs: a row for each trial with its settings, its value, the rule by which it was read, and its metrics."""
 
 from __future__ import annotations
 
 import csv
 import io
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from orchestration.compare.comparison import Cell, Comparison, ComparisonGroup
-from orchestration.compare.metrics import scale
-from orchestration.compare.results import SEED, TrialResult, common_epoch
+from orchestration.compare.columns import TrialColumn, metric_column, setting_column, trial_columns
+from orchestration.compare.comparison import Comparison
+from orchestration.compare.notes import notes
+from orchestration.compare.results import SEED, common_epoch
 
-Row = dict[str, Any]
+_FACTS = ("sweep", "trial_id", "state", "group", "cell", "seed", "checkpoint", "epoch", "metric", "value", "unit")
 _SPLIT = "split"
 
 
-def rows(comparison: Comparison) -> list[Row]:
-    """Every trial, those that were left out too, whose epoch, value and metrics are None.
+def long_table(comparison: Comparison) -> dict[str, tuple[TrialColumn, list[Any]]]:
+    """Every column with its values by name: facts of the trials, all settings, all metrics of the epoch that the rule reads.
 
-    `value` is in `unit`; what follows it: all settings by their names, then all metrics of that epoch by theirs and as they are stored.
+    A trial that was left out has no epoch and no value. A setting that a trial's method does not have is None.
     """
-    settings = _names(result.config for result in comparison.results)
+    trials = comparison.trials
     common = common_epoch(comparison.results)
     entries = {result.trial_id: result.entry(comparison.at, common=common) for result in comparison.results}
-    metrics = _names(entry.metrics for entry in entries.values() if entry)
-    found = []
-    for group in comparison.groups:
-        for cell in group.cells:
-            for result in cell.results:
-                entry = entries[result.trial_id]
-                measured = {name: entry.metrics.get(name) if entry else None for name in metrics}
-                own = {name: _plain(result.config.get(name)) for name in settings if name not in (SEED, _SPLIT)}
-                found.append(_facts(result, cell, group, comparison) | own | measured)
-    return found
+    metrics = {trial_id: entry.metrics if entry else {} for trial_id, entry in entries.items()}
+    settings = [name for name in _names(trial.result.config for trial in trials) if name not in (SEED, _SPLIT)]
+    defined = trial_columns(comparison)
+    facts = [defined[name] for name in (*_FACTS, *(name for name in defined if name.startswith(_SPLIT)))]
+    columns = [*facts, *map(setting_column, settings), *(metric_column(name, metrics) for name in _names(metrics.values()))]
+    return {column.name: (column, [column.value(trial) for trial in trials]) for column in columns} if trials else {}
 
 
 def as_csv(comparison: Comparison) -> str:
     """With a head; nothing where there is no value. The notes do not fit into it: `checkpoint` names the rule in every row."""
-    found = rows(comparison)
+    found = long_table(comparison)
     text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(found[0]) if found else [], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({name: _spelt(value) for name, value in row.items()} for row in found)
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(found)
+    writer.writerows(zip(*(map(_spelt, values) for _, values in found.values()), strict=True))
     return text.getvalue()
 
 
 def as_parquet(comparison: Comparison) -> bytes:
-    """The same columns with their types, and the notes as the file's metadata under `notes`. A setting of several types is a text."""
+    """The same columns with their types and descriptions; the notes are the file's metadata `notes`. Mixed types are written as text."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    found = rows(comparison)
-    columns = {name: _column([row[name] for row in found]) for name in (found[0] if found else ())}
-    made = pa.table({name: pa.array(values) for name, values in columns.items()})
+    found = long_table(comparison)
+    arrays = [pa.array(_of_one_type(values)) for _, values in found.values()]
+    described = [(column.name, {"description": column.help}) for column, _ in found.values()]
+    fields = [pa.field(name, array.type, metadata=help) for (name, help), array in zip(described, arrays, strict=True)]
     stream = io.BytesIO()
-    pq.write_table(made.replace_schema_metadata({"notes": "\n".join(comparison.notes)}), stream)
+    pq.write_table(pa.Table.from_arrays(arrays, schema=pa.schema(fields, {"notes": "\n".join(notes(comparison))})), stream)
     return stream.getvalue()
 
 
-def _facts(result: TrialResult, cell: Cell, group: ComparisonGroup, comparison: Comparison) -> Row:
-    split = result.config.get(_SPLIT) or {}
-    return {
-        "sweep": result.sweep,
-        "trial_id": result.trial_id,
-        "state": result.state,
-        "group": group.label,
-        "cell": cell.label,
-        "seed": result.seed,
-        "checkpoint": comparison.at,
-        "epoch": cell.epochs.get(result.seed),
-        "metric": comparison.metric,
-        "value": cell.values.get(result.seed),
-        "unit": scale(comparison.metric)[1],
-        "split_labeled": split.get("labeled"),
-        "split_unlabeled": split.get("unlabeled"),
-        "split_val": split.get("val"),
-        "split_sha256": split.get("sha256"),
-    }
-
-
-def _names(mappings: Iterator[Mapping[str, Any]]) -> list[str]:
+def _names(mappings: Iterable[Mapping[str, Any]]) -> list[str]:
     return list(dict.fromkeys(name for mapping in mappings for name in mapping))
-
-
-def _plain(value: object) -> object:
-    """A value that a cell of a table can hold: lists as JSON."""
-    return json.dumps(value) if isinstance(value, list | dict) else value
 
 
 def _spelt(value: object) -> str:
@@ -94,8 +65,7 @@ def _spelt(value: object) -> str:
     return "" if value is None else str(value)
 
 
-def _column(values: list[Any]) -> list[Any]:
-    """Values of one type."""
+def _of_one_type(values: list[Any]) -> list[Any]:
     kinds = {
         float if isinstance(value, int | float) and not isinstance(value, bool) else type(value) for value in values if value is not None
     }

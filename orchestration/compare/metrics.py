@@ -1,27 +1,34 @@
-"""Metrics in words: which are shares, of which more is better, and on which images they are measured."""
+"""Metrics in words: which are shares, for which higher is better, and on which images they are measured."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from statistics import mean, stdev
 from typing import Any
 
+from orchestration.record.manifest import EpochMetrics
+
+NONE = "-"
+"""Text of a value that does not exist."""
+PLUS_MINUS = "+-"
+"""Of plain text; the other formats have a sign for it."""
 _SHARES = ("val/miou", "val/iou", "train/pseudo_accuracy", "train/selected", "train/d1_", "train/d2_")
-"""How the metrics begin that lie in 0..1 and are shown in percent; all others are shown as they are stored."""
-_LESS_IS_BETTER = ("train/loss", "perf/train_s", "perf/eval_s", "perf/peak_memory_mb", "system/")
+"""Prefixes of metrics that lie in 0..1 and are shown in percent; all others are shown as they are stored."""
+_LOWER_IS_BETTER = ("train/loss", "perf/train_s", "perf/eval_s", "perf/peak_memory_mb", "system/")
 _PERCENTAGE = "_percentage"
-"""How the metrics end that are stored in percent."""
+"""Suffix of metrics that are stored in percent."""
 
 
 def scale(metric: str) -> tuple[float, str]:
-    """What a stored value is multiplied by to be shown, and its unit."""
+    """Factor from a stored value to the shown one, and its unit."""
     if metric.startswith(_SHARES):
         return 100.0, "%"
     return 1.0, "%" if metric.endswith(_PERCENTAGE) else ""
 
 
 def higher_is_better(metric: str) -> bool:
-    """Whether more of it counts as better; also of what is neither good nor bad, such as a learning rate."""
-    return not metric.startswith(_LESS_IS_BETTER)
+    """Whether a higher value counts as better; also true of metrics that are neither good nor bad, such as a learning rate."""
+    return not metric.startswith(_LOWER_IS_BETTER)
 
 
 def metric_name(metric: str) -> str:
@@ -42,13 +49,33 @@ def axis_title(metric: str) -> str:
     return f"{metric_name(metric)} ({unit})" if unit else metric_name(metric)
 
 
-def number(value: float, metric: str) -> str:
-    """A value as it is shown, without its unit."""
+def shown_value(entry: EpochMetrics | None, metric: str) -> float | None:
+    """A metric of an epoch as it is shown: in percent where it is a share; None where the epoch does not have it."""
+    return scale(metric)[0] * entry.metrics[metric] if entry and metric in entry.metrics else None
+
+
+def number(value: float | None, metric: str) -> str:
+    """`71.20`, without the unit."""
+    if value is None:
+        return NONE
     return f"{value:.2f}" if scale(metric)[1] else f"{value:.4g}"
 
 
+def signed(difference: float | None, metric: str) -> str:
+    """`+0.42`."""
+    if difference is None:
+        return NONE
+    return f"{difference:+.2f}" if scale(metric)[1] else f"{difference:+.3g}"
+
+
+def mean_and_sd(values: Sequence[float], metric: str) -> str:
+    """`71.20 +- 0.31`."""
+    spread = f" {PLUS_MINUS} {number(stdev(values), metric)}" if len(values) > 1 else ""
+    return f"{number(mean(values), metric)}{spread}" if values else NONE
+
+
 def measured_on(configs: Iterable[Mapping[str, Any]]) -> list[str]:
-    """The splits of trials, a line each: `measured on the validation list of voc of 1449 images, labelled images by partition_by: ...`."""
+    """A line for each split: `measured on the validation list of voc of 1449 images, labelled images by partition_by: every_kth`."""
     configs = list(configs)
     lines = dict.fromkeys(map(_measured_on, configs))
     drawn = dict.fromkeys(filter(None, map(_split, configs)))

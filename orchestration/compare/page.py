@@ -1,4 +1,4 @@
-"""One page that shows a comparison anywhere: a single HTML file with its tables, interactive figures and their library inside."""
+"""A comparison as one HTML file: its tables, its interactive figures and the library that draws them."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from orchestration.compare.comparison import Comparison, ComparisonGroup
+from orchestration.compare.columns import MEAN_AND_SD, CellColumn, cell_columns
+from orchestration.compare.comparison import Cell, Comparison, ComparisonGroup, seeds_named
 from orchestration.compare.figures import figures
-from orchestration.compare.metrics import higher_is_better, metric_name, number, scale
-from orchestration.compare.page_tables import comparison_table, minus, published_table, trials_table
+from orchestration.compare.metrics import higher_is_better, metric_name, scale
+from orchestration.compare.notes import notes
+from orchestration.compare.page_tables import comparison_tables, published_page_table, trials_table
 from orchestration.compare.paired import ALPHA, can_show
-from orchestration.compare.plot_points import CellPoint, seeds, spots
 from orchestration.compare.published import Reproduction
-from orchestration.compare.results import TrialResult
-from orchestration.compare.text_tables import interval_shown, p_shown, signed
+from orchestration.compare.text_tables import typographic
 from orchestration.compare.theme import CONFIG, template
 from orchestration.plan.spec import Published
+from orchestration.record.trial_state import TrialState
 
 _TEMPLATE = "page.html"
 _COLUMN = 560
-"""Pixels of width of a column of figures; a figure that needs more takes both."""
+"""Width of a column of figures, in pixels; a figure that needs more takes both columns."""
 
 
 def page(
     comparison: Comparison,
-    results: Sequence[TrialResult],
     *,
     title: str,
     published: Sequence[tuple[Published, Sequence[Reproduction]]] = (),
@@ -36,70 +36,70 @@ def page(
     updated: str,
     plotly_js: bool = True,
 ) -> str:
-    """The page as HTML. It loads nothing, and says so to the browser, which then refuses to.
+    """The page as HTML. It loads nothing, and its content security policy forbids it.
 
     Args:
-        results: all trials, also those without a value.
-        published: the numbers of a sweep file, and what we have for each of its rows.
-        source: what it takes to reproduce the page, by name: command, file, versions, commit.
-        updated: the instant for which it holds, as a person reads it.
-        plotly_js: with the figures and the 5 MB of code that draw them; without, the tables alone.
+        published: the numbers of a sweep file, and ours for each of its rows.
+        source: what is needed to reproduce the page, by name: command, file, versions, commit.
+        updated: the instant of the newest result, as a person reads it.
+        plotly_js: with the figures and the 5 MB of code that draws them; without, only the tables.
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     folder = FileSystemLoader(Path(__file__).parent)
     environment = Environment(loader=folder, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    drawn = _figures(comparison, results, [row for numbers, _ in published for row in numbers.rows]) if plotly_js else []
+    drawn = _figures(comparison, [row for numbers, _ in published for row in numbers.rows]) if plotly_js else []
     return environment.get_template(_TEMPLATE).render(
         title=title,
         updated=updated,
-        summary=summary(comparison, results),
-        notes=comparison.notes,
-        groups=[comparison_table(comparison, group) for group in comparison.groups if any(cell.values for cell in group.cells)],
-        published=[published_table(numbers.source, found) for numbers, found in published],
+        summary=summary(comparison),
+        notes=notes(comparison),
+        groups=comparison_tables(comparison),
+        published=[published_page_table(numbers, found) for numbers, found in published],
         figures=drawn,
-        trials=trials_table(comparison, results) if results else None,
+        trials=trials_table(comparison) if comparison.results else None,
         source=source,
         library=_library() if drawn else "",
         data=_script_json({"figures": drawn, "config": CONFIG, "themes": {mode: template(mode) for mode in ("light", "dark")}}),
     )
 
 
-def summary(comparison: Comparison, results: Sequence[TrialResult]) -> list[str]:
-    """What a reader needs first, in sentences: how many trials there are, the best of each group, what the seeds can show."""
-    found = spots(comparison)
-    best = [_best(comparison, group, [spot for spot in found if spot.group == group.label]) for group in comparison.groups]
-    return [_finished(comparison, results), *filter(None, best), *_significance(comparison)]
+def summary(comparison: Comparison) -> list[str]:
+    """What a reader needs first, in sentences: the number of trials, the best of each group, what the seeds can show."""
+    columns = cell_columns(comparison)
+    best = [_best(comparison, group, columns) for group in comparison.groups]
+    return [_finished(comparison), *filter(None, best), *_significance(comparison)]
 
 
-def _finished(comparison: Comparison, results: Sequence[TrialResult]) -> str:
-    states = Counter(result.state.partition(" at epoch ")[0] for result in results)
-    done = states.pop("finished", 0)
+def _finished(comparison: Comparison) -> str:
+    results = comparison.results
+    states = Counter(result.state for result in results)
+    done = states.pop(TrialState.FINISHED, 0)
     rest = "".join(f", {count} {state}" for state, count in states.items())
     return f"{done} of {len(results)} trials of {', '.join(comparison.sweeps)} finished{rest}."
 
 
-def _best(comparison: Comparison, group: ComparisonGroup, found: Sequence[CellPoint]) -> str:
-    """`1/8: eps=0.6 is highest with ...`; nothing of a group without values."""
+def _best(comparison: Comparison, group: ComparisonGroup, columns: Mapping[str, CellColumn]) -> str:
+    """`1/8: eps=0.6 is highest with ...`; empty for a group without values."""
+    found = [cell for cell in group.cells if cell.values]
     if not found:
         return ""
     higher, metric = higher_is_better(comparison.metric), comparison.metric
-    best = (max if higher else min)(found, key=lambda spot: spot.mean)
-    spread = "" if best.spread is None else f" ± {number(best.spread, metric)}"
-    value = " ".join(filter(None, (number(best.mean, metric) + spread, scale(metric)[1], metric_name(metric))))
-    what = f"{value} {comparison.rule} ({seeds(result for result in best.cell.results if result.seed in best.cell.values)})"
+    best = (max if higher else min)(found, key=lambda cell: cell.mean or 0.0)
+    value = " ".join(filter(None, (typographic(columns[MEAN_AND_SD].text(best)), scale(metric)[1], metric_name(metric))))
+    what = f"{value} {comparison.rule} ({seeds_named(best.values)})"
     where = f"{group.label}: " if comparison.by else ""
     if len(found) == 1:
         return f"{where}{what}."
-    return f"{where}{best.cell.label} is {'highest' if higher else 'lowest'} with {what}{_against(best, group, metric)}."
+    return f"{where}{best.label} is {'highest' if higher else 'lowest'} with {what}{_against_baseline(best, group, columns)}."
 
 
-def _against(spot: CellPoint, group: ComparisonGroup, metric: str) -> str:
-    found = spot.cell.difference
-    if found is None:
-        return ", the baseline" if spot.cell.label == group.baseline else ""
-    ends = f"95 % interval {minus(interval_shown(found, metric))}, " if found.low is not None else ""
-    return f"; {minus(signed(found.mean, metric))} from {group.baseline} ({ends}p = {p_shown(found.p_holm)} after Holm's correction)"
+def _against_baseline(cell: Cell, group: ComparisonGroup, columns: Mapping[str, CellColumn]) -> str:
+    if cell.difference is None or group.baseline is None:
+        return ", the baseline" if cell.is_baseline else ""
+    difference, interval, p = (typographic(columns[name].text(cell)) for name in ("difference", "95 % interval", "p (Holm)"))
+    ends = f"95 % interval {interval}, " if cell.difference.low is not None else ""
+    return f"; {difference} from {group.baseline.label} ({ends}p = {p} after Holm's correction)"
 
 
 def _significance(comparison: Comparison) -> list[str]:
@@ -113,15 +113,15 @@ def _significance(comparison: Comparison) -> list[str]:
     return [claim.replace(" is ", " are ") if sure > 1 else claim, *possible]
 
 
-def _figures(comparison: Comparison, results: Sequence[TrialResult], rows: Sequence[Any]) -> list[dict[str, Any]]:
-    """The figures as the page takes them: their titles are HTML, so that they wrap; the wide ones last."""
+def _figures(comparison: Comparison, rows: Sequence[Any]) -> list[dict[str, Any]]:
+    """The figures as the page needs them: their titles are HTML, so that they wrap; the wide ones last."""
     made = []
-    for name, figure in figures(comparison, results, rows).items():
+    for name, figure in figures(comparison, rows).items():
         content = json.loads(figure.to_json(validate=False))
-        words = content["layout"].pop("title")
+        title = content["layout"].pop("title")
         content["layout"].pop("template")
-        lines = [html.unescape(line) for line in words["subtitle"]["text"].split("<br>")]
-        made.append({"name": name, "title": html.unescape(words["text"]), "lines": lines, "wide": _is_wide(content), **content})
+        lines = [html.unescape(line) for line in title["subtitle"]["text"].split("<br>")]
+        made.append({"name": name, "title": html.unescape(title["text"]), "lines": lines, "wide": _is_wide(content), **content})
     return sorted(made, key=lambda figure: bool(figure["wide"]))
 
 

@@ -1,4 +1,4 @@
-"""What the same seeds under two settings can tell: paired differences, their interval, an exact test, and Holm's correction."""
+"""Two settings compared on the same seeds: paired differences, their interval, an exact test, and Holm's correction."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 ALPHA = 0.05
-"""Share of false claims that is accepted; intervals are of 1 - ALPHA."""
+"""Accepted share of false claims; intervals have the level 1 - ALPHA."""
 FEWEST = 6
 """Seeds below which there is no interval: resamples stay within the range of the n values, and that covers 1 - 2 ** (1 - n) at best."""
 EXACT_UP_TO = 16
-"""Seeds up to which the test tries every flip of signs; beyond, FLIPS random ones."""
+"""Most seeds for which the test tries every flip of signs; for more, it tries FLIPS random ones."""
 FLIPS = 2**16 - 1
 RESAMPLES = 9999
 _ROUNDING = 1e-9
@@ -30,17 +30,17 @@ class Difference:
 
     seeds: tuple[int, ...]
     values: tuple[float, ...]
-    """One difference a seed."""
+    """One difference for each seed."""
     mean: float
     low: float | None
-    """Ends of the 95 % interval of the mean; None where there are too few seeds for one, or no spread to make one from."""
+    """Ends of the 95 % interval of the mean; None with too few seeds, or without any spread."""
     high: float | None
     p: float
     """Exact sign-flip test, two-sided."""
     p_holm: float
     """The same after Holm's correction over all comparisons of the table."""
     better: float
-    """Share of the seeds in which the cell is better, ties counting half."""
+    """Share of the seeds in which the cell is better; a tie counts half."""
 
 
 def compare(cell: Mapping[int, float], baseline: Mapping[int, float], *, higher: bool = True) -> Difference | None:
@@ -66,7 +66,7 @@ def corrected(differences: Sequence[Difference | None]) -> list[Difference | Non
 
 
 def interval(values: Sequence[float]) -> tuple[float, float] | None:
-    """BCa bootstrap interval of the mean, at a level that makes up for small samples; None below FEWEST values, or where all are equal.
+    """BCa bootstrap interval of the mean, at a level that corrects for small samples; None below FEWEST values, or where all are equal.
 
     BCa at its nominal level covers far too seldom with few values. Hesterberg ("What Teachers Should Know About the Bootstrap", 2015)
     widens it to the level of a t interval; as BCa estimates three numbers from the sample (bias, scale, acceleration), three degrees of
@@ -114,17 +114,17 @@ def holm(ps: Sequence[float]) -> list[float]:
 
 
 def smallest_p(seeds: int) -> float:
-    """The smallest p that the test can give: that of differences which all have the same sign."""
+    """The smallest p that the test can give, when all differences have the same sign."""
     return max(2.0 ** (1 - seeds), 1 / (FLIPS + 1))
 
 
 def seeds_needed(comparisons: int) -> int:
-    """The fewest seeds with which one of so many comparisons can be significant after Holm's correction."""
+    """The fewest seeds with which one of this number of comparisons can be significant after Holm's correction."""
     return math.ceil(math.log2(max(comparisons, 1) / ALPHA)) + 1
 
 
 def can_show(counts: Sequence[int]) -> list[str]:
-    """What a table's comparisons can and cannot show, from the number of seeds of each: at most a line of too few, and one of enough.
+    """What comparisons with these numbers of seeds can and cannot show: at most one line for too few seeds, and one for enough.
 
     `with 3 seeds no difference can be significant at 5 % (the smallest possible p is 0.25); 6 are needed`
     """
@@ -152,7 +152,7 @@ def _seeds(count: int) -> str:
 
 
 def _expanded(n: int) -> float:
-    """What each side of the interval leaves out."""
+    """The probability on each side of the interval."""
     from scipy import stats
 
     free = n - 3
@@ -160,7 +160,7 @@ def _expanded(n: int) -> float:
 
 
 def _all_signs(n: int) -> NDArray[np.float64]:
-    """(2 ** (n - 1), n) of 1 and -1; the other half only mirrors these, which a two-sided test does not see."""
+    """(2 ** (n - 1), n) of 1 and -1; the other half mirrors these, which makes no difference to a two-sided test."""
     import numpy as np
 
     numbers = np.arange(2 ** (n - 1))[:, None]

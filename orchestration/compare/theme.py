@@ -1,4 +1,4 @@
-"""How figures look: colours that are safe for the colour-blind, a light and a dark theme, and what a reader may do with a figure."""
+"""The style of figures: colours that are safe for the colour-blind, a light and a dark theme, and the controls of a figure."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 NEUTRAL = "#80868F"
 """Grey that is legible on both."""
 TILES = {"colorscale": "Cividis", "showscale": False, "xgap": 2, "ygap": 2, "hoverongaps": False}
-"""Of a heat map; the numbers in its cells stand for a scale."""
+"""Options of a heat map. It has no colour scale, because its cells show their numbers."""
 LOW_TO_HIGH = [[0.0, COLOURS[0]], [0.5, NEUTRAL], [1.0, COLOURS[4]]]
-"""The same for lines, which need to stand out from the page at both ends."""
+"""Colour scale of lines, which need contrast with the page at both ends."""
 
 CONFIG: dict[str, Any] = {
     "responsive": True,
     "displaylogo": False,
-    # plotly.js 4 offers to send the data to its maker's cloud, unless told otherwise
+    # by default, plotly.js 4 offers to send the data to its vendor's cloud
     "showSendToCloud": False,
     "plotlyServerURL": "",
     "plotGlPixelRatio": 1,  # at 2 the lines of parallel coordinates are half a pixel wide
@@ -33,30 +33,30 @@ CONFIG: dict[str, Any] = {
 """plotly.js's options, for every place where a figure is shown."""
 
 DASHES = {"solid": "solid", "dash": "dashed", "dot": "dotted", "dashdot": "dash-dotted", "longdash": "long-dashed"}
-"""How lines are drawn, and how one says it."""
+"""plotly's name of each dash, and the word for it."""
 HEIGHT = 460
-"""Of a figure, in pixels."""
+"""Height of a figure, in pixels."""
 
 _SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "triangle-down", "star", "hexagon", "x", "pentagon")
 _FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 _INK = {"light": ("#1F2328", "#DFE3E8", "#FFFFFF"), "dark": ("#E6E8EB", "#363C45", "#1B1F24")}
-"""Text, grid, paper."""
+"""Colours of text, grid and paper."""
 
 
 @dataclass(frozen=True)
-class Style:
-    """What tells one line from the others, with and without colours."""
+class SeriesStyle:
+    """What distinguishes one series from the others, with and without colours."""
 
     colour: str
     dash: str
     symbol: str
 
 
-def style(colour: int, other: int | None = None) -> Style:
-    """The style of a series by its number; with `other`, colour and dash are counted apart."""
+def series_style(colour: int, other: int | None = None) -> SeriesStyle:
+    """The style of a series by its number; with `other`, colour and dash are counted separately."""
     dash = colour // len(COLOURS) if other is None else other
     symbol = colour if other is None else other
-    return Style(COLOURS[colour % len(COLOURS)], tuple(DASHES)[dash % len(DASHES)], _SYMBOLS[symbol % len(_SYMBOLS)])
+    return SeriesStyle(COLOURS[colour % len(COLOURS)], tuple(DASHES)[dash % len(DASHES)], _SYMBOLS[symbol % len(_SYMBOLS)])
 
 
 def faint(colour: str, opacity: float) -> str:
@@ -97,7 +97,7 @@ def template(mode: Mode) -> dict[str, Any]:
 
 
 def blank(title: str, *lines: str, height: int = HEIGHT) -> Figure:
-    """An empty figure that says what it will show; `lines` stand below its title."""
+    """An empty figure with its title; `lines` stand below it."""
     import plotly.graph_objects as go
 
     figure = go.Figure()
@@ -106,11 +106,11 @@ def blank(title: str, *lines: str, height: int = HEIGHT) -> Figure:
 
 
 def dress(figure: Figure, title: str, *lines: str, height: int = HEIGHT) -> None:
-    """Give a figure the theme and its title."""
+    """Set the theme and the title of a figure."""
     figure.update_layout(template=template("light"), height=height, margin={"t": 110, "b": 60, "r": 20}, uirevision="kept")
     figure.update_layout(title={"text": text(title), "subtitle": {"text": "<br>".join(map(text, lines))}}, hovermode="closest")
 
 
 def text(words: object) -> str:
-    """Words as a figure must be given them so that it shows just them: plotly reads tags."""
+    """Words as a figure shows them literally: plotly interprets tags."""
     return html.escape(str(words), quote=False)

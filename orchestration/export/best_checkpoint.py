@@ -1,4 +1,4 @@
-"""The best checkpoint that a sweep has kept, overall or for each value of some settings, with the rule by which it is the best."""
+"""Choose the best stored checkpoint of a sweep, overall or per value of some settings, and state the rule."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from orchestration.formatting import label, shown, table
 from orchestration.plan.trial_plan import TrialPlan
 from orchestration.plan.validation_text import suggestion
 from orchestration.record.manifest import SCORE, Checkpoint, EpochMetrics, Manifest
+from orchestration.record.trial_state import TrialState
 from rrn_core.methods import all_settings
 
 At = Literal["last", "best"]
@@ -21,7 +22,7 @@ last  the checkpoint after the last epoch of a finished trial
 best  the checkpoint of the epoch of a finished trial where the metric is highest
 """
 COMPARABLE = ("val/miou", "val/iou")
-"""How the metrics begin of which more is better."""
+"""Prefixes of metrics for which higher is better."""
 _BY_HEAD = {"b1": f"{SCORE}_branch1", "b2": f"{SCORE}_branch2", "ens": f"{SCORE}_ensemble"}
 
 _Run = tuple[TrialPlan, Manifest]
@@ -29,14 +30,14 @@ _Run = tuple[TrialPlan, Manifest]
 
 @dataclass(frozen=True)
 class Candidate:
-    """A checkpoint of a finished trial that its manifest still names, and the metrics of the epoch that it closes."""
+    """A stored checkpoint of a finished trial, with the metrics of the epoch that it completes."""
 
     plan: TrialPlan
     manifest: Manifest
     checkpoint: Checkpoint
     entry: EpochMetrics
-    cell: Mapping[int, float]
-    """The metric under the same rule, by seed, of all finished trials that differ from this one in nothing but the seed."""
+    by_seed: Mapping[int, float]
+    """The metric under the same rule, by seed, of this trial and all finished trials that differ only in the seed."""
 
     @property
     def where(self) -> str:
@@ -46,10 +47,10 @@ class Candidate:
 
 @dataclass(frozen=True)
 class BestCheckpoint:
-    """The best checkpoint of a group of trials, and what would come next should its bytes turn out to be damaged."""
+    """The checkpoints of a group of trials, best first; the next one is used if the best one is damaged."""
 
     group: Mapping[str, Any]
-    """The settings that the trials of the group agree in; empty where all trials are compared."""
+    """The settings that define the group; empty if all trials are compared."""
     metric: str
     at: At
     trials: int
@@ -57,7 +58,7 @@ class BestCheckpoint:
     ranking: tuple[Candidate, ...]
     """The best first; never empty."""
     notes: tuple[str, ...] = field(default=())
-    """What stood in the way of a better one."""
+    """Why a better checkpoint was not chosen."""
 
     @property
     def best(self) -> Candidate:
@@ -72,8 +73,8 @@ class BestCheckpoint:
         return self.best.entry.metrics[self.metric]
 
     def next(self, reason: str) -> BestCheckpoint | None:
-        """The choice without its best, which cannot be used for `reason`; None where nothing is left."""
-        note = f"{self.best.where} cannot be used ({reason})"
+        """The choice without its best checkpoint, which is unusable for `reason`; None if no other is left."""
+        note = f"{self.best.where} is unusable ({reason})"
         return replace(self, ranking=self.ranking[1:], notes=(*self.notes, note)) if len(self.ranking) > 1 else None
 
 
@@ -85,57 +86,57 @@ def best(
     metric: str = SCORE,
     at: At = "best",
 ) -> list[BestCheckpoint]:
-    """The finished trials' kept checkpoint with the highest `metric`, for every combination of the settings named by `per`.
+    """The stored checkpoint of a finished trial with the highest `metric`, for every combination of the settings in `per`.
 
-    Of equal ones the earliest epoch, then the order of `plans`. Groups without any are left out; `missing` names them.
+    Ties: the earliest epoch, then the order of `plans`. Groups without a checkpoint are left out; `missing` returns them.
 
     Raises:
-        SweepError: an unknown setting or metric; nothing to choose from.
+        SweepError: an unknown setting or metric, or no checkpoint to choose from.
     """
     _check_names(per)
     runs = [(plan, manifests[plan.trial_id]) for plan in plans if plan.trial_id in manifests]
-    finished = [(plan, manifest) for plan, manifest in runs if manifest.status == "finished" and manifest.history]
+    finished = [(plan, manifest) for plan, manifest in runs if manifest.status is TrialState.FINISHED and manifest.history]
     if not finished:
-        raise SweepError("no trial of this sweep is finished yet: there is nothing to choose from")
+        raise SweepError("no trial of this sweep is finished yet; run the sweep first")
     _check_metric(metric, finished)
     choices = [_choice(group, of_group, metric, at) for group, of_group in _groups(finished, per)]
     if not any(choices):
-        raise SweepError(f"the store keeps no checkpoint of a finished trial with {metric} at its {at} epoch; run with --at best")
+        raise SweepError(f"the store has no checkpoint of a finished trial with {metric} at its {at} epoch; use --at best")
     return [choice for choice in choices if choice]
 
 
 def missing(plans: Sequence[TrialPlan], choices: Iterable[BestCheckpoint], *, per: Sequence[str]) -> list[str]:
-    """Labels of the groups of `plans` from which nothing could be chosen, in the order of the file."""
+    """Labels of the groups of `plans` without a choice, in the order of the sweep file."""
     chosen = [choice.group for choice in choices]
     return [label(group) for group in (_group(plan, per) for plan in _firsts(plans, per)) if group not in chosen]
 
 
 def render(choices: Sequence[BestCheckpoint], missing: Sequence[str] = ()) -> str:
-    """A line a choice, in percent, `of` so many finished trials; below it what these numbers are and are not."""
+    """A table with one row per choice, in percent (`of`: finished trials compared), then the rules and notes."""
     names = list(choices[0].group)
     head = [*names, "trial", "label", "of", "epoch", "step", f"{choices[0].metric} %", *_BY_HEAD, "seeds", "mean over seeds"]
     lines = [table([head, *map(_row, choices)]), ""]
     lines += dict.fromkeys(line for choice in choices for line in rules(choice))
     lines += [f"{_prefix(choice)}{note}" for choice in choices for note in choice.notes]
-    lines += [f"{name}: no finished trial with a kept checkpoint" for name in missing]
+    lines += [f"{name}: no finished trial with a stored checkpoint" for name in missing]
     return "\n".join(lines)
 
 
 def rules(choice: BestCheckpoint) -> list[str]:
-    """How the checkpoint was chosen, on what it is measured, and how that flatters it."""
+    """How the checkpoint was chosen, on which images it is measured, and the resulting bias."""
     config, metric = choice.best.plan.config, choice.metric
     images = config.split.val if config.split else config.val_images if config.dataset == "digits" else None
     measured = f"the validation list of {config.dataset}{f' ({images} images)' if images else ''}"
     rule = {
-        "best": f"of all kept checkpoints that close an epoch of a finished trial, the one with the highest {metric}",
+        "best": f"of all stored checkpoints of finished trials at the end of an epoch, the one with the highest {metric}",
         "last": f"of the checkpoints after the last epoch of every finished trial, the one with the highest {metric}",
     }[choice.at]
-    lines = [f"checkpoint: {rule}; chosen on the very images that it is measured on, {measured}, so its number is optimistic"]
+    lines = [f"checkpoint: {rule}; chosen and measured on the same images, {measured}, so its number is optimistic"]
     if choice.at == "last" and choice.trials == 1:
-        lines = [f"checkpoint: after the last epoch of the only finished trial; measured on {measured}, on which nothing was chosen"]
-    if any(len(candidate.cell) > 1 for candidate in choice.ranking):
+        lines = [f"checkpoint: after the last epoch of the only finished trial; measured on {measured}, which was not used to choose it"]
+    if any(len(candidate.by_seed) > 1 for candidate in choice.ranking):
         each = "at its own best epoch" if choice.at == "best" else "after its last epoch"
-        lines.append(f"seeds: the best one of several, which is optimistic too; mean over seeds: of every finished one {each}")
+        lines.append(f"seeds: the best of several, which is optimistic too; mean over seeds: over all finished trials, {each}")
     return lines
 
 
@@ -148,14 +149,14 @@ def spread(values: Iterable[float]) -> str:
 def _check_names(per: Sequence[str]) -> None:
     for name in per:
         if name not in all_settings():
-            raise SweepError(f"--per {name}: no such setting{suggestion(name, all_settings())}")
+            raise SweepError(f"--per {name}: unknown setting{suggestion(name, all_settings())}")
 
 
 def _check_metric(metric: str, finished: Sequence[_Run]) -> None:
     known = dict.fromkeys(name for _, manifest in finished for entry in manifest.history for name in entry.metrics)
     names = [name for name in known if name.startswith(COMPARABLE)]
     if metric not in names:
-        raise SweepError(f"--metric {metric}: expected one that begins with {' or '.join(COMPARABLE)}{suggestion(metric, names)}")
+        raise SweepError(f"--metric {metric}: expected a metric that starts with {' or '.join(COMPARABLE)}{suggestion(metric, names)}")
 
 
 def _groups(runs: Sequence[_Run], per: Sequence[str]) -> list[tuple[dict[str, Any], list[_Run]]]:
@@ -184,44 +185,44 @@ def _choice(group: Mapping[str, Any], runs: Sequence[_Run], metric: str, at: At)
 
 
 def _candidates(runs: Sequence[_Run], metric: str, at: At) -> Iterable[Candidate]:
-    cells: dict[str, dict[int, float]] = {}
+    by_seed: dict[str, dict[int, float]] = {}
     for plan, manifest in runs:
         if eligible := _eligible(manifest, metric, at):
-            cells.setdefault(_but_seed(plan), {})[plan.config.seed] = max(entry.metrics[metric] for entry in eligible)
+            by_seed.setdefault(_without_seed(plan), {})[plan.config.seed] = max(entry.metrics[metric] for entry in eligible)
     for plan, manifest in runs:
         kept = {checkpoint.step: checkpoint for checkpoint in manifest.checkpoints}
         for entry in _eligible(manifest, metric, at):
             if entry.step in kept:
-                yield Candidate(plan, manifest, kept[entry.step], entry, cells[_but_seed(plan)])
+                yield Candidate(plan, manifest, kept[entry.step], entry, by_seed[_without_seed(plan)])
 
 
 def _eligible(manifest: Manifest, metric: str, at: At) -> list[EpochMetrics]:
-    """The epochs that the rule looks at."""
-    looked_at = manifest.history[-1:] if at == "last" else manifest.history
-    return [entry for entry in looked_at if metric in entry.metrics]
+    """The epochs that the rule considers."""
+    epochs = manifest.history[-1:] if at == "last" else manifest.history
+    return [entry for entry in epochs if metric in entry.metrics]
 
 
-def _but_seed(plan: TrialPlan) -> str:
+def _without_seed(plan: TrialPlan) -> str:
     return json.dumps(plan.config.identity() | {"seed": None}, sort_keys=True)
 
 
-def _dropped(runs: Sequence[_Run], taken: Candidate, metric: str, at: At) -> Iterable[str]:
-    """A line where an epoch was better than the best one that the store still holds."""
+def _dropped(runs: Sequence[_Run], chosen: Candidate, metric: str, at: At) -> Iterable[str]:
+    """A note if a better epoch exists whose checkpoint is no longer stored."""
     epochs = [(plan, entry) for plan, manifest in runs for entry in _eligible(manifest, metric, at)]
     plan, entry = max(epochs, key=lambda epoch: epoch[1].metrics[metric])
-    if entry.metrics[metric] > taken.entry.metrics[metric]:
+    if entry.metrics[metric] > chosen.entry.metrics[metric]:
         better = f"epoch {entry.epoch} of {plan.label} was better ({100 * entry.metrics[metric]:.2f} %)"
-        yield f"{better}, but the store no longer holds its checkpoint: the best kept one is taken"
+        yield f"{better}, but its checkpoint is no longer stored; the best stored one is used"
 
 
 def _row(choice: BestCheckpoint) -> list[str]:
-    taken = choice.best
+    chosen = choice.best
     settings = [shown(value) for value in choice.group.values()]
-    epoch = f"{taken.entry.epoch}/{taken.plan.config.epochs}"
-    place = [taken.plan.trial_id, choice.label, str(choice.trials), epoch, str(taken.checkpoint.step)]
-    values = [taken.entry.metrics.get(name) for name in (choice.metric, *_BY_HEAD.values())]
+    epoch = f"{chosen.entry.epoch}/{chosen.plan.config.epochs}"
+    place = [chosen.plan.trial_id, choice.label, str(choice.trials), epoch, str(chosen.checkpoint.step)]
+    values = [chosen.entry.metrics.get(name) for name in (choice.metric, *_BY_HEAD.values())]
     numbers = ["-" if value is None else f"{100 * value:.2f}" for value in values]
-    return [*settings, *place, *numbers, str(len(taken.cell)), spread(taken.cell.values())]
+    return [*settings, *place, *numbers, str(len(chosen.by_seed)), spread(chosen.by_seed.values())]
 
 
 def _prefix(choice: BestCheckpoint) -> str:

@@ -1,4 +1,4 @@
-"""The model card of an exported checkpoint: what it is, how it was trained, chosen and measured, how to use it, and what it is not."""
+"""Write the model card of an exported checkpoint: training, selection, measurements, use and limits."""
 
 from __future__ import annotations
 
@@ -18,36 +18,36 @@ from rrn_core.methods import method_of
 
 WEIGHTS, CONFIG, ONNX, README = "model.safetensors", "config.yaml", "model.onnx", "README.md"
 FILES = (WEIGHTS, CONFIG, ONNX, README)
-"""All that an export may write."""
+"""All files that an export may write."""
 
 PAPER = "Semi-Supervised Semantic Segmentation With Region Relevance"
 
 
 @dataclass(frozen=True)
 class ModelCardFacts:
-    """What a card says beyond the choice itself."""
+    """Facts for the card that the choice does not contain."""
 
     classes: tuple[str, ...]
-    """In the order of the label values, as far as they are known."""
+    """In the order of the label values; incomplete if the data set is not available."""
     num_classes: int
     normalisation: tuple[Sequence[float], Sequence[float]]
-    """Mean and deviation of red, green and blue, of pixels in 0..1."""
+    """Mean and standard deviation of red, green and blue, for pixels in 0..1."""
     head: str
-    """What `val/miou` and the ONNX file read: `0.5 x logits of branch 1 + 0.5 x logits of branch 2`."""
+    """The scores of `val/miou` and of the ONNX file: `0.5 x logits of branch 1 + 0.5 x logits of branch 2`."""
     discriminators: bool
-    """Whether the weights file holds them too."""
+    """Whether the weights file contains the discriminators."""
     files: Mapping[str, tuple[int, str]]
-    """Bytes and SHA-256 of every file but the card."""
+    """Size in bytes and SHA-256 of every file except the card."""
     onnx: str
-    """How well the ONNX file was found to agree, or why there is none."""
+    """Result of the comparison of the ONNX file with torch, or why there is no file."""
     command: str | None = None
-    """What trains this very trial."""
+    """The command line that trains this trial."""
     commit: str | None = None
-    """Of the code that exported it."""
+    """Commit of the code that exported the checkpoint."""
 
 
 def model_card(choice: BestCheckpoint, facts: ModelCardFacts) -> str:
-    """A README.md whose front matter the Hugging Face Hub understands; it names no licence, as none was chosen."""
+    """A README.md with front matter for the Hugging Face Hub. It names no licence, because none was chosen."""
     front = yaml.safe_dump(_front_matter(choice, facts), sort_keys=False, allow_unicode=True)
     plan = choice.best.plan
     parts = [
@@ -72,18 +72,18 @@ def model_card(choice: BestCheckpoint, facts: ModelCardFacts) -> str:
 
 
 def sweep_file(choice: BestCheckpoint) -> str:
-    """A sweep file of this one trial: run, it trains it again, and against the same store it finds it finished."""
+    """A sweep file of this trial only. It trains the trial again; with the same store, the trial is already finished."""
     plan = choice.best.plan
     settings = plan.config.model_dump(mode="json", exclude={"split", "init_sha256"}, exclude_none=True)
     lines = [
-        f"# Trial {plan.trial_id} of {plan.sweep}, {choice.label}: every setting. `rrn-sweep FILE` trains it.",
-        *(["# Lists and weights are looked for beside this file, then below the data root."] if _has_paths(plan.config) else []),
+        f"# Trial {plan.trial_id} of {plan.sweep}, {choice.label}: all settings. `rrn-sweep FILE` trains it.",
+        *(["# Paths of lists and weights are relative to this file, then to the data root."] if _has_paths(plan.config) else []),
     ]
     return "\n".join(lines) + "\n" + _yaml({"name": plan.sweep, "base": settings})
 
 
 def class_names(metrics: Mapping[str, float]) -> tuple[str, ...]:
-    """Those that have an IoU of some head, in the order of the label values."""
+    """Classes with an IoU of any head, in the order of the label values."""
     heads = [f"val/iou_{head}/" for head in HEADS]
     return tuple(dict.fromkeys(name.removeprefix(head) for head in heads for name in metrics if name.startswith(head)))
 
@@ -104,7 +104,7 @@ def _front_matter(choice: BestCheckpoint, facts: ModelCardFacts) -> dict[str, An
 
 def _result(choice: BestCheckpoint) -> dict[str, Any]:
     config, metrics = choice.best.plan.config, choice.best.entry.metrics
-    names = {SCORE: "mIoU", **{f"{SCORE}_{head}": f"mIoU of {_spelt(head)}" for head in HEADS}}
+    names = {SCORE: "mIoU", **{f"{SCORE}_{head}": f"mIoU of {_head_name(head)}" for head in HEADS}}
     return {
         "task": {"type": "image-segmentation", "name": "Semantic segmentation"},
         "dataset": {"type": config.dataset, "name": f"{config.dataset}, validation list", "split": "validation"},
@@ -114,35 +114,35 @@ def _result(choice: BestCheckpoint) -> dict[str, Any]:
 
 def _what(choice: BestCheckpoint, facts: ModelCardFacts) -> str:
     config = choice.best.plan.config
-    judges = " The weights file holds the discriminators of the training too; nothing here needs them." if facts.discriminators else ""
+    extra = " The weights file also contains the discriminators; inference does not need them." if facts.discriminators else ""
     return (
         f"Two DeepLabv3+ branches on a {config.backbone} backbone for semantic segmentation into {facts.num_classes} classes,"
         f" trained by {method_of(config.method).TITLE}, with partition {config.partition} of the labels of {config.dataset},"
         f" seed {config.seed}."
-        f" Its scores are {facts.head}.{judges}"
+        f" Its scores are {facts.head}.{extra}"
     )
 
 
 def _measured(choice: BestCheckpoint, facts: ModelCardFacts) -> str:
-    taken = choice.best
-    metrics = taken.entry.metrics
+    chosen = choice.best
+    metrics = chosen.entry.metrics
     rows = [[name, *(_percent(metrics.get(f"val/iou_{head}/{name}")) for head in HEADS)] for name in facts.classes]
     means = ["**mIoU**", *(f"**{_percent(metrics.get(f'{SCORE}_{head}'))}**" for head in HEADS)]
     notes = [
-        f"This is the checkpoint of epoch {taken.entry.epoch} of {taken.plan.config.epochs} (iteration {taken.checkpoint.step}).",
+        f"This is the checkpoint of epoch {chosen.entry.epoch} of {chosen.plan.config.epochs} (iteration {chosen.checkpoint.step}).",
         *(f"{_sentence(rule)}" for rule in rules(choice)),
-        *(["Several seeds were trained: " + _cell(choice)] if len(taken.cell) > 1 else []),
+        *(["Several seeds were trained: " + _seed_mean(choice)] if len(chosen.by_seed) > 1 else []),
         *map(_sentence, choice.notes),
-        "A class that neither occurs nor is predicted has no IoU (-). Void pixels count nowhere.",
+        "A class that neither occurs nor is predicted has no IoU (-). Void pixels are not counted.",
     ]
     title = "IoU in percent, sliding windows over whole images, one confusion matrix over all of them:"
-    return "\n\n".join([title, _table([["class", *map(_spelt, HEADS)], *rows, means]), _bullets(notes)])
+    return "\n\n".join([title, _table([["class", *map(_head_name, HEADS)], *rows, means]), _bullets(notes)])
 
 
-def _cell(choice: BestCheckpoint) -> str:
-    cell = choice.best.cell
-    seeds = ", ".join(map(str, sorted(cell)))
-    return f"the mean of {choice.metric} over seeds {seeds} is {spread(cell.values())} %. Quote that, and not the best one."
+def _seed_mean(choice: BestCheckpoint) -> str:
+    by_seed = choice.best.by_seed
+    seeds = ", ".join(map(str, sorted(by_seed)))
+    return f"the mean of {choice.metric} over seeds {seeds} is {spread(by_seed.values())} %. Report this mean, not the best seed."
 
 
 def _data(config: TrainConfig, facts: ModelCardFacts) -> str:
@@ -162,7 +162,7 @@ def _counts(config: TrainConfig) -> str:
     if config.dataset == "digits":
         labeled = labeled_count(config.partition, config.train_images)
         unlabeled = config.train_images - labeled or config.train_images
-        made = "made from the settings, of scikit-learn's handwritten digits"
+        made = "generated from scikit-learn's handwritten digits"
         return f"{labeled} labelled, {unlabeled} unlabelled and {config.val_images} validation scenes, {made}"
     return "the counts were not recorded"
 
@@ -174,27 +174,27 @@ def _partition(config: TrainConfig) -> str:
 
 
 def _training(choice: BestCheckpoint, facts: ModelCardFacts) -> str:
-    taken = choice.best
-    machine = taken.manifest.attempts[-1].machine if taken.manifest.attempts else {}
+    chosen = choice.best
+    machine = chosen.manifest.attempts[-1].machine if chosen.manifest.attempts else {}
     lines = [
-        f"Sweep {taken.plan.sweep}, trial {taken.plan.trial_id} ({choice.label}), seed {taken.plan.config.seed};"
-        f" {timedelta(seconds=round(taken.manifest.seconds))} h of training{_attempts(len(taken.manifest.attempts))}.",
+        f"Sweep {chosen.plan.sweep}, trial {chosen.plan.trial_id} ({choice.label}), seed {chosen.plan.config.seed};"
+        f" {timedelta(seconds=round(chosen.manifest.seconds))} h of training{_attempts(len(chosen.manifest.attempts))}.",
         *([f"Trained with `{facts.command}`."] if facts.command else []),
-        f"`rrn-sweep {CONFIG}` trains this very trial again, given the same data.",
+        f"`rrn-sweep {CONFIG}` trains this trial again, with the same data.",
         *([f"Machine: {', '.join(f'{name} {value}' for name, value in machine.items())}."] if machine else []),
-        *([f"Code that exported it: commit {facts.commit}."] if facts.commit else []),
+        *([f"Exported by the code of commit {facts.commit}."] if facts.commit else []),
     ]
     return _bullets(lines)
 
 
 def _attempts(count: int) -> str:
-    return f" in {count} attempts, each going on from a checkpoint" if count > 1 else ""
+    return f" in {count} attempts, each resumed from a checkpoint" if count > 1 else ""
 
 
 def _use(config: TrainConfig, facts: ModelCardFacts) -> str:
     code = _SNIPPET.format(weights=WEIGHTS, last=facts.num_classes - 1)
     parts = [
-        f"With rrn-sweep installed; `predict` cuts windows of {config.crop} pixels, as the numbers above were measured:",
+        f"With rrn-sweep installed; `predict` uses sliding windows of {config.crop} pixels, like the evaluation above:",
         f"```python\n{code}```",
         "Or `rrn-sweep predict . IMAGE --out DIR` and `rrn-sweep evaluate .` in this folder.",
     ]
@@ -202,8 +202,8 @@ def _use(config: TrainConfig, facts: ModelCardFacts) -> str:
         mean, std = facts.normalisation
         parts += [
             f"With onnxruntime alone. Input `images`: float32 (N, 3, H, W), RGB, normalised as below; output `scores`: {facts.head},"
-            f" (N, {facts.num_classes}, H, W). Any N, H and W; the numbers above are of windows of {config.crop} x {config.crop},"
-            " whose scores are summed where they overlap:",
+            f" (N, {facts.num_classes}, H, W). Any N, H and W. The numbers above use windows of {config.crop} x {config.crop},"
+            " with summed scores where windows overlap:",
             f"```python\n{_ONNX_SNIPPET.format(onnx=ONNX, mean=list(mean), std=list(std))}```",
         ]
     return "\n\n".join([*parts, f"ONNX: {facts.onnx}."])
@@ -239,14 +239,14 @@ labels = scores[0].argmax(axis=0)  # (H, W)
 
 def _limits(config: TrainConfig) -> str:
     lines = [
-        "One training with one seed. Another seed gives other weights and another number.",
-        "Epoch and trial were selected on the validation images, so the numbers above are not those of a test set.",
-        f"It knows images like those of {config.dataset}; nothing is known of how it does on others.",
+        "This is one training with one seed. Another seed gives other weights and another number.",
+        "Epoch and trial were selected on the validation images, so the numbers above are not test results.",
+        f"It was trained on {config.dataset}; its accuracy on other images is unknown.",
         *(["CamVid is for research use only."] if config.dataset == "camvid" else []),
-        "No licence is named here, because none was chosen for these weights; the terms of the data set hold in any case.",
+        "No licence was chosen for these weights, so none is named here; the terms of the data set apply.",
     ]
     if config.precision == "bfloat16":
-        lines.append("Trained and measured under bfloat16 autocast; the ONNX file computes in float32, and the last digits may differ.")
+        lines.append("Trained and measured with bfloat16 autocast; the ONNX file computes in float32, so the last digits may differ.")
     return _bullets(lines)
 
 
@@ -264,7 +264,7 @@ def _yaml(value: Any) -> str:
 
 
 def _table(rows: Iterable[Sequence[str]]) -> str:
-    """As Markdown: the first column left, numbers right."""
+    """A Markdown table: first column left-aligned, other columns right-aligned."""
     head, *body = rows
     lines = [head, [":--", *["--:"] * (len(head) - 1)], *body]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
@@ -278,7 +278,7 @@ def _sentence(text: str) -> str:
     return f"{text[:1].upper()}{text[1:]}."
 
 
-def _spelt(head: str) -> str:
+def _head_name(head: str) -> str:
     return head.replace("branch", "branch ")
 
 

@@ -1,4 +1,4 @@
-"""The scores that `val/miou` measures as an ONNX file, and the proof that onnxruntime computes from it what torch computes."""
+"""Write the scores that `val/miou` measures as an ONNX file, and check that onnxruntime computes the same as torch."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from rrn_core.weights import Model, first_sentence
 
 INPUT, OUTPUT = "images", "scores"
 AXES = {0: "batch", 2: "height", 3: "width"}
-"""Names of the axes that may have any length."""
+"""Names of the dynamic axes."""
 OPSET = 20
 
 TOLERANCE = 1e-4
-"""Largest difference of two scores that is taken for rounding, as a share of the largest score, and of 1 where all are smaller."""
+"""Largest allowed difference of two scores, relative to the largest score or to 1, whichever is larger."""
 WINDOWS = 3
-"""Per pass of the comparison, so that batches of several sizes occur."""
+"""Windows per forward pass of the comparison: few, so that several batch sizes occur."""
 
 _PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
@@ -38,7 +38,7 @@ Progress = Callable[[int], None]
 
 
 class OnnxError(SweepError):
-    """There is no model.onnx that could be trusted; everything else can be."""
+    """model.onnx is missing or wrong; the other files of the export are not affected."""
 
 
 class Scores(nn.Module):
@@ -64,19 +64,19 @@ class Scores(nn.Module):
 
 @dataclass(frozen=True)
 class Agreement:
-    """How near onnxruntime comes to torch on the CPU."""
+    """Difference between onnxruntime and torch on the CPU."""
 
     images: str
-    """What was looked at: `4 validation images of digits`."""
+    """Images of the comparison: `4 validation images of digits`."""
     windows: int
     shapes: tuple[tuple[int, int], ...]
-    """Height and width of the inputs that occurred."""
+    """Height and width of the inputs."""
     largest: float
     """Largest absolute score."""
     difference: float
-    """Largest absolute difference of two scores; NaN where one is not a number."""
+    """Largest absolute difference of two scores; NaN if a score is NaN."""
     equal: float
-    """Share of the images' pixels with the same class in both."""
+    """Share of pixels with the same class in both."""
 
     @property
     def tolerance(self) -> float:
@@ -89,19 +89,19 @@ class Agreement:
     def __str__(self) -> str:
         sizes = ", ".join(f"{height} x {width}" for height, width in self.shapes)
         return (
-            f"largest difference of two scores {self.difference:.2g} (allowed {self.tolerance:.2g}, the scores reach {self.largest:.3g}),"
+            f"largest difference of two scores {self.difference:.2g} (allowed {self.tolerance:.2g}, largest score {self.largest:.3g}),"
             f" same class in {100 * self.equal:.4f} % of the pixels; {self.windows} windows of {sizes} from {self.images}"
         )
 
 
 def require_onnx() -> None:
-    """Raises OnnxError with what to install where a package is missing."""
+    """Raises OnnxError with the install command if a package is missing."""
     if absent := [name for name in _PACKAGES if find_spec(name) is None]:
-        raise OnnxError(f"{', '.join(absent)} not installed: pip install 'rrn-sweep[export]', or leave ONNX out with --no-onnx")
+        raise OnnxError(f"{', '.join(absent)} not installed: pip install 'rrn-sweep[export]', or export without ONNX: --no-onnx")
 
 
 def head_of(config: TrainConfig) -> str:
-    """What the scores are, in words."""
+    """Description of the scores: `0.5 x logits of branch 1 + 0.5 x logits of branch 2`."""
     if config.ensemble == "none":
         return "logits of branch 1"
     what = "logits" if config.ensemble == "logits" else "probabilities"
@@ -109,10 +109,10 @@ def head_of(config: TrainConfig) -> str:
 
 
 def write_onnx(model: Model, file: Path, facts: Mapping[str, str]) -> None:
-    """Write `Scores(model)` with any batch, height and width; `facts` go into the file's metadata.
+    """Write `Scores(model)` with dynamic batch, height and width; `facts` become the file's metadata.
 
     Raises:
-        OnnxError: a package is missing, or the exporter refuses.
+        OnnxError: a package is missing, or the export failed.
     """
     require_onnx()
     import onnx
@@ -133,23 +133,29 @@ def write_onnx(model: Model, file: Path, facts: Mapping[str, str]) -> None:
         assert program is not None
         graph = _cleaned(program.model_proto, facts)
         onnx.checker.check_model(graph)
-    except Exception as error:  # the exporter raises many kinds
+    except Exception as error:  # the exporter raises many types
         raise OnnxError(f"torch cannot export the networks ({type(error).__name__}: {first_sentence(error)})") from error
     onnx.save(graph, file)
 
 
 def compare(
-    file: Path, model: Model, images: Sequence[Pixels], told: str, *, threads: int | None = None, progress: Progress = lambda windows: None
+    file: Path,
+    model: Model,
+    images: Sequence[Pixels],
+    description: str,
+    *,
+    threads: int | None = None,
+    progress: Progress = lambda windows: None,
 ) -> Agreement:
-    """Run the file and torch on the windows of RGB images (H, W, 3), cut and normalised as the evaluation does, and on one narrower window.
+    """Run onnxruntime and torch on windows of RGB images (H, W, 3), prepared like the evaluation, and on one narrower window.
 
     Args:
-        told: what the images are, for the report.
-        threads: of onnxruntime; unset, its own choice.
+        description: of the images, for the report.
+        threads: threads of onnxruntime; unset, its default.
         progress: called after each pass with the number of windows so far.
 
     Raises:
-        OnnxError: onnxruntime is missing or refuses the file, or scores of another shape come out.
+        OnnxError: onnxruntime is missing or cannot run the file, or its scores have another shape.
     """
     both = _Both(_session(file, threads), Scores(model), progress)
     with torch.inference_mode():
@@ -159,7 +165,7 @@ def compare(
             classes.append((torch_class == onnx_class).double().mean())
         both(torch.from_numpy(normalise(images[0])[None, :, :crop, : 3 * crop // 4].copy()))
     return Agreement(
-        images=told,
+        images=description,
         windows=both.windows,
         shapes=tuple(both.shapes),
         largest=torch.stack(both.largest).max().item(),
@@ -169,7 +175,7 @@ def compare(
 
 
 class _Both:
-    """Windows (N, 3, H, W) to the scores of torch and of onnxruntime, (N, 2, K, H, W), noting how they differ."""
+    """Maps windows (N, 3, H, W) to the scores of torch and onnxruntime (N, 2, K, H, W) and records their differences."""
 
     def __init__(self, session: Any, scores: Scores, progress: Progress) -> None:
         self._session, self._scores, self._progress = session, scores, progress
@@ -181,7 +187,7 @@ class _Both:
     def __call__(self, windows: Tensor) -> Tensor:
         ours, theirs = self._scores(windows), self._run(windows)
         if ours.shape != theirs.shape:
-            raise OnnxError(f"its scores have the shape {tuple(theirs.shape)}, torch's {tuple(ours.shape)}")
+            raise OnnxError(f"its scores have shape {tuple(theirs.shape)}, expected {tuple(ours.shape)} as in torch")
         self.windows += len(windows)
         self.shapes[windows.shape[2], windows.shape[3]] = None
         self.largest.append(ours.abs().max())
@@ -192,7 +198,7 @@ class _Both:
     def _run(self, windows: Tensor) -> Tensor:
         try:
             (scores,) = self._session.run([OUTPUT], {INPUT: windows.numpy()})
-        except Exception as error:  # onnxruntime has its own kinds, which derive from Exception alone
+        except Exception as error:  # the exceptions of onnxruntime share only the base Exception
             raise OnnxError(f"onnxruntime cannot run it ({first_sentence(error)})") from error
         return torch.from_numpy(np.asarray(scores))
 
@@ -211,14 +217,14 @@ def _session(file: Path, threads: int | None) -> Any:
 
 
 def _cleaned(graph: Any, facts: Mapping[str, str]) -> Any:
-    """The model without what the exporter notes of this machine (stack traces with paths), its free axes named, with `facts`."""
+    """The model without stack traces and paths of this machine, with named dynamic axes and `facts`."""
     import onnx
 
     body = graph.graph
     for part in (graph, body, *body.node, *body.initializer, *body.input, *body.output):
         part.doc_string = ""
         del part.metadata_props[:]
-    del body.value_info[:]  # deduced shapes, in the exporter's names of the axes
+    del body.value_info[:]  # inferred shapes use the exporter's axis names
     (images,), (scores,) = body.input, body.output
     for place, name in AXES.items():
         for tensor in (images, scores):
@@ -229,7 +235,7 @@ def _cleaned(graph: Any, facts: Mapping[str, str]) -> Any:
 
 @contextmanager
 def _silenced() -> Iterator[None]:
-    """The exporter warns of packages that nobody asked for, and of its own use of what is deprecated."""
+    """Mute the exporter: it warns about optional packages and about deprecated functions that it calls itself."""
     logger = logging.getLogger("torch.onnx")
     before = logger.level
     logger.setLevel(logging.ERROR)

@@ -1,22 +1,45 @@
-"""What happens to a trial, as the live view, the notifications and the tracker hear of it."""
+"""Events of a trial, as the live view, the notifications and the tracker receive them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
-from orchestration.observe.progress import TrialProgress
 from orchestration.plan.trial_plan import TrialPlan
+from orchestration.record.trial_state import TrialState
+
+
+@dataclass(frozen=True)
+class TrialProgress:
+    """Progress of a trial; an unknown value is None."""
+
+    trial_id: str
+    attempt: int
+    resumed_step: int | None
+    """Step of the checkpoint from which this attempt resumed."""
+    epoch: int
+    epochs: int
+    iteration: int
+    iterations: int
+    loss: float | None = None
+    miou: float | None = None
+    eta_s: float | None = None
+    committed: int = 0
+    """Epochs whose metrics are in the store."""
+    worked_s: float = 0.0
+    """Seconds since the attempt began."""
+    ended: TrialState | None = None
+    note: str | None = None
+    """A message for the user about the start of this attempt."""
 
 
 @dataclass(frozen=True)
 class Event:
-    """Something happened to a trial."""
+    """A trial entered a state, or is running and made progress."""
 
-    kind: Literal["started", "update", "retry", "finished", "failed", "stopped", "elsewhere"]
     plan: TrialPlan
-    update: TrialProgress | None = None
+    state: TrialState
+    progress: TrialProgress | None = None
     reason: str | None = None
 
 

@@ -1,4 +1,4 @@
-"""The live view of a running sweep: a table in a terminal, plain lines in a log."""
+"""Show a running sweep: a live table in a terminal, plain lines in a log."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestration.formatting import duration
-from orchestration.observe.events import Event
-from orchestration.observe.progress import TrialProgress
+from orchestration.observe.events import Event, TrialProgress
 from orchestration.plan.trial_plan import TrialPlan
+from orchestration.record.trial_state import TrialState
 
 LOG_EVERY_S = 10.0
-"""In a plain log, a running trial gets a line at most this often."""
+"""Shortest time between two progress lines of a trial in a plain log."""
 
 
 @dataclass
 class _RunningTrial:
     plan: TrialPlan
-    update: TrialProgress | None = None
+    progress: TrialProgress | None = None
     updated_s: float = 0.0
     logged_s: float = -LOG_EVERY_S
 
 
 class LiveView:
-    """Counts trials and shows the running ones; call it with every event.
+    """Counts trials and shows the running ones. Call it with every event.
 
     Args:
-        failed: identities of trials that have failed; one that starts again has not.
-        notes: lines below the running trials, asked for whenever they are shown; unset, the view tells for how long it has been up.
+        failed: IDs of trials that failed; an ID is removed when its trial restarts.
+        notes: returns the lines below the running trials, called at every redraw; unset, the view shows its running time.
     """
 
     def __init__(
@@ -64,26 +64,26 @@ class LiveView:
             self._live.stop()
 
     def __call__(self, event: Event) -> None:
-        """Take an event in. Never raises: a view must not stop a sweep."""
+        """Handle an event. Never raises: a view must not stop a sweep."""
         row = self._rows.setdefault(event.plan.trial_id, _RunningTrial(event.plan))
         name = event.plan.label
         self._failed.discard(event.plan.trial_id)
-        if event.kind == "update" and event.update:
-            self._updated(row, event.update)
-        elif event.kind == "retry":
-            self.say(f"{name}: {event.reason}; starting again from the last checkpoint", style="yellow")
-        elif event.kind == "started":
-            self.say(f"{name}: started" if row.update is None else f"{name}: started again")
+        if event.state is TrialState.RUNNING and event.progress:
+            self._show_progress(row, event.progress)
+        elif event.state is TrialState.RESTARTING:
+            self.say(f"{name}: {event.reason}; restarting from the last checkpoint", style="yellow")
+        elif event.state is TrialState.RUNNING:
+            self.say(f"{name}: started" if row.progress is None else f"{name}: restarted")
         else:
-            self._ended(event, row)
+            self._show_end(event, row)
 
     def render(self) -> Group:
-        """What the terminal shows now."""
+        """The current content of the live table."""
         table = Table(box=None, pad_edge=False, header_style="bold")
         for heading in ("running", "epoch", "", "loss", "mIoU", "left"):
             table.add_column(heading, justify="left" if heading in ("running", "") else "right")
-        for row in list(self._rows.values()):  # the screen is drawn by a thread of its own
-            table.add_row(row.plan.label, *_cells(row.update, age_s=time.monotonic() - row.updated_s))
+        for row in list(self._rows.values()):  # a copy: rich draws in another thread
+            table.add_row(row.plan.label, *_cells(row.progress, age_s=time.monotonic() - row.updated_s))
         running = [table] if table.rows else []
         return Group(Text(self.counts(), style="bold"), *running, *(Text(note, style="dim") for note in (self._notes or list)()))
 
@@ -95,42 +95,45 @@ class LiveView:
         return f"{self._total} trials: {waiting} waiting, {running} running, {self._done} done, {failed} failed{elapsed}"
 
     def say(self, text: str, *, style: str = "") -> None:
-        """A line above the table, or in the log."""
+        """Print a line above the table, or in the log."""
         stamp = time.strftime("%H:%M:%S")
         prefix = stamp if self._live else f"{stamp} [{self._done}/{self._total} done]"
         self._console.print(Text(f"{prefix} {text}", style=style), soft_wrap=not self._live)
 
-    def _updated(self, row: _RunningTrial, update: TrialProgress) -> None:
-        first = row.update is None or row.update.attempt != update.attempt
-        note, resumed = (row.update.note, row.update.resumed_step) if row.update else (None, None)
-        row.update, row.updated_s = update, time.monotonic()
-        if update.note and (first or update.note != note):
-            self.say(f"{row.plan.label}: {update.note}", style="yellow")
-        if update.resumed_step is not None and (first or resumed is None):
-            self.say(f"{row.plan.label}: resumed at epoch {update.epoch} of {update.epochs} (step {update.resumed_step})", style="cyan")
-        if not self._live and not update.ended and time.monotonic() - row.logged_s >= LOG_EVERY_S and update.loss is not None:
+    def _show_progress(self, row: _RunningTrial, progress: TrialProgress) -> None:
+        first = row.progress is None or row.progress.attempt != progress.attempt
+        note, resumed = (row.progress.note, row.progress.resumed_step) if row.progress else (None, None)
+        row.progress, row.updated_s = progress, time.monotonic()
+        if progress.note and (first or progress.note != note):
+            self.say(f"{row.plan.label}: {progress.note}", style="yellow")
+        if progress.resumed_step is not None and (first or resumed is None):
+            self.say(
+                f"{row.plan.label}: resumed at epoch {progress.epoch} of {progress.epochs} (step {progress.resumed_step})", style="cyan"
+            )
+        if not self._live and not progress.ended and time.monotonic() - row.logged_s >= LOG_EVERY_S and progress.loss is not None:
             row.logged_s = time.monotonic()
-            epoch, _, loss, miou, left = _cells(update)
+            epoch, _, loss, miou, left = _cells(progress)
             self.say(f"{row.plan.label}: epoch {epoch}, loss {loss}, mIoU {miou}, {left} left")
 
-    def _ended(self, event: Event, row: _RunningTrial) -> None:
+    def _show_end(self, event: Event, row: _RunningTrial) -> None:
         del self._rows[event.plan.trial_id]
-        if event.kind == "finished":
+        if event.state is TrialState.FINISHED:
             self._done += 1
-            miou = f", mIoU {row.update.miou:.3f}" if row.update and row.update.miou is not None else ""
+            miou = f", mIoU {row.progress.miou:.3f}" if row.progress and row.progress.miou is not None else ""
             self.say(f"{event.plan.label}: finished{miou}", style="green")
         else:
-            if event.kind == "failed":
+            failed = event.state is TrialState.FAILED
+            if failed:
                 self._failed.add(event.plan.trial_id)
-            self.say(f"{event.plan.label}: {event.kind}: {event.reason}", style="red" if event.kind == "failed" else "yellow")
+            self.say(f"{event.plan.label}: {event.state}: {event.reason}", style="red" if failed else "yellow")
 
 
-def _cells(update: TrialProgress | None, *, age_s: float = 0.0) -> tuple[str, str | ProgressBar, str, str, str]:
-    """epoch, bar, loss, mIoU, time left of an update that came `age_s` ago."""
-    if update is None:
+def _cells(progress: TrialProgress | None, *, age_s: float = 0.0) -> tuple[str, str | ProgressBar, str, str, str]:
+    """Epoch, bar, loss, mIoU and time left, from progress that is `age_s` seconds old."""
+    if progress is None:
         return "starting", "", "", "", ""
-    bar = ProgressBar(total=update.iterations, completed=update.iteration, width=20)
-    loss = "-" if update.loss is None else f"{update.loss:.3f}"
-    miou = "-" if update.miou is None else f"{update.miou:.3f}"
-    left = "-" if update.eta_s is None else duration(max(0.0, update.eta_s - age_s))
-    return f"{update.epoch}/{update.epochs}", bar, loss, miou, left
+    bar = ProgressBar(total=progress.iterations, completed=progress.iteration, width=20)
+    loss = "-" if progress.loss is None else f"{progress.loss:.3f}"
+    miou = "-" if progress.miou is None else f"{progress.miou:.3f}"
+    left = "-" if progress.eta_s is None else duration(max(0.0, progress.eta_s - age_s))
+    return f"{progress.epoch}/{progress.epochs}", bar, loss, miou, left

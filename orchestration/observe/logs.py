@@ -1,4 +1,4 @@
-"""`logs`: what happened to one trial, followed from any machine that reaches the store."""
+"""`rrn-sweep logs`: print the history of one trial from the store, once or continuously."""
 
 from __future__ import annotations
 
@@ -6,93 +6,100 @@ import threading
 from collections.abc import Callable, Iterable
 
 from orchestration.errors import SweepError
-from orchestration.observe.trial_log import Key, kept, story
-from orchestration.observe.watch import impatient, quiet_about_the_store
+from orchestration.observe.trial_log import Key, history, stored_objects
+from orchestration.observe.watch import muted_store_warnings, with_short_store_timeout
 from orchestration.plan.trial_plan import TrialPlan
 from orchestration.record.manifest import Manifest, read_manifest
-from orchestration.record.trial_record import spent
+from orchestration.record.trial_state import TrialState, budget_spent
 from orchestration.sweep import Sweep
 
 CANDIDATES = 8
-"""So many trials are named where it is not clear which one is meant."""
+"""Trials that the error for an unknown or ambiguous name lists."""
 
 
 def logs(
-    sweep: Sweep, word: str, say: Callable[[str], None], *, follow: bool = False, every_s: float = 2.0, stop: threading.Event | None = None
+    sweep: Sweep, name: str, say: Callable[[str], None], *, follow: bool = False, every_s: float = 2.0, stop: threading.Event | None = None
 ) -> None:
-    """Say what happened to a trial, line by line, and what the store keeps of it.
+    """Print the history of a trial and where the store keeps its checkpoints and pictures.
 
     Args:
-        word: a beginning of the trial's identity, or its label.
-        follow: go on as it goes on, until it has finished or failed for good, or `stop` is set.
+        name: the trial's label, or a prefix of its ID.
+        say: prints one line.
+        follow: print new lines until the trial finishes, fails with no retries left, or `stop` is set.
 
     Raises:
-        SweepError: `word` fits no trial, or several.
+        SweepError: `name` matches no trial or several.
     """
-    plan = find_trial(sweep, word)
+    plan = find_trial(sweep, name)
     manifest = sweep.manifests.get(plan.trial_id)
     if manifest is None:
         say(f"trial {plan.trial_id} {plan.label}: not started yet")
-    told = _tell(manifest, set(), say)
+    printed = _print_new(manifest, set(), say)
     if follow:
-        with quiet_about_the_store():
-            manifest = _followed(impatient(sweep), plan.trial_id, manifest, told, say, every_s=every_s, stop=stop or threading.Event())
-    for line in kept(manifest, sweep.store.uri) if manifest else ():
+        watched = with_short_store_timeout(sweep)
+        with muted_store_warnings():
+            manifest = _follow(watched, plan.trial_id, manifest, printed, say, every_s=every_s, stop=stop or threading.Event())
+    for line in stored_objects(manifest, sweep.store.uri) if manifest else ():
         say(line)
 
 
-def find_trial(sweep: Sweep, word: str) -> TrialPlan:
-    """The trial with the label `word`, or whose identity begins so. Raises SweepError, with candidates, where none or several fit."""
-    named = [plan for plan in sweep.plans if plan.label == word]
-    fitting = named or [plan for plan in sweep.plans if word and plan.trial_id.startswith(word)]
-    if len(fitting) == 1:
-        return fitting[0]
+def find_trial(sweep: Sweep, name: str) -> TrialPlan:
+    """The trial with the label `name` or with an ID that starts with it.
+
+    Raises:
+        SweepError: no trial or several match; the text lists candidates.
+    """
+    labelled = [plan for plan in sweep.plans if plan.label == name]
+    matching = labelled or [plan for plan in sweep.plans if name and plan.trial_id.startswith(name)]
+    if len(matching) == 1:
+        return matching[0]
     if not sweep.plans:
-        raise SweepError(f"{word}: no trial of sweep {sweep.name} has started yet")
-    near = fitting or [plan for plan in sweep.plans if word and word in plan.label] or sweep.plans
+        raise SweepError(f"{name}: no trial of sweep {sweep.name} has started yet")
+    near = matching or [plan for plan in sweep.plans if name and name in plan.label] or sweep.plans
     listed = ", ".join(f"{plan.trial_id} ({plan.label})" for plan in near[:CANDIDATES])
     more = f", and {len(near) - CANDIDATES} more" if len(near) > CANDIDATES else ""
-    what = "begins several identities" if fitting else "no trial has such a label, or an identity that begins so"
-    raise SweepError(f"{word}: {what}; give one of {listed}{more}")
+    fault = "matches the IDs of several trials" if matching else "no trial has this label or an ID that starts with it"
+    raise SweepError(f"{name}: {fault}; give one of {listed}{more}")
 
 
-def _followed(
+def _follow(
     sweep: Sweep,
     trial_id: str,
     manifest: Manifest | None,
-    told: set[Key],
+    printed: set[Key],
     say: Callable[[str], None],
     *,
     every_s: float,
     stop: threading.Event,
 ) -> Manifest | None:
-    """Tell what is new of a trial until it is over; its last manifest."""
-    away = False
-    while not _is_over(manifest, sweep) and not stop.wait(every_s):
+    """Print new lines until the trial ends. Returns its last manifest."""
+    unavailable = False
+    while not _ended(manifest, sweep) and not stop.wait(every_s):
         try:
             manifest = read_manifest(sweep.store, sweep.name, trial_id) or manifest
         except SweepError as error:
-            if not away:
-                say(f"{error}; following on")
-            away = True
+            if not unavailable:
+                say(f"{error}; retrying")
+            unavailable = True
             continue
-        if away:
+        if unavailable:
             say("the store answers again")
-        away = False
-        told = _tell(manifest, told, say)
+        unavailable = False
+        printed = _print_new(manifest, printed, say)
     return manifest
 
 
-def _is_over(manifest: Manifest | None, sweep: Sweep) -> bool:
-    if manifest is None or manifest.status == "running":
+def _ended(manifest: Manifest | None, sweep: Sweep) -> bool:
+    if manifest is None or not manifest.status.is_final:
         return False
-    return manifest.status == "finished" or spent(manifest, sweep.spec.retries, driver=manifest.driver)
+    return manifest.status is TrialState.FINISHED or budget_spent(manifest, sweep.spec.retries, driver=manifest.driver)
 
 
-def _tell(manifest: Manifest | None, told: Iterable[Key], say: Callable[[str], None]) -> set[Key]:
-    """Say what was not told yet; all that is told now."""
-    before = set(told)
-    for key, line in story(manifest) if manifest else ():
+def _print_new(manifest: Manifest | None, printed: Iterable[Key], say: Callable[[str], None]) -> set[Key]:
+    """Print the lines whose keys are not in `printed`. Returns the keys of all lines printed so far."""
+    before = set(printed)
+    lines = list(history(manifest)) if manifest else []
+    for key, line in lines:
         if key not in before:
             say(line)
-    return before | {key for key, _ in (story(manifest) if manifest else ())}
+    return before | {key for key, _ in lines}

@@ -1,4 +1,4 @@
-"""Tables of a sweep, from the manifests alone."""
+"""Format the state of a sweep as tables and JSON, from its manifests."""
 
 from __future__ import annotations
 
@@ -7,35 +7,47 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from orchestration.formatting import clock, duration, shown, table
+from orchestration.plan.spec import Retries
 from orchestration.plan.trial_plan import TrialPlan
 from orchestration.record.manifest import Attempt, EpochMetrics, Manifest
+from orchestration.record.trial_state import TrialState, state_of
 
 HEADS = ("branch1", "branch2", "ensemble")
 
 
-def summary(plans: Sequence[TrialPlan], manifests: Mapping[str, Manifest]) -> str:
-    """What a finished sweep says: failed trials first, then every trial in the order of the file.
+States = Mapping[str, TrialState]
+"""States by trial_id."""
 
-    mIoU in percent on the validation list, of branch 1 / branch 2 / the ensemble, at the last epoch and at the epoch
-    with the best `val/miou`.
+
+def summary(plans: Sequence[TrialPlan], manifests: Mapping[str, Manifest], states: States | None = None) -> str:
+    """One line per failed trial, then a table of all trials in the order of the sweep file.
+
+    mIoU in percent on the validation list, of branch 1, branch 2 and their ensemble, at the last epoch and at the epoch with the
+    best `val/miou`.
+
+    Args:
+        states: unset, the states without a running driver.
     """
     varied = plans[0].varied if plans else ()
-    head = ["trial", *varied, "status", "epoch", "last: b1", "b2", "ens", "best: b1", "b2", "ens", "at", "time"]
-    rows = [_row(plan, manifests.get(plan.trial_id)) for plan in plans]
+    head = ["trial", *varied, "state", "epoch", "last: b1", "b2", "ens", "best: b1", "b2", "ens", "at", "time"]
+    states = states or _without_driver(plans, manifests)
+    rows = [_row(plan, manifests.get(plan.trial_id), states[plan.trial_id]) for plan in plans]
     text = table([head, *rows])
     return "\n".join([*failures(plans, manifests), text])
 
 
 def failures(plans: Sequence[TrialPlan], manifests: Mapping[str, Manifest]) -> list[str]:
-    """One line of reason for each failed trial."""
+    """One line per failed trial, with the reason."""
     found = [(plan, manifests[plan.trial_id]) for plan in plans if plan.trial_id in manifests]
-    return [f"FAILED {plan.trial_id} {plan.label}: {_reason(manifest)}" for plan, manifest in found if manifest.status == "failed"]
+    return [
+        f"FAILED {plan.trial_id} {plan.label}: {manifest.failure_text}" for plan, manifest in found if manifest.status is TrialState.FAILED
+    ]
 
 
 def effort(plans: Sequence[TrialPlan], manifests: Mapping[str, Manifest]) -> str:
-    """Where the time of all attempts went, by trial, in sum and by node, as h:mm:ss; an open attempt counts up to its newest checkpoint.
+    """Time of all attempts by trial, in total and by node, as h:mm:ss. An open attempt counts up to its newest checkpoint.
 
-    useful: a checkpoint was the first to hold it; repeated: an earlier attempt had committed it already; lost: no checkpoint holds it.
+    useful: work that a checkpoint stored first; repeated: work that an earlier attempt had already committed; lost: work in no checkpoint.
     """
     found = [(plan, manifests[plan.trial_id].attempts) for plan in plans if plan.trial_id in manifests]
     attempts = [attempt for _, of_trial in found for attempt in of_trial]
@@ -59,34 +71,33 @@ def shares(attempts: Sequence[Attempt]) -> str:
     return ", ".join(f"{kind} {seconds / (total or 1.0):.1%}" for kind, seconds in kinds.items()) + f" of {clock(total)}"
 
 
-def state(manifest: Manifest | None) -> str:
-    """`new`, `finished`, `failed (memory) at epoch 3`, `resumable at epoch 3`, or `resumable (lost) at epoch 3`."""
-    if manifest is None:
-        return "new"
-    if manifest.status == "finished":
-        return "finished"
-    return f"{_with_class('failed' if manifest.status == 'failed' else 'resumable', manifest)} at epoch {manifest.epochs}"
+def state_text(state: TrialState, manifest: Manifest | None) -> str:
+    """`new`, `finished`, `running at epoch 3`, `interrupted (lost) at epoch 3`, `failed (memory) at epoch 3`."""
+    if manifest is None or state in (TrialState.NEW, TrialState.FINISHED):
+        return state
+    return f"{_with_class(state, manifest)} at epoch {manifest.epochs}"
 
 
-def as_json(plans: Sequence[TrialPlan], manifests: Mapping[str, Manifest]) -> list[dict[str, Any]]:
-    """The state of every trial for other programs; checkpoints and metrics of the last and the best epoch."""
-    return [_as_json(plan, manifests.get(plan.trial_id)) for plan in plans]
+def as_json(plans: Sequence[TrialPlan], manifests: Mapping[str, Manifest], states: States | None = None) -> list[dict[str, Any]]:
+    """State, attempts and checkpoints of every trial, and the metrics of its last and best epoch, for other programs."""
+    states = states or _without_driver(plans, manifests)
+    return [_as_json(plan, manifests.get(plan.trial_id), states[plan.trial_id]) for plan in plans]
 
 
-def _reason(manifest: Manifest) -> str:
-    return f"[{manifest.failure}] {manifest.reason}" if manifest.failure else str(manifest.reason)
+def _without_driver(plans: Sequence[TrialPlan], manifests: Mapping[str, Manifest]) -> States:
+    return {plan.trial_id: state_of(manifests.get(plan.trial_id), driver=None, retries=Retries()) for plan in plans}
 
 
-def _with_class(word: str, manifest: Manifest) -> str:
-    return f"{word} ({manifest.failure})" if manifest.failure else word
+def _with_class(state: str, manifest: Manifest) -> str:
+    return f"{state} ({manifest.failure})" if manifest.failure else state
 
 
 def _effort_cells(attempts: Sequence[Attempt]) -> list[str]:
     outcomes = Counter(attempt.outcome or "open" for attempt in attempts)
     kinds = _effort_s(attempts)
     share = f"{kinds['useful'] / sum(kinds.values()):.1%}" if any(kinds.values()) else "-"
-    said = ", ".join(f"{count} {outcome}" for outcome, count in outcomes.items()) or "-"
-    return [str(len(attempts)), said, *map(clock, (*kinds.values(), sum(kinds.values()))), share]
+    counts = ", ".join(f"{count} {outcome}" for outcome, count in outcomes.items()) or "-"
+    return [str(len(attempts)), counts, *map(clock, (*kinds.values(), sum(kinds.values()))), share]
 
 
 def _effort_s(attempts: Sequence[Attempt]) -> dict[str, float]:
@@ -97,15 +108,14 @@ def _effort_s(attempts: Sequence[Attempt]) -> dict[str, float]:
     }
 
 
-def _row(plan: TrialPlan, manifest: Manifest | None) -> list[str]:
+def _row(plan: TrialPlan, manifest: Manifest | None, state: TrialState) -> list[str]:
     cells = [plan.trial_id, *(shown(plan.settings[name]) if name in plan.settings else "-" for name in plan.varied)]
     if manifest is None:
-        return [*cells, "new", f"0/{plan.config.epochs}", *["-"] * 8]
+        return [*cells, state, f"0/{plan.config.epochs}", *["-"] * 8]
     best = manifest.best
-    status = _with_class("unfinished" if manifest.status == "running" else manifest.status, manifest)
     return [
         *cells,
-        status,
+        _with_class(state, manifest),
         f"{manifest.epochs}/{plan.config.epochs}",
         *_mious(manifest.last),
         *_mious(best),
@@ -118,12 +128,12 @@ def _mious(entry: EpochMetrics | None) -> list[str]:
     return [f"{100 * entry.metrics[f'val/miou_{head}']:.1f}" if entry else "-" for head in HEADS]
 
 
-def _as_json(plan: TrialPlan, manifest: Manifest | None) -> dict[str, Any]:
+def _as_json(plan: TrialPlan, manifest: Manifest | None, state: TrialState) -> dict[str, Any]:
     known: dict[str, Any] = {
         "trial_id": plan.trial_id,
         "label": plan.label,
         "settings": plan.settings,
-        "state": state(manifest),
+        "state": state,
         "epochs": [0, plan.config.epochs],
     }
     if manifest:

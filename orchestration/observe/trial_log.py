@@ -1,4 +1,4 @@
-"""What happened to a trial, in order, from its manifest alone."""
+"""Turn the manifest of a trial into a chronological log."""
 
 from __future__ import annotations
 
@@ -13,29 +13,29 @@ _TERMS = "train/loss_"
 _UNKNOWN_TIME = "an unknown time    "
 
 Key = tuple[str, int]
-"""Names a line of a story: what it tells, and of which attempt or epoch."""
+"""Identifies lines of a log: kind of event, and number of the attempt or epoch."""
 
 
 def log_lines(manifest: Manifest, store_uri: str) -> Iterator[str]:
-    """The whole story of a trial, then what the store keeps of it; instants in the local time zone, by the clock of the trial's node."""
-    yield from (line for _, line in story(manifest))
-    yield from kept(manifest, store_uri)
+    """The history of a trial, then its stored objects. Times are those of the node's clock, in the local time zone."""
+    yield from (line for _, line in history(manifest))
+    yield from stored_objects(manifest, store_uri)
 
 
-def story(manifest: Manifest) -> Iterator[tuple[Key, str]]:
-    """What happened, a key and a text a line; a later manifest only adds to it, but for the traceback, which is the newest failure's."""
+def history(manifest: Manifest) -> Iterator[tuple[Key, str]]:
+    """Key and text of each line. A later manifest only adds lines; only the traceback is replaced, by that of the newest failure."""
     yield ("created", 0), f"{instant(manifest.created_ms)}  trial {manifest.trial_id} of {manifest.sweep} created: {manifest.label}"
     entries = list(manifest.history)
     for attempt in manifest.attempts:
-        yield from _begun(manifest, attempt)
+        yield from _attempt_start(manifest, attempt)
         while entries and entries[0].step <= attempt.last_step:
             entry = entries.pop(0)
             yield ("epoch", entry.epoch), _epoch(entry, manifest)
-        yield from _ended(manifest, attempt)
+        yield from _attempt_close(manifest, attempt)
 
 
-def kept(manifest: Manifest, store_uri: str) -> Iterator[str]:
-    """Where the checkpoints and pictures lie that the store keeps."""
+def stored_objects(manifest: Manifest, store_uri: str) -> Iterator[str]:
+    """The URI of every checkpoint and picture folder in the store."""
     last, best = max(manifest.checkpoints, key=lambda c: c.step, default=None), manifest.best_checkpoint
     for checkpoint in sorted(manifest.checkpoints, key=lambda c: c.step):
         rules = [rule for rule, chosen in (("last", last), ("best", best)) if chosen is checkpoint]
@@ -45,27 +45,27 @@ def kept(manifest: Manifest, store_uri: str) -> Iterator[str]:
 
 
 def instant(ms: int) -> str:
-    """A stored instant in the local time zone."""
+    """A stored time in the local time zone."""
     try:
         return f"{datetime.fromtimestamp(ms / 1000).astimezone():%Y-%m-%d %H:%M:%S}"
-    except (ValueError, OverflowError, OSError):  # a clock may show anything
+    except (ValueError, OverflowError, OSError):  # a node's clock may be wrong by any amount
         return _UNKNOWN_TIME
 
 
 def attempt_end(attempt: Attempt) -> str:
-    """`finished`, `stopped`, or `[lost] its process ended without a word`."""
-    if attempt.outcome in (None, "finished", "stopped"):
+    """`finished`, `interrupted`, `open`, or `[lost] REASON`."""
+    if attempt.outcome in (None, "finished", "interrupted"):
         return attempt.outcome or "open"
     return f"[{attempt.outcome}] {attempt.reason}"
 
 
-def _begun(manifest: Manifest, attempt: Attempt) -> Iterator[tuple[Key, str]]:
+def _attempt_start(manifest: Manifest, attempt: Attempt) -> Iterator[tuple[Key, str]]:
     machine = ", ".join(f"{name} {value}" for name, value in attempt.machine.items())
     where = f"{attempt.node}{f' ({machine})' if machine else ''}"
     yield ("begun", attempt.number), f"{instant(attempt.started_ms)}  attempt {attempt.number} for driver {attempt.driver} on {where}"
-    if attempt.first_step:  # known once something was committed
+    if attempt.first_step:  # known after the first commit
         epoch = max((entry.epoch for entry in manifest.history if entry.step <= attempt.first_step), default=0)
-        yield ("resumed", attempt.number), f"{_blank()}  went on from the checkpoint of step {attempt.first_step}, after epoch {epoch}"
+        yield ("resumed", attempt.number), f"{_blank()}  resumed from the checkpoint of step {attempt.first_step}, after epoch {epoch}"
 
 
 def _epoch(entry: EpochMetrics, manifest: Manifest) -> str:
@@ -82,7 +82,7 @@ def _epoch(entry: EpochMetrics, manifest: Manifest) -> str:
     return f"{instant(entry.time_ms)}  {'; '.join(parts)}"
 
 
-def _ended(manifest: Manifest, attempt: Attempt) -> Iterator[tuple[Key, str]]:
+def _attempt_close(manifest: Manifest, attempt: Attempt) -> Iterator[tuple[Key, str]]:
     if attempt.ended_ms is None:
         return
     account = f"useful {clock(attempt.useful_s)}, repeated {clock(attempt.repeated_s)}, lost {clock(attempt.lost_s)}"

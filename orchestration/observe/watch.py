@@ -1,4 +1,4 @@
-"""`watch`: the live view of a sweep, from any machine that reaches the store."""
+"""`rrn-sweep watch`: show a sweep live from any machine that can read its store."""
 
 from __future__ import annotations
 
@@ -13,82 +13,84 @@ from rich.console import Console
 from rich.text import Text
 
 from orchestration.errors import StoreError, SweepError
+from orchestration.observe.driver_liveness import DriverLiveness
 from orchestration.observe.events import Event
 from orchestration.observe.live import LiveView
-from orchestration.observe.state_changes import DriverLiveness, ReportedTrial, State, changes, newest, state_of
+from orchestration.observe.state_changes import ReportedTrial, changes, newest
 from orchestration.observe.status import shares
 from orchestration.plan.trial_plan import TrialPlan
 from orchestration.record.lease import driver_of
 from orchestration.record.manifest import Manifest
+from orchestration.record.trial_state import TrialState, state_of
 from orchestration.store.open import open_store
 from orchestration.sweep import Sweep
 
-LOOK_WITHIN_S = 10.0
-"""A store that gives no answer for so long is said to be away."""
+STORE_TIMEOUT_S = 10.0
+"""A store that does not answer for this long is reported as unavailable."""
 
 NEWEST = 5
-"""So many of the attempts that ended before the first look are told."""
+"""Attempts that ended before the start of `watch`; this many are listed."""
 
 
 def watch(sweep: Sweep, console: Console, *, every_s: float = 3.0, once: bool = False, stop: threading.Event | None = None) -> None:
-    """Show the sweep as its store tells it, until it is complete or `stop` is set: a table in a terminal, else lines as things change.
+    """Show the sweep until it is complete or `stop` is set: as a table in a terminal, else as one line per change.
 
-    Of a trial it knows what was committed: the newest epoch, not the newest step. A store that is away is waited for.
+    It shows what the trials committed: the newest epoch, not the newest step. If the store becomes unavailable, it retries.
 
     Args:
-        once: show it as it is now, then return.
+        once: show the current state, then return.
 
     Raises:
-        StoreError: at the very start.
+        StoreError: the store is unavailable at the start.
     """
     stop = stop or threading.Event()
-    watcher = _Watcher(impatient(sweep), console, drawn=once or console.is_terminal)
+    watcher = _Watcher(with_short_store_timeout(sweep), console, drawn=once or console.is_terminal)
     if once:
         watcher.show()
         return
     try:
-        with quiet_about_the_store(), watcher.view:
+        with muted_store_warnings(), watcher.view:
             while not watcher.sweep.complete and not stop.wait(every_s):
-                watcher.look()
+                watcher.poll()
     finally:
         watcher.show()
 
 
 class _Watcher:
-    """Tells the live view what changes from look to look."""
+    """Reads the store repeatedly and sends the changes to the live view."""
 
     def __init__(self, sweep: Sweep, console: Console, *, drawn: bool) -> None:
-        self.sweep, self._console, self._pulse = sweep, console, DriverLiveness()
-        self._looked_s, self._away = time.monotonic(), False
-        self._pulse.take(driver_of(sweep.store, sweep.name))
+        self.sweep, self._console, self._liveness = sweep, console, DriverLiveness()
+        self._read_s, self._unavailable = time.monotonic(), False
+        self._liveness.take(driver_of(sweep.store, sweep.name))
         states = {trial_id: self._state(manifest) for trial_id, manifest in sweep.manifests.items() if trial_id in sweep.trial_ids}
-        self._told = {trial_id: _as_found(sweep.manifests[trial_id], state) for trial_id, state in states.items()}
-        failed = {trial_id for trial_id, state in states.items() if state == "failed"}
+        self._reported = {trial_id: _as_reported(sweep.manifests[trial_id], state) for trial_id, state in states.items()}
+        failed = {trial_id for trial_id, state in states.items() if state is TrialState.FAILED}
         finished = len(sweep.plans) - len(sweep.unfinished)
         self.view = LiveView(console, total=sweep.total, finished=finished, failed=failed, notes=self._notes)
         for line in newest(sweep.plans, sweep.manifests, count=NEWEST):
             self._console.print(Text(line))
-        self._driver = self._pulse.state if drawn else ""  # a log is told of it, below a table it stands anyway
+        self._driver = self._liveness.state if drawn else ""  # a table shows it below the trials, a log needs a line
         self._take(sweep)
 
-    def look(self) -> None:
-        """Ask the store, and tell what has changed."""
+    def poll(self) -> None:
+        """Read the store and show what changed."""
         try:
             driver, sweep = driver_of(self.sweep.store, self.sweep.name), _reread(self.sweep)
         except SweepError as error:
-            self._pulse.miss()
-            if not self._away:
-                self.view.say(f"{error}; watching on", style="yellow")
-            self._away = True
+            self._liveness.miss()
+            if not self._unavailable:
+                self.view.say(f"{error}; retrying", style="yellow")
+            self._unavailable = True
             return
-        if self._away:
+        if self._unavailable:
             self.view.say("the store answers again")
-        self._away, self._looked_s = False, time.monotonic()
-        self._pulse.take(driver)
+        self._unavailable, self._read_s = False, time.monotonic()
+        self._liveness.take(driver)
         self._take(sweep)
 
     def show(self) -> None:
-        """How it stands, once, below all that was told."""
+        """Print the current state."""
         self._console.print(self.view.render())
 
     def _take(self, sweep: Sweep) -> None:
@@ -96,54 +98,58 @@ class _Watcher:
         for plan in sweep.plans:
             if manifest := sweep.manifests.get(plan.trial_id):
                 self._compare(plan, manifest)
-            elif self._told.pop(plan.trial_id, None):
-                self.view(Event("stopped", plan, reason="its manifest is gone from the store"))
-        if self._driver != (state := self._pulse.state):
+            elif self._reported.pop(plan.trial_id, None):
+                self.view(Event(plan, TrialState.INTERRUPTED, reason="its manifest was deleted from the store"))
+        if self._driver != (state := self._liveness.state):
             self._driver = state
             self.view.say(self._driver_line())
 
     def _compare(self, plan: TrialPlan, manifest: Manifest) -> None:
-        told, state = self._told.get(plan.trial_id, ReportedTrial()), self._state(manifest)
-        if told.manifest is not manifest or told.state != state:
-            for event in changes(plan, told, manifest, state):
+        reported, state = self._reported.get(plan.trial_id, ReportedTrial()), self._state(manifest)
+        if reported.manifest is not manifest or reported.state != state:
+            for event in changes(plan, reported, manifest, state):
                 self.view(event)
-            self._told[plan.trial_id] = ReportedTrial(len(manifest.attempts), state, manifest)
+            self._reported[plan.trial_id] = ReportedTrial(len(manifest.attempts), state, manifest)
 
-    def _state(self, manifest: Manifest) -> State:
-        return state_of(manifest, driver=self._pulse.token, retries=self.sweep.spec.retries)
+    def _state(self, manifest: Manifest) -> TrialState:
+        return state_of(manifest, driver=self._liveness.token, retries=self.sweep.spec.retries)
 
     def _notes(self) -> list[str]:
         known = self.sweep.manifests
         attempts = [attempt for plan in self.sweep.plans if plan.trial_id in known for attempt in known[plan.trial_id].attempts]
-        ago_s = time.monotonic() - self._looked_s
+        ago_s = time.monotonic() - self._read_s
         return [
             self._driver_line(),
             f"effort: {shares(attempts)}, up to each trial's newest checkpoint",
-            f"loss and mIoU: after the newest committed epoch, on the validation list; the store was asked {ago_s:.0f} s ago",
+            f"loss and mIoU: after the newest committed epoch, on the validation list; read from the store {ago_s:.0f} s ago",
         ]
 
     def _driver_line(self) -> str:
-        left = "" if self._pulse.token is not None or self.sweep.complete else f"; rrn-sweep {self.sweep.file} goes on with what is left"
-        return f"{self._pulse}{left}"
+        resume = "" if self._liveness.token is not None or self.sweep.complete else f"; resume with: rrn-sweep {self.sweep.file}"
+        return f"{self._liveness}{resume}"
 
 
-def _as_found(manifest: Manifest, state: State) -> ReportedTrial:
-    """At the first look: of what happened before only where the running trials are is told."""
-    return ReportedTrial(len(manifest.attempts), state, None if state in ("running", "retrying") else manifest)
+def _as_reported(manifest: Manifest, state: TrialState) -> ReportedTrial:
+    """The part not to report at the start: everything except the progress of open trials."""
+    return ReportedTrial(len(manifest.attempts), state, None if state.is_open else manifest)
 
 
 def _reread(sweep: Sweep) -> Sweep:
-    """The sweep as it is now; a finished trial does not change. Raises SweepError, also where a folder is gone that held it."""
-    finished = {trial_id: manifest for trial_id, manifest in sweep.manifests.items() if manifest.status == "finished"}
+    """The current sweep; finished trials are not read again, because they do not change.
+
+    Raises:
+        SweepError: the store is unavailable, or no longer has any of the unfinished trials (for example, its folder was unmounted).
+    """
+    finished = {trial_id: manifest for trial_id, manifest in sweep.manifests.items() if manifest.status is TrialState.FINISHED}
     now = sweep.reread(known=finished)
     if (open_ := sweep.manifests.keys() - finished.keys()) and not open_ & now.manifests.keys():
-        raise StoreError(f"{sweep.store.uri}: what was there of sweep {sweep.name} is not there any more")
+        raise StoreError(f"{sweep.store.uri}: the unfinished trials of sweep {sweep.name} disappeared")
     return now
 
 
 @contextmanager
-def quiet_about_the_store() -> Iterator[None]:
-    """S3's own lines of an outage, one for each look, would tell what is told here already."""
+def muted_store_warnings() -> Iterator[None]:
+    """Mute the S3 store's warnings: the caller reports an outage itself, once."""
     logger = logging.getLogger("orchestration.store.s3")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -153,6 +159,6 @@ def quiet_about_the_store() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def impatient(sweep: Sweep) -> Sweep:
-    """The sweep with a store that soon says when it is away."""
-    return replace(sweep, store=open_store(sweep.store.uri, deadline_s=LOOK_WITHIN_S))
+def with_short_store_timeout(sweep: Sweep) -> Sweep:
+    """The sweep with a store that raises StoreUnavailable after STORE_TIMEOUT_S."""
+    return replace(sweep, store=open_store(sweep.store.uri, deadline_s=STORE_TIMEOUT_S))

@@ -1,4 +1,4 @@
-"""What a sweep file may hold: its keys, their types and defaults."""
+"""The keys of a sweep file, their types and defaults."""
 
 from __future__ import annotations
 
@@ -11,49 +11,64 @@ from orchestration.failures import Failure
 from rrn_core.presets import PRESETS
 
 Settings = dict[str, Any]
-"""Values of TrainConfig fields by name."""
+"""Values of settings by name."""
 
 
 class _SpecModel(BaseModel):
-    model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 class Resources(_SpecModel):
-    """What one trial asks of Ray; `gpu` may be a fraction, which shares a GPU by book-keeping only."""
+    """What one trial asks of Ray."""
 
     cpu: Annotated[float, Field(gt=0)] = 1
+    """CPU cores; also the number of threads of a trial."""
     gpu: Annotated[float, Field(ge=0)] = 0
+    """GPUs. A fraction lets several trials share one GPU; memory is not divided."""
 
 
 _Count = Annotated[int, Field(ge=0)]
 
 
 class FinishedRetention(_SpecModel):
-    """What `rrn-sweep gc` leaves of finished trials: the newest checkpoints of each, the best by `val/miou` of trial, partition, sweep."""
+    """What `rrn-sweep gc` keeps of finished trials. The best are those with the highest `val/miou`."""
 
     last: _Count = 1
+    """Newest checkpoints of each trial."""
     best_per_trial: _Count = 0
+    """Best checkpoints of each trial."""
     best_per_partition: _Count = 0
+    """Best checkpoints of each partition."""
     best_per_sweep: _Count = 1
+    """Best checkpoints of the whole sweep."""
 
 
 class Retention(_SpecModel):
-    """Which checkpoints of a trial are kept: the newest `last` ones, and the one with the best `val/miou`."""
+    """Which checkpoints a trial keeps."""
 
     last: Annotated[int, Field(ge=1)] = 2
+    """Newest checkpoints."""
     best: bool = True
+    """Also the one with the highest `val/miou`."""
     finished: FinishedRetention | None = None
+    """What `rrn-sweep gc` keeps of finished trials; unset, it removes none of their checkpoints."""
 
 
 class Retries(_SpecModel):
-    """New starts of a trial within one run of the sweep, by the class of what ended it; the next run of the sweep starts counting anew."""
+    """Restarts of a trial within one run of the sweep, by the class of failure. The next run counts from 0."""
 
     lost: _Count = 10
+    """The worker or its node died, or was stopped by SIGTERM."""
     memory: _Count = 1
+    """Out of memory, on the GPU or the host."""
     diverged: _Count = 0
+    """A loss is no longer finite."""
     code: _Count = 1
+    """Any other exception."""
     data: _Count = 0
+    """Images, labels, lists, weights or settings cannot be used."""
     unavailable: _Count = 3
+    """The store did not answer, or a disk was full, for longer than an hour."""
 
     def of(self, failure: Failure) -> int:
         """The budget of one class."""
@@ -61,7 +76,7 @@ class Retries(_SpecModel):
 
 
 def _retries_of(given: Any) -> Any:
-    """A mere number is the budget of all that may go better the next time."""
+    """A plain number is the budget of every class that another attempt may cure."""
     if isinstance(given, bool) or not isinstance(given, int):
         return given
     if given < 0:
@@ -70,21 +85,29 @@ def _retries_of(given: Any) -> Any:
 
 
 class Search(_SpecModel):
-    """Adaptive search: `trials` proposals of an Optuna sampler, told `val/miou` at the last or the best epoch."""
+    """An adaptive search by an Optuna sampler, instead of `grid`, `points` and `seeds`."""
 
     sampler: Literal["random", "tpe"] = "tpe"
+    """How trials are proposed."""
     trials: Annotated[int, Field(ge=1)]
+    """Number of trials."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    """Seed of the sampler."""
     at: Literal["last", "best"] = "last"
+    """The epoch whose `val/miou` is maximised."""
 
 
 class Dimension(_SpecModel):
-    """One searched setting: a range `low`..`high` (optionally `log`), or `choices`."""
+    """One searched setting: a range, or choices."""
 
     low: float | int | None = None
+    """Lower end of the range."""
     high: float | int | None = None
+    """Upper end of the range."""
     log: bool = False
+    """Sample the range on a logarithmic scale."""
     choices: list[str | int | float | bool] | None = None
+    """Values to choose from, instead of a range."""
 
     @property
     def first(self) -> str | int | float | bool | None:
@@ -104,64 +127,86 @@ class Dimension(_SpecModel):
 
 
 class PublishedRow(_SpecModel):
-    """A published number, and which trials to compare with it: those whose settings are as `when` says."""
+    """A published number, and the trials to compare with it."""
 
     when: Settings
+    """Settings that these trials have."""
     metric: Literal["val/miou", "val/miou_branch1", "val/miou_branch2", "val/miou_ensemble"] = "val/miou"
+    """Our metric to compare."""
     value: Annotated[float, Field(ge=0, le=100)] | None
-    """In percent; null where nothing was published, which still shows ours."""
+    """The published number in percent; null where none was published, which still shows ours."""
     name: str | None = None
-    """What the source calls the row."""
+    """The source's name of the row."""
 
 
 class Published(_SpecModel):
-    """Numbers to compare the sweep with."""
+    """Published numbers, shown beside ours."""
 
     source: Annotated[str, Field(min_length=1)]
-    """Where they stand, and what is known of how they were measured."""
+    """Where the numbers stand, and how they were measured as far as known."""
     rows: list[PublishedRow]
+    """The numbers."""
 
 
 class PictureRule(_SpecModel):
-    """Which validation images a trial draws with its predictions, and how often; they change no result."""
+    """Pictures of predictions on validation images; they change no result."""
 
     images: _Count = 4
-    """So many, evenly spread over the validation list; 0 draws none."""
+    """Number of images, evenly spread over the validation list; 0 draws none."""
     every: Annotated[int, Field(ge=1)] | None = None
-    """Epochs from one drawing to the next; unset, about five drawings a trial. The last epoch is always drawn."""
+    """Epochs from one picture to the next; unset, about five pictures a trial. The last epoch is always drawn."""
 
 
 class NotificationRule(_SpecModel):
-    """Whom to tell of the end of a sweep, of a trial that failed for good, and of a circuit breaker that tripped."""
+    """Who is notified, and of what."""
 
     webhook_env: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] | None = None
-    """Environment variable that holds the address of a Slack-compatible webhook, which is a secret."""
+    """Environment variable that holds the address of a Slack-compatible webhook. The address is a secret."""
     command: Annotated[str, Field(min_length=1)] | None = None
-    """Shell command; it finds the facts in RRN_EVENT, RRN_TEXT and others, and the text on its standard input."""
+    """Shell command. It gets the facts in RRN_EVENT, RRN_TEXT and others, and the text on standard input."""
     on: list[Literal["end", "failed", "breaker"]] = ["end", "failed", "breaker"]
+    """The sweep ended, a trial failed, the circuit breaker stopped the sweep."""
 
 
 class SweepSpec(_SpecModel):
-    """A sweep as the user wrote it, checked: every value in `base`, `grid`, `points` and `space` fits TrainConfig."""
+    """A sweep file is a YAML 1.2 mapping with these keys. `grid`, `points` and `seeds` list the trials; `search` and `space` propose
+    them instead. Every key can be changed on the command line: `--set retries.lost=3`, and a setting by its name: `--set epochs=2`.
+    """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$")]
+    """Name of the sweep, of its MLflow experiment and of its folder in the store."""
     description: str = ""
     """What the sweep is for, in Markdown; MLflow shows it."""
     preset: str | None = None
+    """Named settings that every trial starts from."""
     base: Settings = {}
+    """Settings of every trial, over those of the preset."""
     grid: dict[str, list[Any]] = {}
+    """Lists of values by setting; every combination is a trial."""
     points: list[Settings] = []
+    """Single combinations, beside those of the grid."""
     seeds: list[Annotated[int, Field(ge=0, lt=2**31)]] | None = None
+    """Seeds; every combination is trained with each."""
     search: Search | None = None
+    """Adaptive search."""
     space: dict[str, Dimension] = {}
+    """Searched settings."""
     published: Published | None = None
+    """Published numbers to compare with."""
     pictures: PictureRule = PictureRule()
+    """Pictures of predictions."""
     notify: NotificationRule | None = None
+    """Notifications."""
     resources: Resources = Resources()
+    """What one trial asks of Ray."""
     retries: Annotated[Retries, BeforeValidator(_retries_of)] = Retries()
+    """Restarts of a trial by class of failure; a plain number is the budget of lost, memory, code and unavailable."""
     retention: Retention = Retention()
+    """Which checkpoints are kept."""
     store: str | None = None
+    """`s3://bucket/prefix` or a folder (default: RRN_STORE, else runs/store)."""
     tracking: str | None = None
+    """MLflow: `sqlite:///PATH` or `http(s)://HOST` (default: MLFLOW_TRACKING_URI, else sqlite:///runs/mlflow.db)."""
 
     @property
     def settings(self) -> Settings:

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from orchestration.errors import SpecError
 from orchestration.plan.spec import Settings, SweepSpec
 from orchestration.plan.validation_text import dotted, faults_of, lines, quoted, suggestion
-from orchestration.plan.yaml12 import parse
+from orchestration.plan.yaml12 import YamlError, parse
 from rrn_core.config import TrainConfig
 from rrn_core.methods import DEFAULT, METHODS, all_settings, methods_with, settings_class
 from rrn_core.presets import PRESETS
@@ -34,7 +34,7 @@ def load(path: Path, *, overrides: Iterable[str] = ()) -> SweepSpec:
         raise SpecError([f"{path}: cannot be read: {error.strerror}"]) from error
     except UnicodeDecodeError as error:
         raise SpecError([f"{path}: not valid YAML: {error}"]) from error
-    except ValueError as error:
+    except YamlError as error:
         raise SpecError([f"{path}: {error}"]) from error
     if not isinstance(document, dict):
         raise SpecError([f"{path}: must be a mapping with at least `name:`, got {quoted(document)}"])
@@ -58,9 +58,9 @@ def check(document: Mapping[str, Any]) -> SweepSpec:
         faults += _structure_faults(spec)
     except ValidationError as error:
         faults += faults_of(error, SweepSpec)
-        # what is sound so far is checked further, so that all faults are told at once
-        unsound = {fault["loc"][0] for fault in error.errors()}
-        spec = SweepSpec.model_validate({"name": "unsound"} | {key: value for key, value in document.items() if key not in unsound})
+        # the keys without a fault are checked further, so that all faults are reported at once
+        faulty = {fault["loc"][0] for fault in error.errors()}
+        spec = SweepSpec.model_validate({"name": "faulty"} | {key: value for key, value in document.items() if key not in faulty})
     faults += [*_base_faults(spec), *_grid_faults(spec), *_points_faults(spec), *_space_faults(spec), *_published_faults(spec)]
     faults += _unread_faults(spec)
     if faults:
@@ -183,7 +183,8 @@ def _published_faults(spec: SweepSpec) -> list[str]:
 
 def _unread_faults(spec: SweepSpec) -> list[str]:
     """Settings that no method of the sweep has. One that only some of them have makes fewer trials of the others (`expand`)."""
-    methods = _methods_of(spec)
+    if not (methods := _methods_of(spec)):
+        return []
     read = {name for method in methods for name in settings_class(method).model_fields}
     named = [("base", spec.base), ("grid", spec.grid), ("space", spec.space), *((f"points[{i}]", p) for i, p in enumerate(spec.points))]
     return [
@@ -245,5 +246,5 @@ def _override(document: Settings, text: str) -> None:
             raise SpecError([f"--set {text}: {part} is not a mapping in the file"])
     try:
         place[path[-1]] = parse(value)
-    except ValueError as error:
+    except YamlError as error:
         raise SpecError([f"--set {text}: {error}"]) from error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -12,6 +12,7 @@ from orchestration.formatting import label
 from orchestration.plan.spec import Settings, SweepSpec
 from orchestration.plan.sweep_file import build_config
 from rrn_core.config import TrainConfig, iterations_per_epoch, labeled_count, listed_train_images
+from rrn_core.errors import ConfigError
 
 Resolve = Callable[[TrainConfig], TrainConfig]
 """Fills in what the files that a configuration names contain (record/inputs.py)."""
@@ -54,7 +55,7 @@ class TrialPlan:
         """Iterations of the whole run; 0 where only data that are not there could tell."""
         try:
             return self.config.epochs * iterations_per_epoch(self.config)
-        except ValueError:
+        except ConfigError:
             return 0
 
 
@@ -109,7 +110,7 @@ def _differ(settings: Settings, others: Settings, config: TrainConfig) -> bool:
 
 
 def representatives(spec: SweepSpec, resolve: Resolve = lambda config: config) -> list[TrialPlan]:
-    """Of an adaptive search, the trials with each choice and the first value of every range: what it will propose looks like them.
+    """Of an adaptive search, the trials with each choice and the first value of every range: they resemble what it will propose.
 
     Raises:
         SpecError: not one of them fits together.
@@ -139,16 +140,9 @@ def make_plan(
     if images is not None:
         try:
             labeled_count(config.partition, images)
-        except ValueError as error:
+        except ConfigError as error:
             raise SpecError([str(error)]) from None
     return TrialPlan(spec.name, resolve(config), varied, proposal)
-
-
-def difference(config: TrainConfig, other: Mapping[str, object]) -> list[str]:
-    """How a configuration differs from the stored settings of another trial: `epochs 10 instead of 5`."""
-    own = config.model_dump(mode="json")
-    names = [name for name in own if own[name] != other.get(name, own[name])]
-    return [f"{name} {own[name]} instead of {other[name]}" for name in names]
 
 
 def _more(others: int) -> str:

@@ -1,4 +1,4 @@
-"""What pydantic finds wrong with a file, in the words of the house: where, expected, got, next."""
+"""Pydantic's errors as lines for a user: where, what was expected, what was found, what was meant."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def faults_of(error: ValidationError, model: type[BaseModel], *, path: str = "")
 
 
 def lines(errors: Iterable[Any], model: type[BaseModel], where: Callable[[tuple[Any, ...]], str]) -> list[str]:
-    """One line an error; of a union's several complaints about one value only the first."""
+    """One line an error; of several errors of a union about one value only the first."""
     lines: dict[str, str] = {}
     for error in errors:
         loc = tuple(part for part in error["loc"] if not _is_union_tag(part))

@@ -8,13 +8,17 @@ from typing import Any
 import yaml
 
 
+class YamlError(ValueError):
+    """The text is not valid YAML 1.2. One line says what is wrong and where."""
+
+
 def parse(text: str) -> Any:
-    """The document. Raises ValueError with one line that says what is wrong and where."""
+    """The document. Raises YamlError."""
     try:
         return yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a number or date that Python refuses
         words = re.sub(r"\s+", " ", str(error)).replace('in "<unicode string>", ', "at ")
-        raise ValueError(f"not valid YAML: {words}") from error
+        raise YamlError(f"not valid YAML: {words}") from error
 
 
 class _Loader(yaml.SafeLoader):

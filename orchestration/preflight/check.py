@@ -1,4 +1,4 @@
-"""Tries everything that a sweep will need, before a GPU is spent on it: data, store, MLflow, disk and device."""
+"""Check what a sweep needs before it uses a GPU: data, initial weights, store, disk space, MLflow and device."""
 
 from __future__ import annotations
 
@@ -21,20 +21,19 @@ from orchestration.record.inputs import InputContents
 from orchestration.store.base import Store
 from orchestration.store.directory import DirectoryStore
 from rrn_core.config import Runtime, TrainConfig
+from rrn_core.errors import ConfigError, DataError
 from rrn_core.setting import setting_of
 
 if TYPE_CHECKING:
-    from rrn_core.data.inspection import Finding, Level, Looks
+    from rrn_core.data.inspection import Finding, Level, StatisticsCache
 
 MARKS = {"ok": "ok", "warn": "warn", "fault": "FAULT"}
 
 _SQLITE = "sqlite:///"
-_DATA_SETTINGS = tuple(name for name, field in TrainConfig.model_fields.items() if setting_of(field).data)
-"""What an inspection of the data depends on."""
 _TIGHT = 0.8
-"""Share of the free disk or of the GPU's memory above which a need is warned about."""
+"""A need above this share of the free disk or GPU memory is a warning."""
 _CONTEXT_MB = 600
-"""MiB that a process takes of a GPU for CUDA itself."""
+"""MiB of GPU memory that the CUDA context of a process takes."""
 
 
 def check(
@@ -47,12 +46,12 @@ def check(
     local: bool = True,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Finding]:
-    """All that is found about the trials of a sweep; nothing is raised for what a user can mend.
+    """Run every check. A fault that the user can fix is a finding, not an exception.
 
     Args:
-        plans: all of them, finished or not: the room for checkpoints is an upper bound; of a search its samples.
-        local: trials run on this machine; else its data and device say nothing about theirs, and are left out where they are absent.
-        progress: files looked at, and all files of the data configuration under way.
+        plans: all trials, finished or not, because the disk space for checkpoints is an upper bound; of a search, its samples.
+        local: trials run on this machine. If not, a missing data root is a warning and the device is not checked.
+        progress: called with the files inspected and the number of files of the current data configuration.
     """
     trials = spec.search.trials if spec.search else len(plans)
     return [
@@ -66,7 +65,7 @@ def check(
 
 
 def render(findings: Iterable[Finding]) -> str:
-    """A line for each, its mark first."""
+    """One line per finding: mark, subject, detail."""
     return table([[MARKS[finding.level], finding.what, finding.detail] for finding in findings])
 
 
@@ -77,25 +76,30 @@ def faulty(findings: Iterable[Finding]) -> bool:
 def check_data(
     configs: Iterable[TrainConfig], runtime: Runtime, *, local: bool = True, progress: Callable[[int, int], None] | None = None
 ) -> list[Finding]:
-    """Every distinct choice of images once; files that several share are read once, and equal lines are told once."""
-    looks: Looks = {}
-    distinct = {tuple(getattr(config, name) for name in _DATA_SETTINGS): config for config in configs}.values()
-    findings = [finding for config in distinct for finding in _data(config, runtime, looks, local, progress)]
+    """Inspect every distinct selection of images. Shared files are read once; equal findings are reported once."""
+    inspected: StatisticsCache = {}
+    distinct = {tuple((name, getattr(config, name)) for name in data_settings(config)): config for config in configs}.values()
+    findings = [finding for config in distinct for finding in _data(config, runtime, inspected, local, progress)]
     return list(dict.fromkeys(findings))
 
 
+def data_settings(config: TrainConfig) -> tuple[str, ...]:
+    """Names of the settings that an inspection of the data depends on."""
+    return tuple(name for name, field in type(config).model_fields.items() if setting_of(field).data)
+
+
 def check_weights(configs: Iterable[TrainConfig], runtime: Runtime, store: Store) -> list[Finding]:
-    """Weights to start from: each file is there and fits the networks that it is meant for."""
+    """Check that each file of initial weights exists and fits the networks."""
     contents = InputContents(runtime, store)
-    starting = {(config.init_weights, cost_group(config)): config for config in configs if config.init_weights}
-    return list(dict.fromkeys(_weights(config, runtime, contents) for config in starting.values()))
+    initialised = {(config.init_weights, cost_group(config)): config for config in configs if config.init_weights}
+    return list(dict.fromkeys(_weights(config, runtime, contents) for config in initialised.values()))
 
 
 def check_store(store: Store, sweep: str) -> Finding:
-    """Write, read back, compare and swap, delete: what every trial will do, on a small object that is gone afterwards."""
+    """Write, read, conditional put and delete, as trials do, with a small object that is deleted afterwards."""
     key = f"{sweep}/check-{uuid.uuid4().hex}"
     try:
-        return _tried(store, key)
+        return _tried_store(store, key)
     except StoreError as error:
         return _finding("fault", "store", str(error))
     finally:
@@ -104,41 +108,42 @@ def check_store(store: Store, sweep: str) -> Finding:
 
 
 def check_disk(configs: Sequence[TrainConfig], runtime: Runtime, *, trials: int, retention: Retention, store: Store) -> list[Finding]:
-    """The checkpoints that the trials will keep, against the room in the store's folder; a bucket's room is unknown."""
+    """Compare the size of the checkpoints that trials keep with the free disk space; that of a bucket is unknown."""
     if not configs:
         return []
     largest = max(_checkpoint_bytes(config, runtime) for config in {cost_group(config): config for config in configs}.values())
     kept = retention.last + retention.best
-    need, sum_ = trials * kept * largest, f"{trials} trials x {kept} checkpoints x {bytes_shown(largest)}"
+    need, calculation = trials * kept * largest, f"{trials} trials x {kept} checkpoints x {bytes_shown(largest)}"
     if not isinstance(store, DirectoryStore):
-        return [_finding("ok", "store room", f"{sum_}: up to {bytes_shown(need)} in {store.uri}")]
+        return [_finding("ok", "store space", f"{calculation}: up to {bytes_shown(need)} in {store.uri}")]
     free = shutil.disk_usage(_existing(store.root)).free
-    text = f"{sum_} need up to {bytes_shown(need)}, {bytes_shown(free)} are free at {store.root}"
+    text = f"{calculation} need up to {bytes_shown(need)}, {bytes_shown(free)} are free at {store.root}"
     if need > free:
-        return [_finding("fault", "store room", f"{text}; make room, lower retention, or use another store")]
-    return [_finding("warn" if need > _TIGHT * free else "ok", "store room", text)]
+        return [_finding("fault", "store space", f"{text}; free disk space, lower retention, or use another store")]
+    return [_finding("warn" if need > _TIGHT * free else "ok", "store space", text)]
 
 
 def check_tracking(uri: str, sweep: str) -> Finding:
-    """A database opens and may be written, or will be made; a server makes the sweep's experiment, as the first run would."""
+    """Check that a database is writable or can be created, or that a server answers. On a server, creates the sweep's experiment."""
     if uri.startswith(_SQLITE):
         return _database(Path(uri.removeprefix(_SQLITE)))
     return _server(uri, sweep)
 
 
 def check_device(configs: Iterable[TrainConfig], resources: Resources, runtime: Runtime, *, local: bool = True) -> list[Finding]:
-    """Where trials ask for a GPU: there is one, and each kind of trial fits into its share, shown by training a few steps on it."""
+    """Check that the device exists and that each kind of trial fits its share of GPU memory, by training a few steps."""
     import torch
 
     from rrn_core.training import device_of
 
     if not local:
-        return [_finding("warn", "device", "not looked at: trials run on a cluster")]
+        return [_finding("warn", "device", "not checked: trials run on a cluster")]
     if resources.gpu and not torch.cuda.is_available():
-        return [_finding("fault", "device", f"resources.gpu is {resources.gpu:g}, but torch finds no CUDA device; set gpu: 0, or mend it")]
+        fault = f"resources.gpu is {resources.gpu:g}, but torch finds no CUDA device; set gpu: 0, or fix the CUDA installation"
+        return [_finding("fault", "device", fault)]
     try:
         device = device_of(runtime)
-    except ValueError as error:
+    except ConfigError as error:
         return [_finding("fault", "device", str(error))]
     if device.type != "cuda":
         return [_finding("ok", "device", f"trials run on {device}")]
@@ -146,7 +151,9 @@ def check_device(configs: Iterable[TrainConfig], resources: Resources, runtime: 
     return [_fit(config, runtime, share) for config in {cost_group(config): config for config in configs}.values()]
 
 
-def _data(config: TrainConfig, runtime: Runtime, looks: Looks, local: bool, progress: Callable[[int, int], None] | None) -> list[Finding]:
+def _data(
+    config: TrainConfig, runtime: Runtime, inspected: StatisticsCache, local: bool, progress: Callable[[int, int], None] | None
+) -> list[Finding]:
     from rrn_core.data.inspection import inspect_data
 
     root = runtime.data_root
@@ -155,9 +162,9 @@ def _data(config: TrainConfig, runtime: Runtime, looks: Looks, local: bool, prog
             return [_finding("fault", config.dataset, "no data root: give --data-root DIR, or set RRN_DATA_ROOT")]
         if not root.is_dir():
             if not local:
-                return [_finding("warn", config.dataset, f"not looked at: {root} is not on this machine")]
-            return [_finding("fault", config.dataset, f"{root} is not a folder: correct --data-root or RRN_DATA_ROOT")]
-    return inspect_data(config, runtime, looks=looks, progress=progress)
+                return [_finding("warn", config.dataset, f"not checked: {root} is not on this machine")]
+            return [_finding("fault", config.dataset, f"{root} is not a folder; correct --data-root or RRN_DATA_ROOT")]
+    return inspect_data(config, runtime, cache=inspected, progress=progress)
 
 
 def _weights(config: TrainConfig, runtime: Runtime, contents: InputContents) -> Finding:
@@ -171,32 +178,33 @@ def _weights(config: TrainConfig, runtime: Runtime, contents: InputContents) -> 
     try:
         sha256 = contents.weights_hash(config.init_weights or "")
         if sha256 is None:
-            return _finding("fault", what, "no such file; write it by rrn-sweep weights import, and name it relative to the sweep file")
+            advice = "create it with rrn-sweep weights import, and give its path relative to the sweep file"
+            return _finding("fault", what, f"no such file; {advice}")
         with torch.device("meta"):
             quartet = build_networks(config, task_of(config, runtime).num_classes)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # nothing is copied into networks without memory: only names and shapes are compared
+            warnings.simplefilter("ignore")  # torch warns that meta tensors take no values; only names and shapes matter here
             return _finding("ok", what, initialise(quartet, contents.weights[sha256], sha256=sha256))
-    except (SweepError, ValueError, OSError) as error:
+    except (SweepError, DataError, ConfigError, OSError) as error:
         return _finding("fault", what, " ".join(str(error).split()))
 
 
-def _tried(store: Store, key: str) -> Finding:
+def _tried_store(store: Store, key: str) -> Finding:
     first, second = b"first", b"second"
     store.write(key, first)
     body, etag = store.read(key)
     if body != first:
-        return _finding("fault", "store", f"{store.uri}: gave back other bytes than were written")
+        return _finding("fault", "store", f"{store.uri}: returned other bytes than were written; use another store")
     store.replace(key, second, expected=etag)
     for stale in (etag, None):
         with suppress(Conflict):
             store.replace(key, b"third", expected=stale)
-            return _finding("fault", "store", f"{store.uri}: ignores the condition of a conditional put; use a server that honours it")
+            return _finding("fault", "store", f"{store.uri}: ignores the condition of a conditional put; use a server that supports it")
     store.delete([key])
     with suppress(NotFound):
         store.read(key)
-        return _finding("fault", "store", f"{store.uri}: still holds a deleted object")
-    return _finding("ok", "store", f"{store.uri}: writes, reads, swaps and deletes")
+        return _finding("fault", "store", f"{store.uri}: still returns a deleted object; use another store")
+    return _finding("ok", "store", f"{store.uri}: write, read, conditional put and delete work")
 
 
 def _checkpoint_bytes(config: TrainConfig, runtime: Runtime) -> int:
@@ -204,12 +212,12 @@ def _checkpoint_bytes(config: TrainConfig, runtime: Runtime) -> int:
 
     try:
         return checkpoint_bytes(config, task_of(config, runtime).num_classes)
-    except (ValueError, OSError):  # told by the data's own check; how many classes there are hardly counts here
+    except (DataError, ConfigError, OSError):  # check_data reports it; the number of classes hardly changes the size
         return checkpoint_bytes(config, 21)
 
 
 def _existing(folder: Path) -> Path:
-    """The folder, or what is there that lies nearest above it."""
+    """The folder, or its nearest parent that exists."""
     return next(path for path in (folder, *folder.parents) if path.exists())
 
 
@@ -220,9 +228,9 @@ def _database(path: Path) -> Finding:
                 connection.execute("BEGIN IMMEDIATE")
                 connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
                 connection.execute("ROLLBACK")
-            return _finding("ok", "tracking", f"{path}: opens and may be written")
+            return _finding("ok", "tracking", f"{path}: opens and is writable")
         with tempfile.TemporaryFile(dir=_existing(path.parent)):
-            return _finding("ok", "tracking", f"{path}: will be made")
+            return _finding("ok", "tracking", f"{path}: will be created")
     except (OSError, sqlite3.Error) as error:
         return _finding("fault", "tracking", f"{path}: {error}; correct the path in `tracking:` or MLFLOW_TRACKING_URI")
 
@@ -230,39 +238,39 @@ def _database(path: Path) -> Finding:
 def _server(uri: str, sweep: str) -> Finding:
     from orchestration.tracking.tracker import make_experiment
 
-    shown = without_password(uri)
+    address = without_password(uri)
     if not uri.startswith(("http://", "https://")):
-        return _finding("fault", "tracking", f"must be sqlite:////absolute/path.db or http(s)://host..., got {shown!r}")
+        return _finding("fault", "tracking", f"must be sqlite:////absolute/path.db or http(s)://host..., got {address!r}")
     try:
         make_experiment(uri, sweep)
     except TrackingError as error:
-        return _finding("fault", "tracking", f"{shown}: {error}")
-    return _finding("ok", "tracking", f"{shown}: answers, and holds the experiment {sweep}")
+        return _finding("fault", "tracking", f"{address}: {error}")
+    return _finding("ok", "tracking", f"{address}: answers; experiment {sweep} exists")
 
 
 def _fit(config: TrainConfig, runtime: Runtime, share: float) -> Finding:
-    """Whether a trial fits into its share of the GPU."""
+    """Whether a trial fits its share of the GPU's memory."""
     import torch
 
     from rrn_core.probe import probe, task_of
 
     what = f"device, {config.method} {config.backbone} crop {config.crop} batch {config.batch_size}"
-    room_mb = share * torch.cuda.get_device_properties(runtime.device).total_memory / 2**20
+    share_mb = share * torch.cuda.get_device_properties(runtime.device).total_memory / 2**20
     try:
         cost = probe(config, runtime, num_classes=task_of(config, runtime).num_classes)
     except torch.OutOfMemoryError:
-        return _finding("fault", what, f"does not fit {bytes_shown(room_mb / share * 2**20)} of GPU memory; lower batch_size or crop")
-    except ValueError as error:
+        return _finding("fault", what, f"does not fit {bytes_shown(share_mb / share * 2**20)} of GPU memory; lower batch_size or crop")
+    except (DataError, ConfigError) as error:
         return _finding("fault", what, str(error))
     need_mb = cost.peak_memory_mb + _CONTEXT_MB
-    need, room = bytes_shown(need_mb * 2**20), bytes_shown(room_mb * 2**20)
-    text = f"needs {need} of its {room} of GPU memory, {cost.seconds_per_iteration:.3g} s an iteration"
-    if need_mb > room_mb:
+    need, available = bytes_shown(need_mb * 2**20), bytes_shown(share_mb * 2**20)
+    text = f"needs {need} of {available} of GPU memory, {cost.seconds_per_iteration:.3g} s an iteration"
+    if need_mb > share_mb:
         return _finding("fault", what, f"{text}; raise resources.gpu, or lower batch_size or crop")
-    return _finding("warn" if need_mb > _TIGHT * room_mb else "ok", what, text)
+    return _finding("warn" if need_mb > _TIGHT * share_mb else "ok", what, text)
 
 
 def _finding(level: Level, what: str, detail: str) -> Finding:
-    from rrn_core.data.inspection import Finding  # it needs numpy and images, which a plan does without
+    from rrn_core.data.inspection import Finding  # loads numpy and image libraries, which `plan` does not need
 
     return Finding(level, what, detail)

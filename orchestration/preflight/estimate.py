@@ -1,4 +1,4 @@
-"""What trials will take: told by trials that ran, or by a probe."""
+"""Estimate time and memory of trials, from trials that ran or from a probe."""
 
 from __future__ import annotations
 
@@ -9,43 +9,44 @@ from itertools import pairwise
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
+from orchestration.errors import SweepError
 from orchestration.formatting import duration
 from orchestration.plan.spec import Resources
 from orchestration.plan.trial_plan import TrialPlan
 from orchestration.record.manifest import Manifest
 from rrn_core.config import Runtime, TrainConfig
-from rrn_core.methods import settings_where
+from rrn_core.methods import METHODS, settings_class, settings_where
 
 if TYPE_CHECKING:
     from rrn_core.probe import Cost
 
 COSTLESS = settings_where(lambda setting: not setting.changes_cost)
-"""Settings that change neither the time of an iteration, nor that of a validation image, nor the memory."""
+"""Settings that change neither the time per iteration or validation image nor the memory."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Of a whole trial."""
+    """Cost of a whole trial."""
 
     seconds: float
     peak_memory_mb: float
-    """MiB; of GPU memory where the trial runs on one."""
+    """MiB; GPU memory if the trial runs on a GPU."""
 
 
 @dataclass(frozen=True)
 class _MeasuredPace:
-    """What the epochs of one trial took."""
+    """Measured over the epochs of one trial."""
 
     iteration_s: float
     image_s: float
-    """Evaluation, per validation image; per evaluation where their number is unknown."""
+    """Evaluation time per validation image; per evaluation if the number of images is unknown."""
     peak_memory_mb: float
 
 
 def estimate(plans: Sequence[TrialPlan], manifests: Mapping[str, Manifest]) -> dict[str, Estimate | None]:
-    """Time and memory of each plan, by trial_id, as measured in the trial itself or in others of equal cost, one epoch of which is enough.
+    """Time and memory of each plan, by trial_id, as measured in trials of equal cost that completed at least one epoch.
 
-    None where no such trial has run, or the number of iterations is not known. It ran wherever it ran: another machine takes another time.
+    None if there is no such trial, or if the number of iterations is unknown. The estimate is that of the machine that ran them.
     """
     paces: dict[str, list[_MeasuredPace]] = {}
     for manifest in manifests.values():
@@ -57,10 +58,14 @@ def estimate(plans: Sequence[TrialPlan], manifests: Mapping[str, Manifest]) -> d
 def probed(
     plans: Sequence[TrialPlan], runtime: Runtime, *, progress: Callable[[int, int], None] | None = None
 ) -> dict[str, Estimate | None]:
-    """The same from a probe on this machine, one for all trials of equal cost. `progress`: probes done, and all of them.
+    """Time and memory of each plan, by trial_id, from probes on this machine: one probe for all trials of equal cost.
+
+    Args:
+        progress: called with the probes done and the number of probes.
 
     Raises:
-        ValueError: a data set that cannot be opened, or a trial that does not fit the device.
+        SweepError: a trial does not fit the device.
+        DataError, ConfigError: a data set cannot be opened, or this machine does not have the device.
     """
     import torch
 
@@ -72,30 +77,30 @@ def probed(
         try:
             costs[group] = probe(plan.config, runtime, num_classes=task_of(plan.config, runtime).num_classes)
         except torch.OutOfMemoryError as error:
-            raise ValueError(f"trial {plan.label} does not fit {runtime.device}; lower batch_size or crop") from error
+            raise SweepError(f"trial {plan.label} does not fit {runtime.device}; lower batch_size or crop") from error
         if progress:
             progress(done, len(groups))
     return {plan.trial_id: _from_probe(plan, runtime, costs[cost_group(plan.config)]) if plan.iterations else None for plan in plans}
 
 
 def shown_costs(estimates: Mapping[str, Estimate | None]) -> dict[str, tuple[str, str]]:
-    """Time and memory of each trial as a person reads them, where they are known."""
+    """Time and memory as text, by trial_id; unknown costs are left out."""
     known = {trial_id: cost for trial_id, cost in estimates.items() if cost}
     return {trial_id: (duration(cost.seconds), f"{cost.peak_memory_mb / 1024:.1f} GiB") for trial_id, cost in known.items()}
 
 
 def total(plans: Sequence[TrialPlan], estimates: Mapping[str, Estimate | None], resources: Resources) -> str:
-    """One line: the GPU-hours of some trials from their very start, or the CPU-hours where none asks for a GPU."""
+    """One line: the GPU-hours of these trials from iteration 0, or the CPU-hours if they use no GPU."""
     hours = [cost.seconds / 3600 for plan in plans if (cost := estimates.get(plan.trial_id))]
     if not hours:
         return "time and memory: unknown until a trial has completed an epoch; rrn-sweep plan --probe measures them on this machine"
     unit, each = ("GPU", resources.gpu) if resources.gpu else ("CPU", resources.cpu)
     missing = f", without {len(plans) - len(hours)} trials of unknown cost" if len(hours) < len(plans) else ""
-    return f"at most about {sum(hours) * each:.3g} {unit}-hours for what is to run{missing}"
+    return f"at most about {sum(hours) * each:.3g} {unit}-hours for the trials to run{missing}"
 
 
 def cost_group(config: TrainConfig) -> str:
-    """Equal for trials whose iterations cost the same."""
+    """A key that is equal for trials whose iterations cost the same."""
     return _group(config.model_dump(mode="json"))
 
 
@@ -107,11 +112,12 @@ def _from_probe(plan: TrialPlan, runtime: Runtime, cost: Cost) -> Estimate:
 
 
 def _group(settings: Mapping[str, Any]) -> str:
-    return json.dumps({name: value for name, value in settings.items() if name not in COSTLESS}, sort_keys=True)
+    read = settings_class(str(settings["method"])).model_fields if settings.get("method") in METHODS else settings
+    return json.dumps({name: value for name, value in settings.items() if name in read and name not in COSTLESS}, sort_keys=True)
 
 
 def _pace(manifest: Manifest) -> _MeasuredPace | None:
-    """Medians over the epochs: one that was interrupted counts only what was trained after it."""
+    """Medians over the epochs, because an interrupted epoch measures only its part after the resume."""
     entries = [entry for entry in manifest.history if {"perf/train_s", "perf/eval_s"} <= entry.metrics.keys()]
     if not entries:
         return None
@@ -133,7 +139,7 @@ def _forecast(plan: TrialPlan, paces: Sequence[_MeasuredPace]) -> Estimate | Non
 
 
 def _val_images(settings: Mapping[str, Any]) -> int:
-    """Validation images where the settings tell; else 1, as every trial of such a data set evaluates on the same list."""
+    """Number of validation images if the settings contain it; else 1, because all trials of a data set share one validation list."""
     return int(settings["val_images"]) if settings["dataset"] == "digits" else 1
 
 

@@ -1,4 +1,4 @@
-"""What nothing needs any more in the store: finished trials' checkpoints beyond retention, orphaned uploads, half-written files."""
+"""Removes what the store no longer needs: checkpoints beyond the retention, orphaned uploads, unfinished writes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from orchestration.formatting import bytes_shown, table
 from orchestration.plan.spec import FinishedRetention, Retention
 from orchestration.record.manifest import FOLDERS, Checkpoint, Manifest, dump_manifest, manifest_key, parse_manifest, read_manifests
 from orchestration.record.tracking_note import forget_tracked
-from orchestration.record.trial_record import settle
+from orchestration.record.trial_record import WORKER_DIED, settle
+from orchestration.record.trial_state import TrialState
 from orchestration.store.base import Store, UnfinishedWrite
 
 log = logging.getLogger(__name__)
@@ -23,18 +24,18 @@ log = logging.getLogger(__name__)
 Kind = Literal["retired", "orphaned", "unfinished"]
 """
 retired     checkpoint of a finished trial that `retention.finished` does not keep
-orphaned    object below a trial's checkpoints/ or pictures/ that no manifest names: its writer died, or was fenced off
-unfinished  half-written file, or multipart upload
+orphaned    object below a trial's checkpoints/ or pictures/ that no manifest names: its writer died or was fenced
+unfinished  half-written file or multipart upload
 """
 _YOUNG_S = 3600.0
-"""Outside of these folders an unfinished write may be somebody's who lives, such as the lease's; one this old is not."""
+"""Age from which the writer of an unfinished write outside of these folders, such as of the lease, counts as dead."""
 
 _Candidate = tuple[Manifest, Checkpoint]
 
 
 @dataclass(frozen=True)
 class GarbageItem:
-    """One thing to remove; `place` is its key, or of an unfinished write where it lies."""
+    """An object or unfinished write to remove. `place`: its key, or the place of the unfinished write."""
 
     kind: Kind
     place: str
@@ -42,48 +43,48 @@ class GarbageItem:
 
     @property
     def trial_id(self) -> str:
-        """Empty for what belongs to the whole sweep."""
+        """Empty if it belongs to the whole sweep."""
         return _trial(self.place) if self.place.count("/") > 1 else ""
 
 
 @dataclass(frozen=True)
 class GarbageReport:
-    """What was removed, or would be, and what was left for a reason."""
+    """What was removed (in a dry run: would be), and what was kept and why."""
 
     items: tuple[GarbageItem, ...]
     settled: tuple[str, ...]
-    """Trials whose process died without a word, and whose attempt is closed now."""
+    """Trials whose worker died, and whose attempt was closed."""
     open: tuple[str, ...]
-    """Trials whose attempt is open, so that nothing of theirs was touched."""
+    """Trials with an open attempt: none of their objects was removed."""
     others: int
-    """Trials that the sweep file does not ask for; what their manifests name stays."""
+    """Trials that are not in the sweep file. Everything that their manifests name is kept."""
     others_bytes: int
 
 
 def collect(store: Store, sweep: str, trial_ids: Collection[str], *, driver: int, retention: Retention, dry_run: bool) -> GarbageReport:
-    """Remove what no trial of the sweep needs; the metrics always stay, and of trials that are not finished all that they name.
+    """Remove what no trial of the sweep needs. Keeps all metrics, and everything that unfinished trials name.
 
-    The caller holds the lease of the sweep, unless `dry_run`, which changes nothing. May be broken off anywhere and called again.
+    The caller must hold the lease of the sweep, unless `dry_run`, which changes nothing. Safe to interrupt and to repeat.
 
     Args:
-        trial_ids: the trials that the sweep file asks for; of finished ones among these the retention may take checkpoints.
+        trial_ids: the trials in the sweep file. The retention applies to the finished ones among them.
         driver: token of the lease.
 
     Raises:
         Fenced: another driver has taken the sweep over.
-        StoreError: among others for a manifest that cannot be read; what it names is unknown, so nothing of the sweep is deleted.
+        StoreError: the store refused, or a manifest is invalid. Then it is unknown what the manifest names, and nothing is removed.
     """
-    # No clock decides what may go, but an order. An attempt is in its trial's manifest, open, before its first upload, and closing
-    # it shuts its writer out. So: close, list, and read the manifests after that. What was listed, and is named by none, was uploaded
-    # by an attempt that is either closed, and can name it no more, or seen as open, and then its trial is passed over. A later
-    # attempt's objects have other keys, as its number is part of them.
+    # Safety depends on the order of steps, not on clocks. The manifest lists an attempt as open before its first upload, and closing
+    # the attempt fences its writer. So: close attempts, list objects, then read the manifests. A listed object that no manifest names
+    # was uploaded by an attempt that is either closed, and can no longer commit it, or open, and then its trial is skipped. Objects of
+    # a later attempt have other keys, because the number of the attempt is part of the key.
     manifests = read_manifests(store, sweep)
     settled = [] if dry_run else _settle(store, sweep, manifests.values(), driver=driver)
-    finished = [m for trial_id, m in manifests.items() if trial_id in trial_ids and m.status == "finished"]
+    finished = [m for trial_id, m in manifests.items() if trial_id in trial_ids and m.status is TrialState.FINISHED]
     retired = _retired(finished, retention.finished) if retention.finished else set[str]()
     if not dry_run:
         losing = [manifest for manifest in finished if retired & _keys(manifest.checkpoints)]
-        if losing:  # told first, retired after: to tell MLflow twice does no harm
+        if losing:  # before the deletion: updating MLflow once too often does no harm
             forget_tracked(store, sweep, [trial.trial_id for trial in losing])
         for trial in losing:
             _retire(store, trial, retired)
@@ -91,7 +92,7 @@ def collect(store: Store, sweep: str, trial_ids: Collection[str], *, driver: int
     manifests = read_manifests(store, sweep)
     if dry_run:
         manifests = {trial_id: _without(manifest, retired) for trial_id, manifest in manifests.items()}
-    running = {trial_id for trial_id, manifest in manifests.items() if _is_open(manifest)}
+    running = {trial_id for trial_id, manifest in manifests.items() if manifest.is_open}
     unnamed = _unnamed(sizes, manifests.values(), running)
     dead = [write for write in unfinished if _is_dead(write, running)]
     if not dry_run:
@@ -108,45 +109,41 @@ def collect(store: Store, sweep: str, trial_ids: Collection[str], *, driver: int
     )
 
 
-def render(collected: GarbageReport, *, dry_run: bool, per_trial: bool = False) -> str:
-    """A line a kind and a total; `per_trial`, a line a kind and trial."""
+def render(report: GarbageReport, *, dry_run: bool, per_trial: bool = False) -> str:
+    """A table with one line per kind (with `per_trial`, per kind and trial), a total, and what was kept."""
     groups = defaultdict[tuple[str, ...], list[GarbageItem]](list)
-    for item in collected.items:
-        groups[(_WORDS[item.kind], *([item.trial_id or "-"] if per_trial else []))].append(item)
+    for item in report.items:
+        groups[(_LABELS[item.kind], *([item.trial_id or "-"] if per_trial else []))].append(item)
     head = ["would be removed" if dry_run else "removed", *(["trial"] if per_trial else []), "number", "size"]
     rows = [[*group, *_sum(items)] for group, items in sorted(groups.items())]
-    total = ["total", *([""] if per_trial else []), *_sum(collected.items)]
+    total = ["total", *([""] if per_trial else []), *_sum(report.items)]
     lines = [table([head, *rows, total])] if rows else ["nothing to remove"]
-    if collected.settled:
-        lines.append(f"closed, as their process ended without a word: {_trials(len(collected.settled))}")
-    if collected.open:
-        lines.append(f"kept whole, as their attempt is not closed: {_trials(len(collected.open))}")
-    if collected.others:
-        lines.append(f"kept, of other versions of the file: {_trials(collected.others)}, {bytes_shown(collected.others_bytes)}")
+    if report.settled:
+        lines.append(f"closed: worker died without reporting an error: {_trials(len(report.settled))}")
+    if report.open:
+        lines.append(f"kept: still running: {_trials(len(report.open))}")
+    if report.others:
+        lines.append(f"kept: not in this sweep file: {_trials(report.others)}, {bytes_shown(report.others_bytes)}")
     return "\n".join(lines)
 
 
-_WORDS: dict[Kind, str] = {
+_LABELS: dict[Kind, str] = {
     "retired": "checkpoints beyond retention.finished",
-    "orphaned": "objects that no trial names",
+    "orphaned": "objects that no trial uses",
     "unfinished": "unfinished uploads",
 }
 
 
 def _settle(store: Store, sweep: str, manifests: Iterable[Manifest], *, driver: int) -> list[str]:
-    """Close all open attempts. The lease is held, so no driver waits for them."""
-    left = sorted(manifest.trial_id for manifest in manifests if _is_open(manifest))
-    for trial_id in left:
-        settle(store, sweep, trial_id, driver=driver, failure="lost", reason="its process ended without a word")
-    return left
-
-
-def _is_open(manifest: Manifest) -> bool:
-    return bool(manifest.attempts) and manifest.attempts[-1].ended_ms is None
+    """Close all open attempts. The caller holds the lease, so no other driver runs them."""
+    open_ids = sorted(manifest.trial_id for manifest in manifests if manifest.is_open)
+    for trial_id in open_ids:
+        settle(store, sweep, trial_id, driver=driver, failure="lost", reason=WORKER_DIED)
+    return open_ids
 
 
 def _retired(trials: Sequence[Manifest], rule: FinishedRetention) -> set[str]:
-    """The objects of all checkpoints of `trials` that the rule does not keep."""
+    """Keys of all checkpoints of `trials` that the rule does not keep."""
     every = [(trial, checkpoint) for trial in trials for checkpoint in trial.checkpoints]
     partitions, own = defaultdict[object, list[_Candidate]](list), defaultdict[str, list[_Candidate]](list)
     for trial, checkpoint in every:
@@ -162,7 +159,7 @@ def _retired(trials: Sequence[Manifest], rule: FinishedRetention) -> set[str]:
 
 
 def _best(candidates: Iterable[_Candidate], count: int) -> list[_Candidate]:
-    """Those with the highest scores; of equal ones the earliest, as a trial's own best is chosen too."""
+    """The `count` candidates with the highest scores. Ties: the earliest step, as for a trial's best checkpoint."""
     scored = [
         (-checkpoint.score, checkpoint.step, trial.trial_id, (trial, checkpoint))
         for trial, checkpoint in candidates
@@ -181,7 +178,7 @@ def _without(manifest: Manifest, retired: Set[str]) -> Manifest:
 
 
 def _retire(store: Store, trial: Manifest, retired: Set[str]) -> None:
-    """Take the checkpoints out of the manifest, so that nobody names their objects any more."""
+    """Remove the checkpoints from the manifest, so that no manifest names their objects."""
     key = manifest_key(trial.sweep, trial.trial_id)
     while True:
         now, etag = parse_manifest(*store.read(key), key=key)
@@ -191,24 +188,24 @@ def _retire(store: Store, trial: Manifest, retired: Set[str]) -> None:
 
 
 def _unfinished(store: Store, sweep: str) -> list[UnfinishedWrite]:
-    """Trials write no multipart uploads, so a bucket whose policy hides them is no reason to give up."""
+    """Trials write no multipart uploads, so a bucket policy that hides them is not an error."""
     try:
         return list(store.unfinished(f"{sweep}/"))
     except StoreUnavailable:
         raise
     except StoreError as error:
-        log.warning("%s: unfinished uploads cannot be listed: %s", sweep, error)
+        log.warning("%s: cannot list unfinished uploads, so they are kept: %s", sweep, error)
         return []
 
 
 def _unnamed(keys: Iterable[str], manifests: Collection[Manifest], running: Collection[str]) -> list[str]:
-    """The objects in the folders of trials that no manifest names, of trials without an open attempt."""
+    """Keys in the folders of trials without an open attempt that no manifest names."""
     named = {ref.key for manifest in manifests for ref in manifest.objects}
-    return [key for key in keys if _is_trials(key) and key not in named and _trial(key) not in running]
+    return [key for key in keys if _in_attempt_folder(key) and key not in named and _trial(key) not in running]
 
 
-def _is_trials(place: str) -> bool:
-    """Whether it lies where only a trial's attempts write, and under names that are their own."""
+def _in_attempt_folder(place: str) -> bool:
+    """Whether only an attempt of a trial can have written it."""
     parts = place.split("/")
     return len(parts) > 3 and parts[2] in FOLDERS
 
@@ -218,8 +215,8 @@ def _trial(place: str) -> str:
 
 
 def _is_dead(write: UnfinishedWrite, running: Collection[str]) -> bool:
-    """Outside of the trials' folders it may be somebody's who lives, such as the lease's; inside, only an open attempt's."""
-    return _trial(write.place) not in running if _is_trials(write.place) else write.age_s > _YOUNG_S
+    """Whether its writer is dead: inside a trial's folders, unless the attempt is open; elsewhere, if it is old."""
+    return _trial(write.place) not in running if _in_attempt_folder(write.place) else write.age_s > _YOUNG_S
 
 
 def _delete(store: Store, keys: Sequence[str]) -> None:

@@ -1,4 +1,4 @@
-"""One driver a sweep: a record in the store that its driver keeps changing, and that the next driver takes over once that one is dead."""
+"""The lease of a sweep: one driver at a time, which renews it by heartbeats. The next driver takes the lease of a dead one."""
 
 from __future__ import annotations
 
@@ -21,13 +21,15 @@ from orchestration.store.base import Store
 log = logging.getLogger(__name__)
 
 _BEATS_MISSED = 3
-"""A holder is never stale before it has missed so many of its own beats, however short the patience."""
+"""A holder counts as dead only after this many missed heartbeats, even if the patience is shorter."""
 _PATIENCE_S = 30.0
+"""How long to wait for a heartbeat of a holder whose process cannot be checked."""
 _RELEASE_WITHIN_S = 10.0
+"""How long `release` tries."""
 BEAT_WITHIN_S = 4.0
-"""Patience for one heartbeat; one that hangs and the one that releases the lease must both end within _RELEASE_WITHIN_S."""
+"""Deadline of one heartbeat. A hanging heartbeat and the release after it must both end within _RELEASE_WITHIN_S."""
 _PAUSE_S = 0.2
-"""Between tries to release, in a folder that refuses at once."""
+"""Between tries to release; a directory store fails at once."""
 
 
 class _LeaseModel(BaseModel):
@@ -35,7 +37,7 @@ class _LeaseModel(BaseModel):
 
 
 class LastSeen(_LeaseModel):
-    """The last sign of life of a trial: the attempt, and the seconds that it had worked by then."""
+    """The last report of a trial: its attempt, and the seconds that the attempt had worked by then."""
 
     attempt: int
     worked_s: float
@@ -45,12 +47,12 @@ class _LeaseRecord(_LeaseModel):
     version: Literal[1] = 1
     token: PositiveInt
     writer: str
-    """Random name of the lease, so that two that acquire at once never write the same bytes."""
+    """Random name of the lease. Two drivers that acquire at once therefore never write the same bytes."""
     holder: Process
     beat: int = 0
-    """Grows with every heartbeat, so that the bytes change even when nothing else does."""
+    """Counts heartbeats, so that every heartbeat changes the bytes."""
     beat_ms: int
-    """Only to show: nothing is decided by a wall clock."""
+    """Time of the heartbeat. For display only: no decision depends on a wall clock."""
     every_s: PositiveFloat
     released: bool = False
     seen: dict[str, LastSeen] = {}
@@ -60,25 +62,25 @@ class _LeaseRecord(_LeaseModel):
         return f"the driver with {self.holder}"
 
     @property
-    def heard(self) -> str:
+    def last_heartbeat(self) -> str:
         try:
             return f"{datetime.fromtimestamp(self.beat_ms / 1000, UTC):%Y-%m-%d %H:%M:%S} UTC by its own clock"
-        except (ValueError, OverflowError, OSError):  # a clock may show anything
+        except (ValueError, OverflowError, OSError):  # a wrong clock may give any number
             return "an unknown time"
 
 
 class Lease:
-    """The right to drive a sweep; leaving the context releases it.
+    """The right to drive a sweep. Leaving the context releases it.
 
-    A lost lease stays lost. A store that is away loses nothing: the heartbeat goes on when it is back, unless a rival came first.
+    A lost lease stays lost. An outage of the store does not lose it: heartbeats continue afterwards, unless another driver took it.
     """
 
     token: int
-    """One more than that of the driver before."""
+    """One more than the token of the previous driver."""
     previous: Mapping[str, LastSeen]
-    """What the driver before last saw of its trials. Handed on to the next driver too, until `see` or `forget` says otherwise."""
+    """Last reports of the previous driver's trials. Also passed on to the next driver, unless `see` or `forget` changes them."""
     took_over: str | None
-    """Whose lease was taken and why, in one line for the user; None where it was free."""
+    """One line for the user: whose lease was taken, and why. None if it was free."""
 
     def __init__(
         self, store: Store, key: str, record: _LeaseRecord, etag: str, *, took_over: str | None, now_ms: Callable[[], int]
@@ -88,9 +90,9 @@ class Lease:
         self.token, self.previous, self.took_over = record.token, dict(record.seen), took_over
         self._seen, self._lock = dict(record.seen), threading.Lock()
         self._lost: str | None = None
-        self._ending = threading.Event()
-        self._try_until_s = 0.0
-        self._thread = threading.Thread(target=self._beat_on, name="lease", daemon=True)
+        self._releasing = threading.Event()
+        self._release_until_s = 0.0
+        self._thread = threading.Thread(target=self._send_heartbeats, name="lease", daemon=True)
         self._thread.start()
 
     @classmethod
@@ -107,23 +109,24 @@ class Lease:
         say: Callable[[str], None],
         now_ms: Callable[[], int] = lambda: time.time_ns() // 10**6,
     ) -> Lease:
-        """Become the driver of `sweep`, with a token above those of all drivers before, and above `above`.
+        """Become the driver of `sweep`. The token is higher than those of all previous drivers, and higher than `above`.
 
-        A holder on this host is looked up among its processes. Any other is watched for `patience_s`, which `say` announces: it is
-        alive once its record changes. With `take_over` the present holder isn't asked.
+        If the holder ran on this host, its process is checked. Otherwise its record is watched for `patience_s`, announced by `say`;
+        the holder is alive if the record changes.
 
         Args:
-            beats: the same store, opened with a patience of BEAT_WITHIN_S: a heartbeat that hangs must not hold up the next.
+            take_over: take the lease even if the holder appears to be alive.
+            beats: the same store, opened with a deadline of BEAT_WITHIN_S, so that a hanging heartbeat does not delay the next.
 
         Raises:
             LeaseHeld: another driver is alive, or was faster.
-            StoreError: among others, for a record that is none.
+            StoreError: the store refused, or the record is not a lease.
         """
         key = _key(sweep)
         target: int | None = None
         while True:
             old, etag = _read(store, key)
-            if old and not old.released and target not in (None, old.token):  # a rival was faster, and isn't whom `take_over` meant
+            if old and not old.released and target not in (None, old.token):  # another driver was faster; `take_over` does not apply to it
                 raise _held(sweep, old)
             took_over = _why_free(store, sweep, old, etag, take_over=take_over, patience_s=patience_s, say=say)
             record = _LeaseRecord(
@@ -147,43 +150,43 @@ class Lease:
         self.release()
 
     def see(self, trial_id: str, attempt: int, worked_s: float) -> None:
-        """A trial of this driver gave a sign of life; written with the next heartbeat. Any thread may say so."""
+        """Note the last report of a trial; the next heartbeat writes it. Callable from any thread."""
         with self._lock:
             self._seen[trial_id] = LastSeen(attempt=attempt, worked_s=worked_s)
 
     def forget(self, trial_id: str) -> None:
-        """The trial's attempt is accounted for; no heir needs to know of it."""
+        """Drop the report of a trial: its attempt is closed, so the next driver does not need it."""
         with self._lock:
             self._seen.pop(trial_id, None)
 
     def check(self) -> None:
-        """Raises LeaseLost once it is known that another driver has the sweep."""
+        """Raises LeaseLost if another driver is known to hold the lease."""
         if self._lost:
             raise LeaseLost(self._lost)
 
     def release(self) -> None:
-        """Let the next driver in without a wait. Tries for ten seconds; where the store is away for longer, the record stays as it is."""
-        if self._ending.is_set():
+        """Free the lease, so that the next driver need not wait. Gives up after ten seconds without the store and leaves the record."""
+        if self._releasing.is_set():
             return
-        self._try_until_s = time.monotonic() + _RELEASE_WITHIN_S
-        self._ending.set()
+        self._release_until_s = time.monotonic() + _RELEASE_WITHIN_S
+        self._releasing.set()
         self._thread.join(_RELEASE_WITHIN_S)
         if self._thread.is_alive():
-            log.warning("%s: not released, the store does not answer; the next driver will notice that this one is gone", self._key)
+            log.warning("%s: not released, the store does not answer; the next driver takes over once this one is dead", self._key)
 
-    def _beat_on(self) -> None:
-        """The thread. It catches everything: a heart that stops for a bug would be taken for a dead driver's."""
+    def _send_heartbeats(self) -> None:
+        """Run the heartbeat thread. Catches every exception: without heartbeats this driver would count as dead."""
         warned = False
         while not self._lost:
-            last = self._ending.wait(self._record.every_s)
+            last = self._releasing.wait(self._record.every_s)
             try:
                 self._write(released=last)
                 warned = False
             except Exception as error:
-                if not warned:  # one line an outage
-                    log.warning("%s: no heartbeat: %s; trying on", self._key, error)
+                if not warned:  # one line per outage
+                    log.warning("%s: heartbeat failed: %s; retrying", self._key, error)
                 warned = True
-                if last and time.monotonic() < self._try_until_s:
+                if last and time.monotonic() < self._release_until_s:
                     time.sleep(_PAUSE_S)
                     continue
             if last:
@@ -200,52 +203,59 @@ class Lease:
                 self._record = fresh
                 return
             except Conflict:
-                self._look_who_wrote()
+                self._resolve_conflict()
 
-    def _look_who_wrote(self) -> None:
-        """It may be ourselves: of a beat during an outage only the answer may have been lost. A deleted record is written anew."""
+    def _resolve_conflict(self) -> None:
+        """Find out who wrote the record. It may be this driver, if a reply was lost. A deleted record is written again."""
         found, self._etag = _read(self._store, self._key)
         if found and found.writer == self._record.writer:
             self._record = found
         elif found:
             sweep = self._key.partition("/")[0]
-            self._lost = f"sweep {sweep}: {found.driver} has taken it over (its token is {found.token}, ours {self.token}); this one stops"
+            self._lost = f"sweep {sweep}: {found.driver} took the lease (its token: {found.token}, ours: {self.token}); this driver stops"
             log.error("%s", self._lost)
 
 
 def current_token(store: Store, sweep: str) -> int:
-    """The token of the driver that has, or last had, the sweep; 0 where there was none."""
+    """The token of the current or last driver of the sweep; 0 if there was none."""
     record, _ = _read(store, _key(sweep))
     return record.token if record else 0
 
 
 @dataclass(frozen=True)
 class Driver:
-    """Who drives a sweep, as one look at its lease tells."""
+    """The driver of a sweep, read from its lease once."""
 
     token: int
     name: str
     heard: str
-    """Its last sign of life by its own clock, only to show."""
+    """Time of its last heartbeat by its own clock, for display only."""
+    beat_ms: int
+    """The same time as a number."""
     beat: int
-    """Changes with every sign of life."""
+    """Changes with every heartbeat."""
     every_s: float
-    """From one sign of life to the next."""
+    """Seconds between heartbeats."""
     alive: bool | None
-    """Whether its process runs; None where that can't be seen from here, and only another beat could tell."""
+    """Whether its process runs. None if this machine cannot check that; then only another heartbeat proves it."""
+
+    @property
+    def working(self) -> bool:
+        """Whether it probably works on the sweep. For a process on another machine: a recent heartbeat, compared with this clock."""
+        return self.alive if self.alive is not None else abs(time.time() - self.beat_ms / 1000) < self.patience_s
 
     @property
     def patience_s(self) -> float:
-        """So long without a beat, and whoever cannot look its process up may take it for dead."""
+        """How long without a heartbeat until it counts as dead, for machines that cannot check its process."""
         return max(_PATIENCE_S, _BEATS_MISSED * self.every_s)
 
 
 def driver_of(store: Store, sweep: str) -> Driver | None:
-    """Who holds the sweep's lease; None where nobody does. Raises StoreError."""
+    """The holder of the sweep's lease; None if it is free. Raises StoreError."""
     record, _ = _read(store, _key(sweep))
     if record is None or record.released:
         return None
-    return Driver(record.token, record.driver, record.heard, record.beat, record.every_s, record.holder.runs())
+    return Driver(record.token, record.driver, record.last_heartbeat, record.beat_ms, record.beat, record.every_s, record.holder.runs())
 
 
 def _key(sweep: str) -> str:
@@ -261,7 +271,7 @@ def _read(store: Store, key: str) -> tuple[_LeaseRecord | None, str | None]:
         return _LeaseRecord.model_validate_json(body), etag
     except ValidationError as error:
         raise StoreError(
-            f"{store.uri}: {key}: not a lease ({error.error_count()} faults); "
+            f"{store.uri}: {key}: not a lease (validation errors: {error.error_count()}); "
             "make sure that no driver runs this sweep, delete the key, then run again"
         ) from error
 
@@ -273,38 +283,41 @@ def _dump(record: _LeaseRecord) -> bytes:
 def _why_free(
     store: Store, sweep: str, old: _LeaseRecord | None, etag: str | None, *, take_over: bool, patience_s: float, say: Callable[[str], None]
 ) -> str | None:
-    """Why the lease may be taken from its holder, None where it has none. Raises LeaseHeld."""
+    """Why the lease may be taken from its holder; None if it has none. Raises LeaseHeld."""
     if old is None or old.released:
         return None
     if take_over:
-        return f"sweep {sweep}: taken over from {old.driver}, last heard of at {old.heard}"
+        return f"sweep {sweep}: took the lease from {old.driver} (last heartbeat: {old.last_heartbeat})"
     alive = old.holder.runs()
     if alive is False:
-        return f"sweep {sweep}: {old.driver} is dead; taken over"
+        return f"sweep {sweep}: {old.driver} is dead; took its lease"
     patience_s = max(patience_s, _BEATS_MISSED * old.every_s)
     if alive is None:
-        say(f"sweep {sweep}: {old.driver} has it and cannot be looked up from here; waiting up to {patience_s:.0f} s for a sign of life")
+        say(
+            f"sweep {sweep}: {old.driver} holds the lease, and this machine cannot check its process; "
+            f"waiting up to {patience_s:.0f} s for a heartbeat"
+        )
     if alive or _changes_within(store, _key(sweep), etag, patience_s=patience_s):
         raise _held(sweep, old)
-    return f"sweep {sweep}: {old.driver} gave no sign of life for {patience_s:.0f} s; taken over"
+    return f"sweep {sweep}: {old.driver} sent no heartbeat for {patience_s:.0f} s; took its lease"
 
 
 def _held(sweep: str, record: _LeaseRecord) -> LeaseHeld:
     return LeaseHeld(
-        f"sweep {sweep}: {record.driver} is running it, last heard of at {record.heard}; "
-        "wait for it, stop it, or give --take-over if it is dead"
+        f"sweep {sweep}: {record.driver} holds the lease (last heartbeat: {record.last_heartbeat}); "
+        "wait until it ends, stop it, or use --take-over if it is dead"
     )
 
 
 def _changes_within(store: Store, key: str, etag: str | None, *, patience_s: float) -> bool:
-    """Whether anybody lets go of the record or changes it. Time in which the store was away doesn't count: then nobody could."""
+    """Whether the holder changes the record within the patience. Time without the store does not count."""
     pause_s = min(1.0, patience_s / 10)
-    quiet_s, looked_s = 0.0, time.monotonic()
+    quiet_s, read_s = 0.0, time.monotonic()
     while quiet_s < patience_s:
         time.sleep(pause_s)
         record, now = _read(store, key)
         if now != etag:
             return record is not None and not record.released
-        quiet_s += min(time.monotonic() - looked_s, 2 * pause_s)
-        looked_s = time.monotonic()
+        quiet_s += min(time.monotonic() - read_s, 2 * pause_s)
+        read_s = time.monotonic()
     return False

@@ -1,4 +1,4 @@
-"""A process of any machine, named so that it can be told from every other one that ever had its pid."""
+"""Identifies a process on any machine, even after its PID is reused, and checks whether it runs."""
 
 from __future__ import annotations
 
@@ -10,21 +10,22 @@ from pydantic import BaseModel, ConfigDict, PositiveInt
 
 
 class Process(BaseModel):
-    """What a system cannot tell is empty."""
+    """A process. Fields that the operating system does not provide are empty."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     host: str
     boot: str
-    """Boot and pid namespace: only where both are the same can `pid` be looked up."""
+    """Boot ID and PID namespace. `pid` can be looked up only where both are the same."""
     pid: PositiveInt
     started: str
+    """Start time, in clock ticks since boot."""
 
     def __str__(self) -> str:
         return f"pid {self.pid} on {self.host}"
 
     def runs(self) -> bool | None:
-        """Whether it runs; None where that can't be seen from here."""
+        """Whether it runs. None if this machine cannot check."""
         own = here()
         if not own.boot or (self.host, self.boot) != (own.host, own.boot):
             return None
@@ -47,7 +48,7 @@ def here() -> Process:
 
 
 def _boot(pid: int) -> str:
-    """Empty where /proc is missing, or is that of another pid namespace."""
+    """Boot ID and PID namespace. Empty if /proc is missing or belongs to another PID namespace."""
     try:
         if Path("/proc/self").readlink().name != str(pid):
             return ""
@@ -57,9 +58,9 @@ def _boot(pid: int) -> str:
 
 
 def _state(pid: int) -> tuple[str, str]:
-    """State (such as R, or Z for a zombie) and start time (in ticks since boot) of a process; empty where they can't be seen."""
+    """State (R, or Z for a zombie, and so on) and start time (clock ticks since boot). Empty if unknown."""
     try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()  # the name before may hold anything
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()  # the name in parentheses may contain anything
     except OSError:
         return "", ""
     return fields[0], fields[19]

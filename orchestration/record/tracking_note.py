@@ -1,4 +1,4 @@
-"""Which trials MLflow shows completely: a note in the store, so that a finished sweep needs no look at MLflow."""
+"""Notes in the store which trials MLflow shows completely, so that a finished sweep need not contact MLflow."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ class _TrackingNote(_ManifestModel):
 
 
 def tracked(store: Store, sweep: str, uri: str) -> set[str]:
-    """Trials whose whole truth the tracking server at `uri` was told when a sweep last ended in order. Raises StoreError."""
-    told = _told(store, sweep)
-    return set(told.trials) if told and told.uri == uri else set()
+    """Trials that the tracking server at `uri` shows completely, as of the last normal end of the sweep. Raises StoreError."""
+    note = _read_note(store, sweep)
+    return set(note.trials) if note and note.uri == uri else set()
 
 
 def forget_tracked(store: Store, sweep: str, trial_ids: Collection[str]) -> None:
-    """Take trials out of what `tracked` answers, whatever server it is for, so that it is told of them again. Raises StoreError."""
-    told = _told(store, sweep)
-    if told and not told.trials.isdisjoint(trial_ids):
-        write_tracked(store, sweep, told.uri, sorted(told.trials - set(trial_ids)))
+    """Remove trials from the note, so that the next run sends them to MLflow again. Raises StoreError."""
+    note = _read_note(store, sweep)
+    if note and not note.trials.isdisjoint(trial_ids):
+        write_tracked(store, sweep, note.uri, sorted(note.trials - set(trial_ids)))
 
 
 def write_tracked(store: Store, sweep: str, uri: str, trial_ids: Sequence[str]) -> None:
-    """Remember what `tracked` answers. `uri` must hold no credential."""
+    """Write the note that `tracked` reads. `uri` must not contain credentials."""
     store.write(_tracking_key(sweep), json.dumps({"uri": uri, "trials": sorted(trial_ids)}).encode())
 
 
-def _told(store: Store, sweep: str) -> _TrackingNote | None:
+def _read_note(store: Store, sweep: str) -> _TrackingNote | None:
     key = _tracking_key(sweep)
     try:
         return _TrackingNote.model_validate_json(store.read(key)[0])
@@ -43,7 +43,7 @@ def _told(store: Store, sweep: str) -> _TrackingNote | None:
         return None
     except ValidationError as error:
         raise StoreError(
-            f"{key}: not a note of ours ({error.error_count()} faults); delete it, and MLflow is told everything again"
+            f"{key}: not a tracking note (validation errors: {error.error_count()}); delete it; the next run updates MLflow"
         ) from error
 
 

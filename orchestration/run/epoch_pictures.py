@@ -1,4 +1,4 @@
-"""Which epochs of a trial are drawn, and the files that come of it."""
+"""Draw an epoch of a trial: predictions on validation images, and the confusion matrix."""
 
 from __future__ import annotations
 
@@ -17,28 +17,29 @@ from rrn_core.training import Report, device_of
 log = logging.getLogger(__name__)
 
 PREDICTIONS, CONFUSION = "predictions.png", "confusion.json"
-ABOUT = 5
-"""Drawings of a run whose rule does not say how often."""
+DEFAULT_DRAWINGS = 5
+"""Approximate number of drawings per run if the rule sets no interval."""
 
 
 def drawn(report: Report, config: TrainConfig, runtime: Runtime, rule: PictureRule) -> dict[int, dict[str, bytes]]:
-    """Files by epoch: those of the epoch that `report` completes, where the rule wants it drawn.
+    """Draw the epoch that `report` completes. Returns files by epoch; empty if the rule skips this epoch.
 
-    `predictions.png`: `panels` of validation images, the same ones for all trials of a list. `confusion.json`: `classes`; `head`, whose
-    predictions were counted; `counts`, a row for each true class. Whatever goes wrong is told in the log and costs the picture only.
+    `predictions.png`: `panels` of validation images; trials with the same validation list show the same images.
+    `confusion.json`: `classes`; `head`, the predictions that were counted; `counts`, one row per true class.
+    Raises nothing: an error is logged and the epoch has no picture.
     """
     if report.confusion is None or not is_due(report.epoch, config.epochs, rule):
         return {}
     try:
         return {report.epoch: {PREDICTIONS: _predictions(report, config, runtime, rule.images), CONFUSION: _confusion(report, config)}}
-    except Exception as error:  # a training of hours must not end for a picture
-        log.warning("epoch %d could not be drawn: %s: %s", report.epoch, type(error).__name__, error)
+    except Exception as error:  # a failed picture must not end a training
+        log.warning("epoch %d has no picture: %s: %s", report.epoch, type(error).__name__, error)
         return {}
 
 
 def is_due(epoch: int, epochs: int, rule: PictureRule) -> bool:
-    """Whether the rule wants `epoch`, counted from 1, of `epochs` drawn."""
-    every = rule.every or -(-epochs // ABOUT)
+    """Whether the rule draws `epoch` (counted from 1) of `epochs`."""
+    every = rule.every or -(-epochs // DEFAULT_DRAWINGS)
     return rule.images > 0 and (epoch % every == 0 or epoch == epochs)
 
 
@@ -53,5 +54,5 @@ def _predictions(report: Report, config: TrainConfig, runtime: Runtime, images: 
 
 def _confusion(report: Report, config: TrainConfig) -> bytes:
     assert report.confusion is not None
-    shown = {"classes": report.data.classes, "head": reported_head(config), "counts": report.confusion.tolist()}
-    return json.dumps(shown).encode()
+    record = {"classes": report.data.classes, "head": reported_head(config), "counts": report.confusion.tolist()}
+    return json.dumps(record).encode()

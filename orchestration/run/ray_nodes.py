@@ -1,4 +1,4 @@
-"""Join a Ray cluster, or start one on this machine, and count what fits on it."""
+"""Join a Ray cluster, or start one on this machine, and count the trials that fit on it."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import ray
-from ray.tune.execution import class_cache
 
 from orchestration.errors import ClusterError
 from orchestration.plan.spec import Resources
+from orchestration.run.ray_private import living_nodes, withhold_credentials
 
 log = logging.getLogger(__name__)
 
@@ -30,12 +30,11 @@ def connect(address: str | None) -> Iterator[None]:
     """
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     _probe(address)
-    # Tune would send the driver's keys along with every trial, and Ray write them to its logs: nodes have their own
-    class_cache.ENV_VARS_TO_PROPAGATE.difference_update({name for name in class_cache.ENV_VARS_TO_PROPAGATE if name.startswith("AWS_")})
-    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # its tracebacks repeat what an event tells in one line
+    withhold_credentials()
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # its tracebacks repeat what an event says in one line
     try:
         if address is None:
-            # "local", because without an address Ray would join any cluster that happens to run on this machine
+            # "local": without an address Ray would join any cluster that runs on this machine
             ray.init(address="local", include_dashboard=False, object_store_memory=2**27, **quiet)
         else:
             ray.init(address=address, **quiet)
@@ -48,17 +47,17 @@ def connect(address: str | None) -> Iterator[None]:
 
 
 def slots(resources: Resources) -> int:
-    """How many trials fit on the cluster at once; a cluster that is only a head so far is given NODES_WITHIN_S to grow.
+    """How many trials fit on the cluster at once. If it has only a head node so far, wait up to NODES_WITHIN_S for a worker node.
 
     Raises:
-        ClusterError: no node can ever hold one.
+        ClusterError: no node can ever hold a trial.
     """
-    nodes, since_s = _nodes(), time.monotonic()
+    nodes, since_s = living_nodes(), time.monotonic()
     if not _offers_work(nodes):
         log.warning("no worker node has joined the cluster yet; waiting up to %g s for one", NODES_WITHIN_S)
     while not _offers_work(nodes) and time.monotonic() - since_s < NODES_WITHIN_S:
         time.sleep(1)
-        nodes = _nodes()
+        nodes = living_nodes()
     per_node = [_fits(node, resources) for node in nodes]
     if not sum(per_node):
         largest = max(nodes, key=lambda node: (node.get("GPU", 0), node.get("CPU", 0)), default={})
@@ -71,7 +70,7 @@ def slots(resources: Resources) -> int:
 
 
 def _probe(address: str | None) -> None:
-    """Fail within seconds where nothing listens; Ray itself would try for minutes."""
+    """Fail within seconds where nothing listens; Ray itself would retry for minutes."""
     if address is None or address == "auto":
         return
     host, _, port = address.rpartition(":")
@@ -83,16 +82,11 @@ def _probe(address: str | None) -> None:
         raise ClusterError(f"RAY_ADDRESS: nothing answers at {address}: {error}") from error
 
 
-def _nodes() -> list[dict[str, float]]:
-    """What each living node has."""
-    return [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
-
-
 def _offers_work(nodes: list[dict[str, float]]) -> bool:
     return any(node.get("CPU", 0) for node in nodes)
 
 
 def _fits(node: dict[str, float], resources: Resources) -> int:
-    """Trials that fit on one node; the small slack forgives fractions such as 3 x 1/3."""
+    """Trials that fit on one node; the small slack allows for fractions such as 3 x 1/3."""
     asked = {"CPU": resources.cpu, "GPU": resources.gpu}
     return min(int(node.get(name, 0) / amount + 1e-6) for name, amount in asked.items() if amount)

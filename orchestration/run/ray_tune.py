@@ -1,7 +1,6 @@
-"""Run many TrialPlans on Ray and pass what they report to those who listen.
+"""Run many TrialPlans on Ray Tune and pass their progress to listeners.
 
-Ray only places and restarts trials. Its own state lives in a scratch folder that nobody reads again: what a sweep
-has done is in the store.
+Ray only places and restarts trials. Its own state is in a scratch folder that is never read again: the store knows what the sweep has done.
 """
 
 from __future__ import annotations
@@ -10,8 +9,7 @@ import logging
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
-from pathlib import Path
+from contextlib import contextmanager
 from typing import Any
 
 import ray
@@ -22,15 +20,16 @@ from ray.tune.search import Searcher
 
 from orchestration.errors import ClusterError, SweepError
 from orchestration.failures import Failure, classify_death
-from orchestration.observe.events import Event, Listener
-from orchestration.observe.progress import TrialProgress
+from orchestration.observe.events import Event, Listener, TrialProgress
 from orchestration.plan.spec import Resources, Retries
 from orchestration.plan.trial_plan import TrialPlan
 from orchestration.record.lease import Lease
 from orchestration.record.manifest import Manifest, read_manifest
 from orchestration.record.trial_record import settle
-from orchestration.run.ray_actor import TrialActor
+from orchestration.record.trial_state import TrialState
+from orchestration.run.ray_actor import TrialActor, progress_of, refusal_of
 from orchestration.run.ray_nodes import slots
+from orchestration.run.ray_private import error_line, error_text, first_sentence, living_nodes
 from orchestration.run.stopping import Breaker, Stop
 from orchestration.run.trial import Job
 from orchestration.run.trial_source import Source
@@ -39,28 +38,25 @@ from orchestration.store.open import open_store
 log = logging.getLogger(__name__)
 
 DRIVER_WAITS_S = 20.0
-"""How long the driver waits for an absent store: every trial's report waits meanwhile. Trials themselves wait longer."""
-
+"""How long the driver waits for a store that does not answer. All trials' reports wait with it, so trials themselves wait longer."""
 
 LOOK_EVERY_S = 10.0
-"""How often the driver looks whether any node is left."""
-
+"""How often the driver checks that any node is left."""
 
 SPARE_STARTS = 20
-"""New starts that Ray grants a trial beyond all budgets together."""
-
+"""Restarts that Ray allows a trial beyond the sum of its budgets."""
 
 NO_RETRIES = Retries.model_validate(dict.fromkeys(Retries.model_fields, 0))
 
 
 def run(source: Source, job: Job, *, resources: Resources, listeners: Sequence[Listener], stop: Stop, lease: Lease) -> None:
-    """Run every plan that `source` yields; returns when none is left, or when `stop` was requested and the trials have ended.
+    """Run every plan of `source`. Returns when none is left, or when `stop` was requested and the trials have ended.
 
-    A trial whose process or node dies, or which raises, starts again while its budget for that class of failure lasts
-    (`job.retries`, counted in the store), and resumes from the store. A failed trial is marked, and the others go on; only when
-    the first trials all fail with the very same error is `stop` requested here.
+    A trial that raises, or whose worker or node dies, restarts while its budget for that class of failure lasts (`job.retries`, counted
+    in the store), and resumes from the store. A failed trial does not stop the others, unless the first trials all fail with the same
+    error: then `stop` is requested here.
 
-    Needs `nodes.connect`.
+    Call it within `ray_nodes.connect`.
 
     Raises:
         ClusterError: no node can hold a trial, or Ray itself failed.
@@ -74,7 +70,7 @@ def run(source: Source, job: Job, *, resources: Resources, listeners: Sequence[L
                 search_alg=_Searcher(source, job),
                 num_samples=max(1, source.remaining),
                 max_concurrent_trials=concurrent,
-                # Starting a process costs more than a small trial. A GPU trial gets a fresh one, so that its memory is surely free.
+                # starting a worker costs more than a small trial; a GPU trial gets a new one, so that all GPU memory is free
                 reuse_actors=resources.gpu == 0,
                 trial_name_creator=_trial_id,
                 trial_dirname_creator=_trial_id,
@@ -82,9 +78,9 @@ def run(source: Source, job: Job, *, resources: Resources, listeners: Sequence[L
             run_config=RunConfig(
                 name="tune",
                 storage_path=scratch,
-                # the budgets are ours; Ray's only bounds a trial that cannot even reach the store
+                # our own budgets decide; Ray's only bounds a trial that cannot even reach the store
                 failure_config=FailureConfig(max_failures=sum(job.retries.model_dump().values()) + SPARE_STARTS),
-                checkpoint_config=CheckpointConfig(checkpoint_at_end=False),  # checkpoints are the trial's own affair
+                checkpoint_config=CheckpointConfig(checkpoint_at_end=False),  # the trial itself writes its checkpoints
                 stop=_StopAll(stop),
                 callbacks=[_Events(job, source, listeners, stop, lease)],
                 verbose=0,
@@ -93,13 +89,11 @@ def run(source: Source, job: Job, *, resources: Resources, listeners: Sequence[L
         try:
             tuner.fit()
         except (TuneError, ray.exceptions.RayError, OSError) as error:
-            last = str(error).strip().splitlines()[-1:] or [type(error).__name__]
-            what = last[0].partition(". ")[0].rstrip(".")  # further sentences advise on what was not wrong
-            raise ClusterError(f"Ray failed: {what}; the same command goes on from the last checkpoints") from error
+            raise ClusterError(f"Ray failed: {first_sentence(error)}; the same command resumes from the last checkpoints") from error
 
 
 class _NeverRestored:
-    """Ray pickles its whole set-up to disk. Nothing of it is read again, and listeners hold locks: leave all of it out."""
+    """Ray pickles its whole set-up to disk. None of it is read again, and listeners hold locks, so all of it is left out."""
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
@@ -109,7 +103,7 @@ class _Searcher(_NeverRestored, Searcher):
     """Hands the source's plans to Ray Tune as they are."""
 
     def __init__(self, source: Source, job: Job) -> None:
-        super().__init__(metric="miou", mode="max")
+        super().__init__()  # with a metric, Tune would demand it in every result
         self._source, self._job = source, job
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str:  # type: ignore[override]
@@ -117,7 +111,7 @@ class _Searcher(_NeverRestored, Searcher):
         return Searcher.FINISHED if plan is None else {"plan": plan, "job": self._job}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """The source is told from the manifest instead."""
+        """Nothing to do: the source gets the manifest, in `_Events`."""
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing to save."""
@@ -127,7 +121,7 @@ class _Searcher(_NeverRestored, Searcher):
 
 
 class _StopAll(_NeverRestored, Stopper):
-    """Ray asks it many times a second."""
+    """Ray calls it many times a second."""
 
     def __init__(self, stop: Stop) -> None:
         self._stop = stop
@@ -140,7 +134,7 @@ class _StopAll(_NeverRestored, Stopper):
 
 
 class _Events(_NeverRestored, Callback):
-    """Turns Ray Tune's callbacks into events, and settles in the store what a dead trial could not."""
+    """Turns Ray Tune's callbacks into events, and closes the attempts of dead workers in the store."""
 
     def __init__(self, job: Job, source: Source, listeners: Sequence[Listener], stop: Stop, lease: Lease) -> None:
         self._job, self._source, self._listeners, self._lease = job, source, listeners, lease
@@ -150,55 +144,53 @@ class _Events(_NeverRestored, Callback):
         self._looked_s = time.monotonic()
 
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
-        """Without a node Ray would wait for ever, and without the lease this driver may not go on."""
+        """End the sweep if the lease is lost, or if no node is left, for which Ray would wait forever."""
         self._lease.check()
         if time.monotonic() - self._looked_s < LOOK_EVERY_S:
             return
         self._looked_s = time.monotonic()
-        if not any(node["Alive"] for node in ray.nodes()):  # type: ignore[no-untyped-call]
-            raise ClusterError("no node of the Ray cluster is alive any more")
+        if not living_nodes():
+            raise ClusterError("no node of the Ray cluster is alive")
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        self._emit(Event("started", trial.config["plan"]))
+        self._emit(Event(trial.config["plan"], TrialState.RUNNING))
 
     def on_trial_result(self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any) -> None:
-        known = {name: result[name] for name in TrialProgress.__dataclass_fields__ if name in result}
-        if "attempt" in known:
+        if progress := progress_of(result):
             plan: TrialPlan = trial.config["plan"]
-            update = TrialProgress(**{**known, "trial_id": plan.trial_id})
-            self._seen[plan.trial_id] = update, time.monotonic()
-            self._lease.see(plan.trial_id, update.attempt, update.worked_s)
-            self._emit(Event("update", plan, update))
+            self._seen[plan.trial_id] = progress, time.monotonic()
+            self._lease.see(plan.trial_id, progress.attempt, progress.worked_s)
+            self._emit(Event(plan, TrialState.RUNNING, progress))
 
     def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        self._emit(Event("retry", trial.config["plan"], reason=_reason(self._settled(trial, self._job.retries), trial)))
+        self._emit(Event(trial.config["plan"], TrialState.RESTARTING, reason=_reason(self._settled(trial, self._job.retries), trial)))
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        refused = (trial.last_result or {}).get("refused")
+        refused = refusal_of(trial.last_result or {})
         manifest = self._settled(trial, NO_RETRIES, "unavailable", refused) if refused else self._manifest(trial)
-        self._conclude(trial, manifest, refused or f"nothing of it in {self._store.uri}; the store must be one that all nodes share")
+        self._conclude(trial, manifest, refused or f"no manifest in {self._store.uri}; check that all nodes share this store")
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        self._conclude(trial, self._settled(trial, NO_RETRIES), _last_words(_error_text(trial)))
+        self._conclude(trial, self._settled(trial, NO_RETRIES), error_line(error_text(trial)))
 
     def _conclude(self, trial: Trial, manifest: Manifest | None, otherwise: str) -> None:
-        """Pass on how a trial ended; `otherwise` is the reason where the store knows nothing of it."""
+        """Emit how a trial ended; `otherwise` is the reason if the store has no manifest."""
         plan: TrialPlan = trial.config["plan"]
         self._lease.forget(plan.trial_id)
         if manifest is None:
-            self._emit(Event("failed", plan, reason=otherwise))
+            self._emit(Event(plan, TrialState.FAILED, reason=otherwise))
             return
-        if manifest.status == "running":
-            self._emit(Event("elsewhere", plan, reason="another process took this trial over"))
+        if not manifest.status.is_final:
+            self._emit(Event(plan, TrialState.INTERRUPTED, reason="another worker has taken this trial over"))
             return
         self._source.tell(manifest)
         self._breaker.tell(manifest)
-        self._emit(Event("finished" if manifest.status == "finished" else "failed", plan, reason=_reason(manifest, trial)))
+        self._emit(Event(plan, manifest.status, reason=_reason(manifest, trial)))
 
     def _settled(self, trial: Trial, retries: Retries, failure: Failure | None = None, reason: str = "") -> Manifest | None:
-        """The trial's manifest, its attempt closed if its process could not."""
+        """The trial's manifest, after its attempt was closed if the worker died before it could."""
         plan: TrialPlan = trial.config["plan"]
-        text = _error_text(trial)
+        text = error_text(trial)
         with self._warned(trial):
             return settle(
                 self._store,
@@ -206,7 +198,7 @@ class _Events(_NeverRestored, Callback):
                 plan.trial_id,
                 driver=self._job.driver,
                 failure=failure or classify_death(text),
-                reason=reason or _last_words(text),
+                reason=reason or error_line(text),
                 traceback=text,
                 worked_s=self._worked_s(plan.trial_id),
                 retries=retries,
@@ -221,18 +213,18 @@ class _Events(_NeverRestored, Callback):
 
     @contextmanager
     def _warned(self, trial: Trial) -> Iterator[None]:
-        """A store that does not answer leads to a warning: an exception here would end the whole sweep."""
+        """Store errors become warnings: an exception here would end the whole sweep."""
         try:
             yield
         except SweepError as error:
             log.warning("trial %s: %s", trial.config["plan"].trial_id, error)
 
     def _worked_s(self, trial_id: str) -> float:
-        """For how long the trial's process was at work before it died, as far as it told."""
+        """Seconds that the worker had trained when it died: what it last reported, and the time since."""
         if trial_id not in self._seen:
             return 0.0
-        update, at_s = self._seen.pop(trial_id)
-        return update.worked_s + time.monotonic() - at_s
+        progress, at_s = self._seen.pop(trial_id)
+        return progress.worked_s + time.monotonic() - at_s
 
     def _emit(self, event: Event) -> None:
         for listener in self._listeners:
@@ -243,22 +235,10 @@ class _Events(_NeverRestored, Callback):
 
 
 def _reason(manifest: Manifest | None, trial: Trial) -> str | None:
-    """One line with its class: what the trial itself left in its manifest, or what Ray says of its process."""
+    """One line with the class of failure: from the manifest, or from Ray if there is none."""
     if manifest and manifest.failure:
-        return f"[{manifest.failure}] {manifest.reason}"
-    return None if manifest else f"[lost] {_last_words(_error_text(trial))}"
-
-
-def _last_words(text: str) -> str:
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return next((line for line in reversed(lines) if "Error" in line or "died" in line), "its process ended without a word")
-
-
-def _error_text(trial: Trial) -> str:
-    """What Ray wrote of the trial's failures in the driver's scratch folder."""
-    with suppress(OSError):
-        return Path(trial.error_file).read_text(errors="replace") if trial.error_file else ""
-    return ""
+        return manifest.failure_text
+    return None if manifest else f"[lost] {error_line(error_text(trial))}"
 
 
 def _trial_id(trial: Trial) -> str:

@@ -1,4 +1,4 @@
-"""What a trial uses of its machine, sampled beside the training, and what that machine is."""
+"""Sample CPU, memory and GPU use of a trial while it trains, and describe its machine."""
 
 from __future__ import annotations
 
@@ -15,19 +15,20 @@ import psutil
 
 from orchestration.formatting import bytes_shown
 from rrn_core.config import Runtime
+from rrn_core.errors import ConfigError
 
 EVERY_S = 2.0
-"""From one sample to the next."""
+"""Between two samples."""
 
 _MB = 1e6
 
 
 class Usage:
-    """Samples in a thread of its own within its context; `means` tells what was used since it was last asked.
+    """Samples in a background thread while its context is open; `means` returns the use since the previous call.
 
-    `system/cpu_utilization_percentage` is CPU time of this process and those that it started, of what it may use: the CPUs that the
-    system grants it, or the runtime's threads and workers where these are fewer. Memory is the whole machine's, as MLflow's own monitor
-    has it, and `gpu_0` the one GPU that the trial computes on, whoever uses it. What cannot be measured is left out.
+    `system/cpu_utilization_percentage`: CPU time of this process and its children, relative to the CPUs that the operating system
+    grants it or to the runtime's threads and workers, whichever is less. Memory: of the whole machine, like MLflow's system metrics.
+    `gpu_0`: the GPU that the trial computes on, including other processes on it. A value that cannot be measured is left out.
     """
 
     def __init__(self, runtime: Runtime, *, every_s: float = EVERY_S) -> None:
@@ -48,7 +49,7 @@ class Usage:
         self._end.set()
 
     def means(self) -> dict[str, float]:
-        """Means since the last call, or the beginning, by MLflow's names of metrics."""
+        """Means since the previous call (or the start), by MLflow's metric names."""
         self._sample()
         with self._lock:
             samples, spent_s, since_s = self._samples, self._spent_s, self._since_s
@@ -64,13 +65,13 @@ class Usage:
             self._sample()
 
     def _sample(self) -> None:
-        with self._lock, suppress(psutil.Error, OSError):  # to measure a training must not end it
+        with self._lock, suppress(psutil.Error, OSError):  # a failed measurement must not end a training
             self._spent_s += self._cpu.lap()
             self._samples.append(_memory() | self._gpu())
 
 
 def machine(runtime: Runtime) -> dict[str, str]:
-    """Facts of this machine, in words."""
+    """Versions, CPUs, memory and device of this machine, as text."""
     import torch
 
     facts = {
@@ -87,14 +88,14 @@ def machine(runtime: Runtime) -> dict[str, str]:
 
 
 class _CpuClock:
-    """CPU seconds of this process and of all that it started."""
+    """CPU seconds of this process and its descendants."""
 
     def __init__(self) -> None:
         self._seen: dict[tuple[int, float], float] = {}
         self.lap()
 
     def lap(self) -> float:
-        """Spent since the last lap; of a process that ended meanwhile, what came after it is missing."""
+        """Seconds since the previous call. A process that ended in between contributes nothing after its last sample."""
         now = dict(self._times())
         spent_s = sum(seconds - self._seen.get(process, 0.0) for process, seconds in now.items())
         self._seen = now
@@ -117,7 +118,7 @@ def _memory() -> dict[str, float]:
 
 
 def _gpu_reader(runtime: Runtime) -> Callable[[], dict[str, float]]:
-    """Reads use and memory of the trial's GPU; nothing where there is none, or no NVML."""
+    """A function that reads use and memory of the trial's GPU; it returns nothing without a GPU or NVML."""
     index = _cuda_index(runtime)
     if index is None:
         return dict
@@ -127,7 +128,7 @@ def _gpu_reader(runtime: Runtime) -> Callable[[], dict[str, float]]:
 
         pynvml.nvmlInit()
         handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(index).uuid}")
-    except Exception:  # of several libraries, in many ways: no driver, no permission, a part of a GPU
+    except Exception:  # several libraries, many causes: no driver, no permission, a MIG slice
         return dict
     return lambda: _gpu(pynvml, handle)
 
@@ -144,12 +145,12 @@ def _gpu(pynvml: Any, handle: Any) -> dict[str, float]:
 
 
 def _cuda_index(runtime: Runtime) -> int | None:
-    """Of the GPU that the trial computes on, as torch counts; None for a CPU, and where there is no such GPU."""
+    """torch's index of the GPU that the trial computes on; None for a CPU, or if there is no such GPU."""
     import torch
 
     from rrn_core.training import device_of
 
-    with suppress(ValueError):  # told where the training starts
+    with suppress(ConfigError):  # the training reports it
         device = device_of(runtime)
         return (torch.cuda.current_device() if device.index is None else device.index) if device.type == "cuda" else None
     return None
@@ -165,7 +166,7 @@ def _granted() -> int:
 
 
 def _cpu_name() -> str:
-    """As Linux tells it; elsewhere as far as Python knows."""
+    """From /proc/cpuinfo on Linux; elsewhere what Python knows."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.is_file() else []
     names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))

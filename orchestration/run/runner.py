@@ -1,4 +1,4 @@
-"""Run what a sweep lacks, with a live view and a tracker, and say how it ended."""
+"""Run the unfinished trials of a sweep with a live view, MLflow and notifications, then print a summary."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from orchestration.record.inputs import STORED
 from orchestration.record.lease import Lease
 from orchestration.record.manifest import Manifest, read_manifest
 from orchestration.record.trial_record import settle
+from orchestration.record.trial_state import TrialState
 from orchestration.run.git_checkout import git_diff, git_state
-from orchestration.run.signals import Sigterm, gently
+from orchestration.run.signals import Sigterm, graceful_stop
 from orchestration.sweep import Sweep
 from rrn_core.config import Runtime
 
@@ -27,15 +28,15 @@ if TYPE_CHECKING:
 
 RAY_SETTINGS = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # no CSV, JSON and TensorBoard copies of every report
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C is ours: the store makes an immediate stop safe
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # signals.py handles Ctrl-C
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "TUNE_FORCE_TRIAL_CLEANUP_S": "30",  # for the last checkpoints of a sweep that is stopped
+    "TUNE_FORCE_TRIAL_CLEANUP_S": "30",  # time for the last checkpoints after a stop request
 }
 MLFLOW_SETTINGS = {
-    "MLFLOW_DISABLE_TELEMETRY": "true",  # it edits the environment from a thread
+    "MLFLOW_DISABLE_TELEMETRY": "true",  # telemetry edits os.environ from a thread
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # the tracker has its own back-off
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
@@ -46,10 +47,10 @@ class Runner:
     """One run of a sweep under its lease.
 
     Args:
-        chosen: the trials to train; the others are only shown.
-        environment: names the Ray cluster, if any, in RAY_ADDRESS.
-        command: what the user gave; makes the whole sweep again.
-        sigterm: whether the process was told to end.
+        chosen: the trials to train; the others are only displayed.
+        environment: RAY_ADDRESS names a Ray cluster; unset, Ray runs on this machine.
+        command: the command line that runs the whole sweep.
+        sigterm: the SIGTERM handler that the process installed at its start.
     """
 
     def __init__(
@@ -73,7 +74,7 @@ class Runner:
         self._ray_address = environment.get("RAY_ADDRESS") or None
         finished = len(sweep.plans) - len(sweep.unfinished)
         self._notifier = Notifier(sweep.spec.notify, sweep.name, total=sweep.total, finished=finished, environment=environment)
-        self._stop, self._again, self._sigterm = Stop(say), command, sigterm
+        self._stop, self._run_command, self._sigterm = Stop(say), command, sigterm
         self._committed: dict[str, int] = {}
         self._tracker = Tracker(
             sweep.tracking,
@@ -89,19 +90,19 @@ class Runner:
         )
 
     def run(self) -> Sweep:
-        """Train what is chosen and not finished; how it ended, for the exit code.
+        """Train the chosen trials that are not finished. Returns the sweep as it ended.
 
         Raises:
-            SweepError: files that the unfinished trials need are missing, or the store, MLflow or Ray refuse.
+            SweepError: files of unfinished trials are missing, or the store, MLflow or Ray failed.
             LeaseLost: another driver took the sweep over.
-            KeyboardInterrupt: stopped, with the books in order; Terminated where a signal other than Ctrl-C did it.
+            KeyboardInterrupt: stopped by Ctrl-C after MLflow was updated; Terminated if stopped by SIGTERM.
         """
-        with self._noticed():
+        with self._notifications():
             return self._run()
 
     @contextmanager
-    def _noticed(self) -> Iterator[None]:
-        """Whoever wants to know is told how the sweep ended; of one that another driver has, that driver tells."""
+    def _notifications(self) -> Iterator[None]:
+        """Send queued notifications at the end. After LeaseLost nothing is added: the other driver reports the end."""
         try:
             yield
         except ClusterError as error:
@@ -109,7 +110,7 @@ class Runner:
                 self._notifier.ended(self._sweep.reread(), stopped=str(error))
             raise
         finally:
-            with _spinner("telling whom `notify:` names"):
+            with _spinner("sending notifications"):
                 self._notifier.close(timeout_s=30)
 
     def _run(self) -> Sweep:
@@ -118,7 +119,7 @@ class Runner:
         self._say(f"sweep {sweep.name}: {sweep.count}")
         for line in _skipped(sweep):
             self._say(line)
-        # an unwritable store is told here, before anything is started
+        # fails here, before anything starts, if the store is not writable
         sweep.write_tracked(sweep.tracked())
         sweep.inputs.upload()
         self._tracker.start([plan.trial_id for plan in sweep.plans])
@@ -128,14 +129,14 @@ class Runner:
                 self._train()
         except KeyboardInterrupt as stop:
             interrupted = stop
-            self._say("\ninterrupted: finishing the books; the same command goes on from the last checkpoints")
+            self._say("\ninterrupted: closing MLflow runs; the same command resumes from the last checkpoints")
         except LeaseLost:
-            self._tracker.abandon()  # MLflow has another writer now
+            self._tracker.abandon()  # the other driver writes to MLflow now
             raise
         finally:
-            behind, cut_short = self._close()
+            incomplete, cut_short = self._close()
         ended = sweep.reread()
-        ended.write_tracked({plan.trial_id for plan in ended.plans} - {plan.trial_id for plan in ended.unfinished} - set(behind))
+        ended.write_tracked({plan.trial_id for plan in ended.plans} - {plan.trial_id for plan in ended.unfinished} - set(incomplete))
         self._conclude(ended)
         if self._stop.reason and self._stop.tripped:
             self._notifier.breaker(self._stop.reason)
@@ -145,12 +146,12 @@ class Runner:
         return ended
 
     def _close(self) -> tuple[list[str], KeyboardInterrupt | None]:
-        """Tell MLflow how it ended, whatever ended it: the trials of which it lacks something, and the signal that cut this short."""
+        """Update MLflow. Returns the trials that MLflow does not show completely, and the signal that interrupted the update."""
         try:
-            with _spinner("MLflow is told how it ended"):
+            with _spinner("updating MLflow"):
                 return self._tracker.close(timeout_s=60), None
         except KeyboardInterrupt as stop:
-            self._say("MLflow lacks something, as it was not told all; the same command adds it")
+            self._say("MLflow is incomplete: its update was interrupted; the same command completes it")
             return [plan.trial_id for plan in self._sweep.plans], stop
 
     def _train(self) -> None:
@@ -169,7 +170,7 @@ class Runner:
                 self._sigterm.listen()
                 self._sigterm.check()
                 view = LiveView(console, total=sweep.total, finished=len(sweep.plans) - len(sweep.unfinished))
-                with gently(self._stop), view:
+                with graceful_stop(self._stop), view:
                     ray_tune.run(
                         self._source(),
                         job,
@@ -185,8 +186,8 @@ class Runner:
         return read_manifest(self._sweep.store, self._sweep.name, trial_id)
 
     def _track(self, event: Event) -> None:
-        """Tell the tracker of what was committed, not of mere progress."""
-        trial_id, committed = event.plan.trial_id, event.update.committed if event.update else -1
+        """Notify the tracker of a commit; progress between commits is not tracked."""
+        trial_id, committed = event.plan.trial_id, event.progress.committed if event.progress else -1
         if self._committed.get(trial_id) != committed:
             self._committed[trial_id] = committed
             self._tracker.notify(trial_id)
@@ -202,7 +203,7 @@ class Runner:
         return FixedSource(self._chosen)
 
     def _conclude(self, sweep: Sweep) -> None:
-        self._say(f"\n{status.summary(sweep.plans, sweep.manifests)}\n\n{sweep.count}")
+        self._say(f"\n{status.summary(sweep.plans, sweep.manifests, sweep.states)}\n\n{sweep.count}")
         self._say(
             "mIoU in percent on the validation list; b1, b2, ens: branch 1, branch 2, their ensemble; best: epoch with the best val/miou"
         )
@@ -210,75 +211,77 @@ class Runner:
             self._say(f"\n{published_table(sweep.spec.published, sweep.plans, sweep.manifests)}\n")
         self._say(f"checkpoints: {sweep.store.uri}/{sweep.name}")
         self._say(f"MLflow UI:   {self._tracker.comparison_url or self._command('ui')}")
-        self._say(f"one page:    {self._command('compare')} --out status.html")
+        self._say(f"HTML report: {self._command('compare')} --out report.html")
 
     def _command(self, name: str) -> str:
-        """Another command about this very sweep."""
-        return self._again.replace("rrn-sweep ", f"rrn-sweep {name} ", 1)
+        """`rrn-sweep NAME ...` for this sweep."""
+        return self._run_command.replace("rrn-sweep ", f"rrn-sweep {name} ", 1)
 
 
-def _spinner(words: str) -> AbstractContextManager[object]:
-    """On a terminal, while something may take seconds."""
+def _spinner(text: str) -> AbstractContextManager[object]:
+    """A spinner on a terminal, for steps that may take seconds."""
     from rich.console import Console
 
-    return Console(stderr=True).status(words)
+    return Console(stderr=True).status(text)
 
 
 def settle_dead(sweep: Sweep, lease: Lease) -> Sweep:
-    """Close the attempts that a dead driver left open, with what it had last seen of them; from here on none of its trials can commit."""
+    """Close the attempts that a dead driver left open, up to the last progress that it recorded. Its trials cannot commit afterwards."""
     for trial_id in sorted({*sweep.manifests, *lease.previous}):
         manifest, seen = sweep.manifests.get(trial_id), lease.previous.get(trial_id)
         worked_s = seen.worked_s if seen and (manifest is None or seen.attempt == manifest.attempt) else 0.0
         lease.forget(trial_id)
-        if manifest is None or (manifest.attempts and manifest.attempts[-1].ended_ms is None):
-            reason = "its driver ended without a word"
+        if manifest is None or manifest.is_open:
+            reason = "driver died without reporting an error"
             settle(sweep.store, sweep.name, trial_id, driver=lease.token, failure="lost", reason=reason, worked_s=worked_s)
     return sweep.reread()
 
 
 def facts(sweep: Sweep, command: str) -> SweepFacts:
-    """What the description of the sweep says besides what its trials tell."""
+    """Facts for the MLflow description of the sweep that its trials do not contain."""
     from orchestration.tracking.descriptions import SweepFacts
 
     return SweepFacts(sweep.spec.description, command, sweep.total)
 
 
 def overview(sweep: Sweep, command: str) -> Callable[[], Mapping[str, bytes]]:
-    """Makes the files of the sweep's own run, from what the store knows at that moment."""
+    """A function that builds the files of the sweep's MLflow run from the current state of the store."""
     from orchestration.compare import formats
 
-    formats.load()  # here and not in the tracker's thread: where two threads import at once, Python may find a deadlock
+    formats.load()  # not in the tracker's thread: concurrent imports in two threads can deadlock
     source = formats.source([sweep.file], command=command, code=git_state())
     return lambda: formats.overview(sweep.reread(), source=source)
 
 
 def _require_files(sweep: Sweep, runtime: Runtime, *, remote: bool) -> None:
-    """Refuse a sweep without its data or weights before anything is started; a folder that only the cluster has cannot be looked at."""
+    """Raises SweepError if data or weights of an unfinished trial are missing. `remote`: the data root may exist on the cluster only."""
     for plan in sweep.to_run:
         if plan.config.dataset != "digits":
             _require_data(plan, runtime.data_root, remote=remote)
         if plan.config.init_weights and not plan.config.init_sha256:
-            raise SweepError(_absent(plan.config.init_weights, sweep.file.resolve().parent))
+            raise SweepError(_missing_weights(plan.config.init_weights, sweep.file.resolve().parent))
 
 
-def _absent(written: str, folder: Path) -> str:
-    if written.startswith(STORED):
-        return f"init_weights: {written}: the store has no such key"
-    made = f"make it from a released file with: rrn-sweep weights import FILE --out {folder / written}"
-    return f"init_weights: {written} is neither beside the sweep file nor under the data root; {made}"
+def _missing_weights(name: str, folder: Path) -> str:
+    if name.startswith(STORED):
+        return f"init_weights: {name}: the store has no such key; expected store:KEY of a weights file"
+    advice = f"make it from a released file with: rrn-sweep weights import FILE --out {folder / name}"
+    return f"init_weights: {name} is neither beside the sweep file nor under the data root; {advice}"
 
 
 def _require_data(plan: TrialPlan, root: Path | None, *, remote: bool) -> None:
     if root is None:
         raise SweepError(f"--data-root: trial {plan.label} needs the folder of {plan.config.dataset}; give it, or set RRN_DATA_ROOT")
     if not root.is_dir() and not (remote and plan.iterations):
-        raise SweepError(f"--data-root: {root} is not a folder")
+        raise SweepError(f"--data-root: {root} is not a folder; give the folder that holds {plan.config.dataset}")
 
 
 def _skipped(sweep: Sweep) -> list[str]:
     lines = []
     for plan in sweep.plans:
-        state = status.state(sweep.manifests.get(plan.trial_id))
-        if state != "new":
-            lines.append(f"{plan.trial_id} {plan.label}: {'skipped, ' if state == 'finished' else ''}{state}")
+        state, manifest = sweep.state(plan), sweep.manifests.get(plan.trial_id)
+        if manifest:
+            lines.append(
+                f"{plan.trial_id} {plan.label}: {'skipped, ' if state is TrialState.FINISHED else ''}{status.state_text(state, manifest)}"
+            )
     return lines

@@ -1,4 +1,4 @@
-"""Optuna samplers behind `next` and `tell`: proposals are TrialPlans, and the study is rebuilt from the store's manifests."""
+"""Propose trials with an Optuna sampler; the Optuna study is rebuilt from the manifests in the store."""
 
 from __future__ import annotations
 
@@ -8,25 +8,27 @@ from collections.abc import Collection, Mapping
 import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
-from optuna.trial import FrozenTrial, TrialState, create_trial
+from optuna.trial import FrozenTrial, create_trial
 
 from orchestration.errors import SpecError
 from orchestration.plan.spec import Dimension, Search, SweepSpec
 from orchestration.plan.trial_plan import Resolve, TrialPlan, make_plan
-from orchestration.record.manifest import SCORE, Manifest, StoredTrials, restored_plan
+from orchestration.record.manifest import SCORE, Manifest
+from orchestration.record.stored_trials import StoredTrials, restored_plan
+from orchestration.record.trial_state import TrialState
 from rrn_core.methods import all_settings
 
 log = logging.getLogger(__name__)
 
 MAX_REPEATS = 50
-"""Proposals in a row that may equal known trials before the space counts as exhausted."""
+"""Consecutive proposals that equal known trials; after this many the search space counts as exhausted."""
 
 
 class AdaptiveSource:
-    """Yields up to `search.trials` plans: those that the store knows as unfinished first, then new proposals.
+    """Yields up to `search.trials` plans: first the unfinished trials of the store, then new proposals.
 
-    Proposal k is drawn by a sampler seeded with (search.seed, k) from what is finished by then. With one trial at a time
-    a restart therefore proposes exactly what an undisturbed search would have. Unfinished trials in `skip` stay as they are.
+    The sampler for proposal k is seeded with (search.seed, k) and sees the trials that are finished by then. With one trial at a
+    time, a restarted search therefore proposes the same trials as an uninterrupted one. Unfinished trials in `skip` are left out.
     """
 
     def __init__(
@@ -43,12 +45,12 @@ class AdaptiveSource:
         self._spec, self._search = spec, spec.search
         self._distributions = {name: _distribution(spec, name, dimension) for name, dimension in spec.space.items()}
         self._study = optuna.create_study(direction="maximize")
-        mine = StoredTrials(manifests.values()).of_search(spec, resolve)
-        self._known = {m.trial_id for m in mine}
+        stored = StoredTrials(manifests.values()).of_search(spec, resolve)
+        self._known = {m.trial_id for m in stored}
         self._numbers: dict[str, int] = {}
-        self._resumable = [restored_plan(m) for m in mine if m.status != "finished" and m.trial_id not in skip]
-        self._next_number = len(mine)
-        for manifest in mine:
+        self._resumable = [restored_plan(m) for m in stored if m.status is not TrialState.FINISHED and m.trial_id not in skip]
+        self._next_number = len(stored)
+        for manifest in stored:
             self._add(manifest)
 
     @property
@@ -57,7 +59,7 @@ class AdaptiveSource:
         return len(self._resumable) + max(0, self._search.trials - self._next_number)
 
     def next(self) -> TrialPlan | None:
-        """The next plan, or None where the budget is spent or the space exhausted."""
+        """The next plan; None if the budget is spent or the space is exhausted."""
         if self._resumable:
             return self._resumable.pop(0)
         if self._next_number >= self._search.trials:
@@ -70,18 +72,22 @@ class AdaptiveSource:
                 self._numbers[plan.trial_id] = trial.number
                 self._next_number += 1
                 return plan
-            self._study.tell(trial, state=TrialState.FAIL)
-        log.warning("search: %d proposals in a row are known or impossible; %d trials exhaust the space", MAX_REPEATS, self._next_number)
+            self._study.tell(trial, state=optuna.trial.TrialState.FAIL)
+        log.warning(
+            "search: %d consecutive proposals are known or invalid; the search space is exhausted after %d trials",
+            MAX_REPEATS,
+            self._next_number,
+        )
         self._next_number = self._search.trials
         return None
 
     def tell(self, manifest: Manifest) -> None:
-        """Learn the result of a trial that this source yielded."""
+        """Pass the result of a trial that this source yielded to the sampler."""
         number = self._numbers.pop(manifest.trial_id, None)
         if number is None:
             return
         value = objective(manifest, self._search)
-        self._study.tell(number, value, state=TrialState.FAIL if value is None else TrialState.COMPLETE)
+        self._study.tell(number, value, state=optuna.trial.TrialState.FAIL if value is None else optuna.trial.TrialState.COMPLETE)
 
     def _ask(self, repeat: int) -> optuna.Trial:
         seed = int(np.random.SeedSequence([self._search.seed, self._next_number, repeat]).generate_state(1)[0])
@@ -90,15 +96,15 @@ class AdaptiveSource:
         return self._study.ask(self._distributions)
 
     def _plan(self, trial: optuna.Trial) -> TrialPlan | None:
-        """None for values that are each in range but do not fit together."""
+        """The plan of a proposal; None if its values are in range but invalid in combination."""
         try:
             return make_plan(self._spec, trial.params, varied=tuple(self._spec.space), proposal=self._next_number, resolve=self._resolve)
         except SpecError as error:
-            log.info("search: skipped an impossible proposal: %s", error)
+            log.info("search: skipped an invalid proposal: %s", error)
             return None
 
     def _add(self, manifest: Manifest) -> None:
-        """Put a stored trial into the study: complete with its value, or running until it is told."""
+        """Add a stored trial to the study: complete with its value, or running until `tell`."""
         value = objective(manifest, self._search)
         trial = _frozen(manifest, value, self._distributions)
         self._study.add_trial(trial)
@@ -107,9 +113,9 @@ class AdaptiveSource:
 
 
 def objective(manifest: Manifest, search: Search) -> float | None:
-    """What the sampler is told of a finished trial: `val/miou` of the last or the best epoch."""
+    """The value that the sampler maximises: `val/miou` of the last or the best epoch; None if the trial is not finished."""
     entry = manifest.last if search.at == "last" else manifest.best
-    return entry.metrics[SCORE] if entry and manifest.status == "finished" else None
+    return entry.metrics[SCORE] if entry and manifest.status is TrialState.FINISHED else None
 
 
 def _distribution(spec: SweepSpec, name: str, dimension: Dimension) -> BaseDistribution:
@@ -123,6 +129,6 @@ def _distribution(spec: SweepSpec, name: str, dimension: Dimension) -> BaseDistr
 
 
 def _frozen(manifest: Manifest, value: float | None, distributions: Mapping[str, BaseDistribution]) -> FrozenTrial:
-    state = TrialState.RUNNING if value is None else TrialState.COMPLETE
+    state = optuna.trial.TrialState.RUNNING if value is None else optuna.trial.TrialState.COMPLETE
     params = {name: manifest.config[name] for name in distributions}
     return create_trial(state=state, value=value, params=params, distributions=dict(distributions))

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: heard whatever Python, Ray or an import does meanwhile, and told apart."""
+"""Handle Ctrl-C and SIGTERM: stop a sweep gracefully, and tell the caller which of the two stopped it."""
 
 from __future__ import annotations
 
@@ -11,60 +11,65 @@ from contextlib import contextmanager
 from orchestration.errors import ClusterError
 from orchestration.run.stopping import Stop
 
-HURRY_AFTER_S = 45.0
-"""Trials that are told to end have 30 s; Ray, should it hang, so much before it is left to itself."""
+FORCE_AFTER_S = 45.0
+"""After a stop request: trials have 30 s for a last checkpoint; after this time the driver stops waiting for Ray, which may hang."""
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM: a batch system, or the notice before a spot machine goes, stops the sweep; it shall be started again elsewhere."""
+    """SIGTERM: a batch system or a spot machine's shutdown notice stops the sweep; it is meant to be restarted elsewhere."""
 
 
 class Sigterm:
-    """Batch systems stop a job with SIGTERM: it is taken as Ctrl-C, but as Terminated, so that it is known which it was.
+    """Turns SIGTERM into `Terminated`.
 
-    It is remembered too: Python swallows what a signal raises in the middle of an import.
+    It also records the signal, because Python can drop an exception that a handler raises during an import.
     """
 
     def __init__(self) -> None:
-        self._heard = False
+        self._received = False
         self.listen()
 
     def listen(self) -> None:
-        """From now on; again when Ray has started, which puts a handler of its own, and when it has ended, which takes ours away."""
-        signal.signal(signal.SIGTERM, self._hear)
+        """Install the handler. Call it again after Ray starts (Ray installs its own) and after Ray ends (Ray removes ours)."""
+        signal.signal(signal.SIGTERM, self._on_sigterm)
 
     def check(self) -> None:
-        """Raises Terminated where a signal came, although it was swallowed."""
-        if self._heard:
+        """Raises Terminated if a signal came and its exception was dropped."""
+        if self._received:
             raise Terminated
 
-    def _hear(self, number: int, frame: object) -> None:
-        self._heard = True
+    def _on_sigterm(self, number: int, frame: object) -> None:
+        self._received = True
         raise Terminated
 
 
 @contextmanager
-def gently(stop: Stop) -> Iterator[None]:
-    """Within, the first Ctrl-C or SIGTERM lets the trials commit a last checkpoint; the second ends all at once, as does HURRY_AFTER_S."""
-    first: list[int] = []
-    hurry = threading.Timer(HURRY_AFTER_S, lambda: os.kill(os.getpid(), first[0]))
-    hurry.daemon = True
+def graceful_stop(stop: Stop) -> Iterator[None]:
+    """In this context the first Ctrl-C or SIGTERM requests a stop: trials commit a last checkpoint. A second one, or FORCE_AFTER_S, aborts.
 
-    def note(number: int, frame: object) -> None:
+    Raises:
+        Terminated: at the end, if the first signal was SIGTERM.
+        KeyboardInterrupt: at the end, if it was Ctrl-C.
+    """
+    first: list[int] = []
+    force = threading.Timer(FORCE_AFTER_S, lambda: os.kill(os.getpid(), first[0]))
+    force.daemon = True
+
+    def on_signal(number: int, frame: object) -> None:
         if first:
             raise KeyboardInterrupt
         first.append(number)
         stop.request(f"stopped by {signal.Signals(number).name}")
-        hurry.start()
+        force.start()
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
-    except (ClusterError, KeyboardInterrupt):  # Ray went down too, or did not end; being told to stop came first, and decides what follows
+    except (ClusterError, KeyboardInterrupt):  # Ray failed or hung after the stop request; the request decides
         if not first:
             raise
     finally:
-        hurry.cancel()
+        force.cancel()
         for number, handler in before.items():
             signal.signal(number, handler)
     if first:

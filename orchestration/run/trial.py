@@ -1,10 +1,10 @@
-"""Run one TrialPlan: resume, train, save in the background, yield updates."""
+"""Run one TrialPlan: resume, train, upload checkpoints in the background, yield progress."""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -12,13 +12,14 @@ from itertools import chain
 
 from orchestration.errors import Fenced, Preempted, StoreError
 from orchestration.failures import classify, reason_of, traceback_of
-from orchestration.observe.progress import TrialProgress
+from orchestration.observe.events import TrialProgress
 from orchestration.plan.spec import PictureRule, Retention, Retries
 from orchestration.plan.trial_plan import TrialPlan
 from orchestration.record.inputs import weights_key
 from orchestration.record.lease import current_token
-from orchestration.record.manifest import SCORE, EpochMetrics, Manifest
-from orchestration.record.trial_record import TrialRecord, settle, spent
+from orchestration.record.manifest import SCORE, Checkpoint, EpochMetrics, Manifest
+from orchestration.record.trial_record import WORKER_DIED, TrialRecord, settle
+from orchestration.record.trial_state import TrialState, budget_spent
 from orchestration.record.upload_queue import PendingCheckpoint, UploadQueue
 from orchestration.run.epoch_pictures import drawn
 from orchestration.run.resource_usage import Usage, machine
@@ -31,53 +32,54 @@ from rrn_core.training import Report, train
 log = logging.getLogger(__name__)
 
 COMMIT_WITHIN_S = 25.0
-"""A trial that is told to stop commits a last checkpoint within so many seconds, or leaves it."""
+"""Limit for the last checkpoint after a stop request; then the checkpoint is given up."""
 
 CLOSE_WITHIN_S = 5.0
-"""Then it waits so long for the store to note its end."""
+"""Limit for closing the attempt in the store afterwards."""
 
 LONGEST_PAUSE_S = 30.0
-"""Between attempts that end because the store or the disk refuses."""
+"""Longest pause between attempts that end because the store or the disk is unavailable."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """What every trial of a sweep shares: where it stores and runs, and for which driver. Holds no credential."""
+    """What all trials of a sweep share. Contains no credential."""
 
     store: str
+    """URI."""
     runtime: Runtime
     retention: Retention
     retries: Retries = field(default_factory=Retries)
     driver: int = 0
-    """Token of the lease under which the sweep runs."""
+    """Token of the driver's lease."""
     checkpoint_every_s: float = 300.0
-    """Within an epoch, save at the first report after so many seconds; every completed epoch is saved anyway."""
+    """Longest time between checkpoints within an epoch; every completed epoch is saved too."""
     outbox_bytes: int = 2**32
-    """Checkpoints that wait for an absent store take so much of the local disk; then training waits too."""
+    """Local disk for checkpoints while the store is unavailable; when it is full, training pauses."""
     patience_s: float = 3600.0
-    """How long an absent store is waited for."""
+    """How long to wait for an unavailable store."""
     pictures: PictureRule = field(default_factory=PictureRule)
-    """What is drawn; it changes no result."""
+    """What to draw; changes no result."""
 
 
 def run_trial(plan: TrialPlan, job: Job) -> Generator[TrialProgress, None, None]:
-    """Train `plan` to its end from wherever the store says it was, yielding an update at every report of the training.
+    """Train `plan` from its newest usable checkpoint to its end. Yields progress at every report of the training.
 
-    The last update says how the trial ended: finished, or failed with no new start left. A generator that is closed, or told
-    `Preempted` by `throw`, first commits a checkpoint of the step that it reached, within COMMIT_WITHIN_S, and notes its end, within
-    about CLOSE_WITHIN_S; where the store is away, the attempt stays open, and who comes next closes it.
+    The last item states the outcome: finished, or failed with no retries left. To stop early, close the generator or throw
+    `Preempted`: it commits a checkpoint of the current step within COMMIT_WITHIN_S and closes the attempt within about
+    CLOSE_WITHIN_S. If the store is unavailable, the attempt stays open and the next attempt closes it.
 
     Raises:
-        Fenced: another attempt, or another driver, took the trial over; the manifest is theirs.
-        StoreError: the trial could not even be opened.
-        Exception: what ended this attempt, where another may go better.
+        Fenced: another attempt or driver took the trial over and owns its manifest.
+        StoreError: the trial's record cannot be opened.
+        Exception: the error that ended this attempt, if retries are left.
     """
     store = open_store(job.store, deadline_s=job.patience_s)
-    if (known := _given_up(plan, job, store)) is not None:
+    if (known := _without_retries(plan, job, store)) is not None:
         yield _ended(plan, known)
         return
     record = TrialRecord.open(store, plan, retention=job.retention, driver=job.driver, machine=machine(job.runtime))
-    if record.manifest.status == "finished":
+    if record.manifest.status is TrialState.FINISHED:
         yield _ended(plan, record.manifest)
         return
     try:
@@ -86,11 +88,11 @@ def run_trial(plan: TrialPlan, job: Job) -> Generator[TrialProgress, None, None]
     except Fenced:
         raise
     except GeneratorExit:
-        _soon(record, job, record.stop)
+        _close_quickly(record, job, record.stop)
         raise
     except Exception as error:
         _fail(record, error, job)
-        if not spent(record.manifest, job.retries, driver=job.driver):
+        if not budget_spent(record.manifest, job.retries, driver=job.driver):
             raise
     yield _ended(plan, record.manifest)
 
@@ -98,47 +100,53 @@ def run_trial(plan: TrialPlan, job: Job) -> Generator[TrialProgress, None, None]
 def _fail(record: TrialRecord, error: Exception, job: Job) -> None:
     fail = partial(record.fail, failure=classify(error), reason=reason_of(error), traceback=traceback_of(error))
     if isinstance(error, Preempted):
-        _soon(record, job, fail)
+        _close_quickly(record, job, fail)
     else:
         fail()
 
 
-def _soon(record: TrialRecord, job: Job, end: Callable[[], None]) -> None:
-    """Close the attempt now or not at all: a process that is told to end has no hour to wait for the store."""
+def _close_quickly(record: TrialRecord, job: Job, end: Callable[[], None]) -> None:
+    """Close the attempt without the long wait for the store: the process must end soon."""
     record.hurry(open_store(job.store, deadline_s=CLOSE_WITHIN_S))
     try:
         end()
     except StoreError as error:
-        log.warning("trial %s: the attempt stays open, who comes next closes it: %s", record.manifest.trial_id, error)
+        log.warning("trial %s: the attempt stays open, the next attempt closes it: %s", record.manifest.trial_id, error)
 
 
-def _given_up(plan: TrialPlan, job: Job, store: Store) -> Manifest | None:
-    """The manifest of a trial whose budget this driver has spent; else None, after a pause where the last attempt found no store."""
+def _without_retries(plan: TrialPlan, job: Job, store: Store) -> Manifest | None:
+    """The manifest of a trial with no retries left under this driver; else None, after a pause if store or disk was unavailable."""
     token = current_token(store, plan.sweep)
     if token > job.driver:
         raise Fenced(f"trial {plan.trial_id}: driver {token} has taken the sweep over from driver {job.driver}")
-    word = "its process ended without a word"
-    known = settle(store, plan.sweep, plan.trial_id, driver=job.driver, failure="lost", reason=word, retries=job.retries)
-    if known and spent(known, job.retries, driver=job.driver):
+    known = settle(store, plan.sweep, plan.trial_id, driver=job.driver, failure="lost", reason=WORKER_DIED, retries=job.retries)
+    if known and budget_spent(known, job.retries, driver=job.driver):
         return known
-    if known and known.failure == "unavailable" and (fruitless := known.failures("unavailable", driver=job.driver)):
-        time.sleep(min(LONGEST_PAUSE_S, 2.0**fruitless))
+    if known and known.failure == "unavailable" and (tries := known.failures("unavailable", driver=job.driver)):
+        time.sleep(min(LONGEST_PAUSE_S, 2.0**tries))
     return None
 
 
 def _train(plan: TrialPlan, job: Job, record: TrialRecord, store: Store) -> Iterator[TrialProgress]:
-    """Train from the newest checkpoint that can be used, or from the start."""
+    """Train from the newest usable checkpoint, else from iteration 0."""
     for checkpoint, files in chain(record.usable_checkpoints(), [(None, None)]):
         record.begin_at(checkpoint.step if checkpoint else 0)
-        first = _first(plan, record.manifest, checkpoint.step if checkpoint else None)
-        yield (first := replace(first, note="; ".join(record.unusable) or None))
+        first = _start_progress(plan, record.manifest, checkpoint.step if checkpoint else None)
+        yield (first := replace(first, note=_resume_note(record.unusable, checkpoint)))
         try:
             yield from _attempt(plan, job, record, store, first, files)
             return
-        except CheckpointError as error:  # told before the first report: what was stored intact does not load
+        except CheckpointError as error:  # raised before the first report: the stored bytes are intact but do not load
             if checkpoint is None:
                 raise
             record.pass_over(checkpoint, error)
+
+
+def _resume_note(unusable: Sequence[str], checkpoint: Checkpoint | None) -> str | None:
+    """Why newer checkpoints were passed over, and that none is left if so; None if the newest one is used."""
+    if not unusable:
+        return None
+    return "; ".join([*unusable, *([] if checkpoint else ["the trial starts from iteration 0"])])
 
 
 def _attempt(
@@ -148,25 +156,25 @@ def _attempt(
     pace = _IterationPace(update.iteration)
     report: Report | None = None
     submitted = update.iteration
-    with Usage(job.runtime) as usage, UploadQueue(lambda parcel: _commit(record, parcel), limit_bytes=job.outbox_bytes) as outbox:
+    with Usage(job.runtime) as usage, UploadQueue(partial(_commit, record), limit_bytes=job.outbox_bytes) as queue:
         try:
             init_weights = _init_weights(plan, store) if files is None else None
             for report in train(plan.config, job.runtime, resume_from=files, init_weights=init_weights):
                 if report.metrics is not None or time.monotonic() - saved_s >= job.checkpoint_every_s:
-                    outbox.submit(_parcel(report, plan, job, usage))
+                    queue.submit(_pending(report, plan, job, usage))
                     saved_s, submitted = time.monotonic(), report.iteration
-                update = _next(update, report, pace, record)
+                update = _updated(update, report, pace, record)
                 yield update
         except (GeneratorExit, Preempted):
-            last = _parcel(report, plan, job, usage) if report and report.iteration > submitted else None
-            with suppress(StoreError):  # the outbox tells it
-                if not outbox.conclude(last, within_s=COMMIT_WITHIN_S):
+            last = _pending(report, plan, job, usage) if report and report.iteration > submitted else None
+            with suppress(StoreError):  # the queue logs it
+                if not queue.conclude(last, within_s=COMMIT_WITHIN_S):
                     record.leave()
             raise
 
 
-def _parcel(report: Report, plan: TrialPlan, job: Job, usage: Usage) -> PendingCheckpoint:
-    """The state as it is now, copied, since training goes on, and what there is to tell of an epoch that it completes."""
+def _pending(report: Report, plan: TrialPlan, job: Job, usage: Usage) -> PendingCheckpoint:
+    """A copy of the current state, because training continues, with metrics and pictures if it completes an epoch."""
     metrics, now_ms = report.metrics, time.time_ns() // 10**6
     entries = [EpochMetrics(epoch=report.epoch, step=report.iteration, time_ms=now_ms, metrics=metrics | usage.means())] if metrics else []
     pictures = drawn(report, plan.config, job.runtime, job.pictures)
@@ -181,26 +189,26 @@ def _parcel(report: Report, plan: TrialPlan, job: Job, usage: Usage) -> PendingC
     )
 
 
-def _commit(record: TrialRecord, parcel: PendingCheckpoint) -> None:
+def _commit(record: TrialRecord, pending: PendingCheckpoint) -> None:
     record.commit(
-        step=parcel.step,
-        epoch=parcel.epoch,
-        files=parcel.files,
-        entries=parcel.entries,
-        pictures=parcel.pictures,
-        seconds=parcel.seconds,
-        at_s=parcel.at_s,
+        step=pending.step,
+        epoch=pending.epoch,
+        files=pending.files,
+        entries=pending.entries,
+        pictures=pending.pictures,
+        seconds=pending.seconds,
+        at_s=pending.at_s,
     )
 
 
 def _init_weights(plan: TrialPlan, store: Store) -> bytes | None:
-    """The weights to start from, which the driver has put into the store."""
+    """The initial weights, which the driver uploaded; None if the trial has none."""
     sha256 = plan.config.init_sha256
     return store.read(weights_key(sha256))[0] if sha256 else None
 
 
 class _IterationPace:
-    """Seconds per iteration of this attempt."""
+    """Estimates the remaining time from the mean iteration time of this attempt."""
 
     def __init__(self, start: int) -> None:
         self._start, self._since = start, time.monotonic()
@@ -210,7 +218,7 @@ class _IterationPace:
         return per_iteration * (report.iterations - report.iteration)
 
 
-def _first(plan: TrialPlan, manifest: Manifest, resumed_step: int | None) -> TrialProgress:
+def _start_progress(plan: TrialPlan, manifest: Manifest, resumed_step: int | None) -> TrialProgress:
     last = manifest.last
     return TrialProgress(
         trial_id=plan.trial_id,
@@ -226,7 +234,7 @@ def _first(plan: TrialPlan, manifest: Manifest, resumed_step: int | None) -> Tri
     )
 
 
-def _next(update: TrialProgress, report: Report, pace: _IterationPace, record: TrialRecord) -> TrialProgress:
+def _updated(update: TrialProgress, report: Report, pace: _IterationPace, record: TrialRecord) -> TrialProgress:
     return replace(
         update,
         epoch=report.epoch,
@@ -241,7 +249,7 @@ def _next(update: TrialProgress, report: Report, pace: _IterationPace, record: T
 
 
 def _ended(plan: TrialPlan, manifest: Manifest) -> TrialProgress:
-    last = _first(plan, manifest, None)
-    if manifest.status != "finished":
-        return replace(last, ended="failed")
-    return replace(last, epoch=plan.config.epochs, iteration=plan.iterations, eta_s=0.0, ended="finished")
+    last = _start_progress(plan, manifest, None)
+    if manifest.status is not TrialState.FINISHED:
+        return replace(last, ended=TrialState.FAILED)
+    return replace(last, epoch=plan.config.epochs, iteration=plan.iterations, eta_s=0.0, ended=TrialState.FINISHED)

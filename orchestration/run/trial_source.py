@@ -1,4 +1,4 @@
-"""Where the trials of a run come from."""
+"""Provide the trials of a run one by one: from a fixed list, or (search.py) from an adaptive search."""
 
 from __future__ import annotations
 
@@ -10,18 +10,21 @@ from orchestration.record.manifest import Manifest
 
 
 class Source(Protocol):
-    """Where plans come from: a fixed list or an adaptive search."""
+    """Yields plans and learns their results."""
 
     @property
-    def remaining(self) -> int: ...
+    def remaining(self) -> int:
+        """Plans still to come."""
 
-    def next(self) -> TrialPlan | None: ...
+    def next(self) -> TrialPlan | None:
+        """The next plan; None if there is none left."""
 
-    def tell(self, manifest: Manifest) -> None: ...
+    def tell(self, manifest: Manifest) -> None:
+        """Learn the result of a trial."""
 
 
 class FixedSource:
-    """A list of plans, one after the other."""
+    """A list of plans in order."""
 
     def __init__(self, plans: Sequence[TrialPlan]) -> None:
         self._plans = list(plans)
@@ -34,4 +37,4 @@ class FixedSource:
         return self._plans.pop(0) if self._plans else None
 
     def tell(self, manifest: Manifest) -> None:
-        """A fixed list learns nothing."""
+        """Does nothing: results do not change a fixed list."""

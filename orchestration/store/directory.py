@@ -18,14 +18,15 @@ from orchestration.errors import Conflict, NotFound, StoreError
 from orchestration.store.base import UnfinishedWrite, checked, checked_prefix
 
 _STAGED = ".new-"
-"""How the names of files begin that are not complete yet."""
+"""Prefix of the names of unfinished files."""
 
 _STRAY_AFTER_S = 3600.0
+"""Age from which an unfinished file is taken to be a dead writer's."""
 
 
 @dataclass(frozen=True)
 class DirectoryStore:
-    """A store in a folder that all its users see, local or on a network file system with working `flock`."""
+    """A store in a folder, local or on a network file system. All users must see the folder, and `flock` must work."""
 
     root: Path
 
@@ -35,7 +36,7 @@ class DirectoryStore:
 
     def read(self, key: str) -> tuple[bytes, str]:
         path = self._path(key)
-        with _explained(path):
+        with _store_errors(path):
             try:
                 body = path.read_bytes()
             except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
@@ -44,12 +45,12 @@ class DirectoryStore:
 
     def write(self, key: str, body: bytes) -> None:
         path = self._path(key)
-        with _explained(path, body), _staged(path, body) as staged, self._locked():
+        with _store_errors(path, body), _staged(path, body) as staged, self._locked():
             _publish(staged, path)
 
     def replace(self, key: str, body: bytes, *, expected: str | None) -> str:
         path = self._path(key)
-        with _explained(path, body), _staged(path, body) as staged, self._locked():
+        with _store_errors(path, body), _staged(path, body) as staged, self._locked():
             if self._etag(key) != expected:
                 raise Conflict(key)
             _publish(staged, path)
@@ -57,7 +58,7 @@ class DirectoryStore:
 
     def delete(self, keys: Iterable[str]) -> None:
         for path in map(self._path, keys):
-            with _explained(path):
+            with _store_errors(path):
                 if path.is_file():
                     with self._locked():
                         path.unlink(missing_ok=True)
@@ -78,18 +79,18 @@ class DirectoryStore:
         for write in writes:
             assert _name(write.place).startswith(_STAGED), write.place
             path = self.root / write.place
-            with _explained(path):
+            with _store_errors(path):
                 path.unlink(missing_ok=True)
                 _remove_if_empty(path.parent)
 
     def _below(self, prefix: str) -> list[tuple[str, os.stat_result]]:
-        """All files whose place below the root starts with `prefix`, hidden ones too, sorted."""
+        """All files whose path relative to the root starts with `prefix`, including hidden ones, sorted."""
         folder = self.root / checked_prefix(prefix).rpartition("/")[0]
         found = []
-        with _explained(folder):
+        with _store_errors(folder):
             for path in _files_below(folder):
                 place = path.relative_to(self.root).as_posix()
-                with suppress(FileNotFoundError):  # gone since it was listed
+                with suppress(FileNotFoundError):  # deleted since it was listed
                     if place.startswith(prefix):
                         found.append((place, path.stat()))
         return sorted(found, key=lambda entry: entry[0])
@@ -105,8 +106,8 @@ class DirectoryStore:
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        """Hold the one lock of the store, only while a name changes; the kernel frees it when its holder dies."""
-        _make(self.root)
+        """Hold the lock of the store. It is held only while a name changes; the kernel frees it when its holder dies."""
+        _make_durable(self.root)
         with (self.root / ".lock").open("ab") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
@@ -114,9 +115,9 @@ class DirectoryStore:
 
 @contextmanager
 def _staged(path: Path, body: bytes) -> Iterator[Path]:
-    """The body, durable under a hidden name beside `path`; gone at the end unless it was published."""
-    _make(path.parent)
-    _sweep_strays(path.parent)
+    """The body, durable under a hidden name beside `path`. Deleted at the end unless it was published."""
+    _make_durable(path.parent)
+    _remove_strays(path.parent)
     staged = path.parent / f"{_STAGED}{uuid.uuid4().hex}"
     try:
         with staged.open("xb") as file:
@@ -133,10 +134,10 @@ def _publish(staged: Path, path: Path) -> None:
     _sync(path.parent)
 
 
-def _make(folder: Path) -> None:
-    """mkdir -p that survives a power cut: a new name lasts once its parent folder is synced."""
+def _make_durable(folder: Path) -> None:
+    """Create the folder and its parents so that they survive a power cut: a new name is durable once its parent is synced."""
     if not folder.is_dir():
-        _make(folder.parent)
+        _make_durable(folder.parent)
         folder.mkdir(exist_ok=True)
         _sync(folder.parent)
 
@@ -149,13 +150,13 @@ def _sync(folder: Path) -> None:
         os.close(handle)
 
 
-def _sweep_strays(folder: Path) -> None:
-    """Remove what killed writers left; a living one touches its file far more often than hourly."""
+def _remove_strays(folder: Path) -> None:
+    """Delete the files of killed writers. A living writer changes its file far more often than hourly."""
     for stray in folder.glob(f"{_STAGED}*"):
         try:
             if stray.stat().st_mtime < time.time() - _STRAY_AFTER_S:
                 stray.unlink()
-        except FileNotFoundError:  # its writer, or another sweeper, was faster
+        except FileNotFoundError:  # its writer or another process deleted it first
             continue
 
 
@@ -173,29 +174,30 @@ def _hidden(place: str) -> bool:
 
 
 def _remove_if_empty(folder: Path) -> None:
-    with suppress(OSError):  # something else lies in it
+    with suppress(OSError):  # not empty
         folder.rmdir()
 
 
 def _raise_unless_gone(error: OSError) -> None:
-    # os.walk ignores errors by default: a folder that cannot be read would look empty, and its checkpoints lost
+    # os.walk ignores errors by default: an unreadable folder would look empty, and its checkpoints lost
     if not isinstance(error, (FileNotFoundError, NotADirectoryError)):
         raise error
 
 
 @contextmanager
-def _explained(path: Path, body: bytes = b"") -> Iterator[None]:
+def _store_errors(path: Path, body: bytes = b"") -> Iterator[None]:
+    """Convert OSError to StoreError. `body`: what is being written."""
     try:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise StoreError(f"{path}: disk full: no room for {len(body)} bytes{_free(path)}; make room, then run again") from error
+            raise StoreError(f"{path}: disk full: {len(body)} bytes needed{_free(path)}; free some space, then run again") from error
         raise StoreError(f"{path}: {error}") from error
 
 
 def _free(path: Path) -> str:
     try:
-        return f" ({shutil.disk_usage(path.parent).free} free)"
+        return f", {shutil.disk_usage(path.parent).free} free"
     except OSError:
         return ""
 

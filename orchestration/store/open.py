@@ -1,4 +1,4 @@
-"""The store that a URI names."""
+"""Opens the store that a URI names."""
 
 from __future__ import annotations
 
@@ -13,9 +13,12 @@ from orchestration.store.s3 import s3_store
 
 
 def open_store(uri: str, *, deadline_s: float = 600.0) -> Store:
-    """The store at `s3://bucket/prefix`, at `file:///path`, or at a path (made absolute); nothing is contacted or created yet.
+    """The store at `s3://bucket/prefix`, `file:///path` or a path. Contacts and creates nothing.
 
-    An operation on S3 outlasts an outage of `deadline_s` seconds; a directory never waits. Raises StoreError for any other `uri`.
+    A relative path becomes absolute. An S3 operation retries for `deadline_s` seconds before it fails; a directory never waits.
+
+    Raises:
+        StoreError: `uri` has another form.
     """
     scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]*):/", uri)
     if not uri.strip() or (scheme and scheme[1] not in ("s3", "file")):

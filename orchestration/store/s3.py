@@ -1,4 +1,4 @@
-"""Bytes under keys in an S3 bucket: the only file that knows boto3, whose errors it turns into ours."""
+"""A store in an S3 bucket. The only file that uses boto3; converts its errors to StoreError."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import hashlib
 import logging
 import os
 import re
-import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -16,7 +15,7 @@ from typing import Any, TypeVar
 
 from orchestration.errors import Conflict, Corrupt, NotFound, StoreError, StoreUnavailable
 from orchestration.store.base import UnfinishedWrite, checked, checked_prefix, is_key
-from orchestration.store.retry import pauses
+from orchestration.store.retry import TransientFault, retried
 
 _log = logging.getLogger(__name__)
 
@@ -26,13 +25,13 @@ _Client = Any
 """A boto3 S3 client."""
 
 _List = Callable[[_Client, dict[str, str]], dict[str, Any]]
-"""Asks a client for one page of a listing."""
+"""Requests one page of a listing."""
 
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 
 
 def s3_store(uri: str, deadline_s: float) -> S3Store:
-    """The store at `s3://bucket/prefix`; nothing is contacted. Raises StoreError for any other `uri`."""
+    """The store at `s3://bucket/prefix`. Contacts nothing. Raises StoreError for any other `uri`."""
     bucket, _, prefix = uri.removeprefix("s3://").strip("/").partition("/")
     odd = re.search(r"[\s?#\\]|//|(^|/)\.{1,2}(/|$)", prefix)
     if not uri.startswith("s3://") or not _BUCKET.fullmatch(bucket) or odd:
@@ -40,26 +39,18 @@ def s3_store(uri: str, deadline_s: float) -> S3Store:
     return S3Store(bucket, prefix, deadline_s=deadline_s)
 
 
-class _Again(StoreUnavailable):
-    """A fault that may pass; `unsure` when the server may have done the work and only its answer was lost."""
-
-    def __init__(self, text: str, *, unsure: bool = True) -> None:
-        super().__init__(text)
-        self.unsure = unsure
-
-
 @dataclass(frozen=True)
 class S3Store:
-    """A store in a bucket of AWS, MinIO, Ceph or SeaweedFS; endpoint, region and credentials come from boto3's own chain."""
+    """A store in a bucket of AWS, MinIO, Ceph or SeaweedFS. boto3 finds the endpoint, the region and the credentials."""
 
     bucket: str
     prefix: str
     deadline_s: float = field(default=600.0, kw_only=True)
     _clients: dict[int, _Client] = field(default_factory=dict, repr=False, compare=False, kw_only=True)
-    """The client of this process, by process id: a forked child mustn't share its parent's sockets."""
+    """Clients by process ID: a forked child must not share its parent's sockets."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return s3_store, (self.uri, self.deadline_s)  # no client, hence no credential, in the pickle
+        return s3_store, (self.uri, self.deadline_s)  # leaves the client, which holds credentials, out of the pickle
 
     @property
     def uri(self) -> str:
@@ -67,22 +58,22 @@ class S3Store:
 
     def read(self, key: str) -> tuple[bytes, str]:
         at = self._at(key)
-        return self._patiently(key, lambda client, _: _get(client, at))
+        return self._call(key, lambda client, _: _get(client, at))
 
     def write(self, key: str, body: bytes) -> None:
         put = {**self._at(key), **_body(body)}
-        self._patiently(key, lambda client, _: client.put_object(**put))
+        self._call(key, lambda client, _: client.put_object(**put))
 
     def replace(self, key: str, body: bytes, *, expected: str | None) -> str:
         condition = {"IfNoneMatch": "*"} if expected is None else {"IfMatch": expected}
         put = {**self._at(key), **_body(body), **condition}
         try:
-            return self._patiently(key, lambda client, unsure: self._put(client, put, unsure))
-        except NotFound:  # some servers answer so when IfMatch meets no object
+            return self._call(key, lambda client, unsure: self._put(client, put, unsure))
+        except NotFound:  # some servers reply 404 when IfMatch finds no object
             raise Conflict(key) from None
 
     def _put(self, client: _Client, put: dict[str, Any], unsure: bool) -> str:
-        """One conditional put. When an earlier one may have got through, a refusal may be of our own body: look."""
+        """One conditional put. If an earlier put may have succeeded, a refusal may be due to our own body, so read it back."""
         from botocore.exceptions import ClientError
 
         try:
@@ -96,26 +87,27 @@ class S3Store:
             return etag
 
     def delete(self, keys: Iterable[str]) -> None:
-        for key in keys:  # one at a time: the batch call wants a checksum that differs between S3 servers
+        for key in keys:  # one by one: the batch call needs a checksum that differs between S3 servers
             with suppress(NotFound):
                 self._delete(key)
 
     def _delete(self, key: str) -> None:
         at = self._at(key)
-        self._patiently(key, lambda client, _: client.delete_object(**at))
+        self._call(key, lambda client, _: client.delete_object(**at))
 
     def keys(self, prefix: str) -> Iterator[str]:
         return iter(self.sizes(prefix))
 
     def sizes(self, prefix: str) -> dict[str, int]:
-        pages = self._pages(prefix, lambda client, ask: client.list_objects_v2(**ask), {"ContinuationToken": "NextContinuationToken"})
+        marks = {"ContinuationToken": "NextContinuationToken"}
+        pages = self._pages(prefix, lambda client, request: client.list_objects_v2(**request), marks)
         found = {self._key(entry): int(entry["Size"]) for page in pages for entry in page.get("Contents", ())}
-        return {key: found[key] for key in sorted(found) if is_key(key)}  # SeaweedFS sorts by folder, and some servers list folders
+        return {key: found[key] for key in sorted(found) if is_key(key)}  # SeaweedFS sorts by folder; some servers list folders as keys
 
     def unfinished(self, prefix: str) -> Iterator[UnfinishedWrite]:
         marks = {"KeyMarker": "NextKeyMarker", "UploadIdMarker": "NextUploadIdMarker"}
         now = datetime.now(UTC)
-        for page in self._pages(prefix, lambda client, ask: client.list_multipart_uploads(**ask), marks):
+        for page in self._pages(prefix, lambda client, request: client.list_multipart_uploads(**request), marks):
             for entry in page.get("Uploads", ()):
                 if is_key(key := self._key(entry)):
                     yield UnfinishedWrite(key, entry["UploadId"], (now - entry["Initiated"]).total_seconds(), None)
@@ -126,51 +118,37 @@ class S3Store:
                 self._abort({**self._at(write.place), "UploadId": write.upload})
 
     def _abort(self, at: dict[str, str]) -> None:
-        self._patiently(at["Key"], lambda client, _: client.abort_multipart_upload(**at))
+        self._call(at["Key"], lambda client, _: client.abort_multipart_upload(**at))
 
     def _key(self, entry: dict[str, Any]) -> str:
         return str(entry["Key"]).removeprefix(f"{self.prefix}/" if self.prefix else "")
 
     def _pages(self, prefix: str, call: _List, marks: dict[str, str]) -> Iterator[dict[str, Any]]:
-        """All answers of a listing; `marks` are the parameters that ask for the next one, and where the last one says them."""
+        """All pages of a listing. `marks`: parameters that request the next page, and the fields of a page that hold their values."""
         root = f"{self.prefix}/" if self.prefix else ""
-        page = self._page(call, ask := {"Bucket": self.bucket, "Prefix": root + checked_prefix(prefix)})
+        request = {"Bucket": self.bucket, "Prefix": root + checked_prefix(prefix)}
+        page = self._page(call, request)
         yield page
         while page.get("IsTruncated"):
-            page = self._page(call, ask | {mark: page[said] for mark, said in marks.items() if said in page})
+            page = self._page(call, request | {parameter: page[field] for parameter, field in marks.items() if field in page})
             yield page
 
-    def _page(self, call: _List, ask: dict[str, str]) -> dict[str, Any]:
-        return self._patiently(ask["Prefix"], lambda client, _: call(client, ask))
+    def _page(self, call: _List, request: dict[str, str]) -> dict[str, Any]:
+        return self._call(request["Prefix"], lambda client, _: call(client, request))
 
     def _at(self, key: str) -> dict[str, str]:
         return {"Bucket": self.bucket, "Key": f"{self.prefix}/{checked(key)}".lstrip("/")}
 
-    def _patiently(self, key: str, call: Callable[[_Client, bool], T]) -> T:
-        """Call until it works, fails for good, or `deadline_s` has passed; its second argument: did an earlier try perhaps get through?"""
-        started, unsure = time.monotonic(), False
-        for pause_s in pauses():
-            try:
-                result = self._once(key, call, unsure)
-            except _Again as fault:
-                left_s = started + self.deadline_s - time.monotonic()
-                if left_s <= 0:
-                    raise self._unavailable(fault) from fault
-                if fault.unsure and not unsure:  # one line an outage, none for a mere race
-                    _log.warning("%s: %s; trying again for %.0f s", self.uri, fault, left_s)
-                unsure = unsure or fault.unsure
-                time.sleep(min(pause_s, left_s))
-            else:
-                if unsure:
-                    _log.info("%s: answers again after %.0f s", self.uri, time.monotonic() - started)
-                return result
-        raise AssertionError("pauses never ends")
-
-    def _unavailable(self, fault: _Again) -> StoreUnavailable:
-        return StoreUnavailable(f"{self.uri}: no answer for {self.deadline_s:g} s: {fault}; is it up, and AWS_ENDPOINT_URL right?")
+    def _call(self, key: str, call: Callable[[_Client, bool], T]) -> T:
+        """The result of `call`, retried for up to `deadline_s`. Its second argument: an earlier try may have succeeded."""
+        try:
+            return retried(lambda unsure: self._once(key, call, unsure), uri=self.uri, deadline_s=self.deadline_s, log=_log)
+        except TransientFault as fault:
+            text = f"{self.uri}: no answer for {self.deadline_s:g} s: {fault}; check that the server is up and AWS_ENDPOINT_URL is correct"
+            raise StoreUnavailable(text) from fault
 
     def _once(self, key: str, call: Callable[[_Client, bool], T], unsure: bool) -> T:
-        """One try, botocore's exceptions turned into ours."""
+        """One try. Converts botocore's exceptions."""
         from botocore.exceptions import BotoCoreError, ClientError
         from botocore.parsers import ResponseParserError
         from urllib3.exceptions import HTTPError
@@ -182,110 +160,110 @@ class S3Store:
         except BotoCoreError as error:
             raise self._breakdown(key, error) from error
         except (ResponseParserError, HTTPError, OSError) as error:
-            raise _Again(f"{type(error).__name__}: {_one_line(error)}") from error
-        except ValueError as error:  # boto3 refuses an endpoint that is no URL
-            raise StoreError(f"{self.uri}: {_one_line(error)}: check AWS_ENDPOINT_URL") from error
+            raise TransientFault(f"{type(error).__name__}: {_one_line(error)}") from error
+        except ValueError as error:  # boto3 refuses an endpoint that is not a URL
+            raise StoreError(f"{self.uri}: {_one_line(error)}; check AWS_ENDPOINT_URL") from error
 
     def _client(self) -> _Client:
-        """This process's client, made at first use."""
+        """The client of this process, created at first use."""
         client = self._clients.get(os.getpid())
         if client is None:
             client = self._clients[os.getpid()] = _new_client(patience_s=self.deadline_s)
         return client
 
     def _refusal(self, key: str, error: Any) -> StoreError:
-        """What an error answer of the server means."""
+        """The exception for an error response of the server."""
         code, status = _code(error), error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
         if code in ("NoSuchKey", "NoSuchUpload"):
             return NotFound(key)
         if code == "PreconditionFailed":
             return Conflict(key)
         if code in ("ConditionalRequestConflict", "OperationAborted"):
-            return _Again(code, unsure=False)
+            return TransientFault(code, unsure=False)
         if code in ("ExpiredToken", "ExpiredTokenException"):
-            self._clients.clear()  # the next client reads the credentials afresh
-            return _Again(f"{code}: renew the credentials")
-        if code == "404":  # without S3's own words: an answer that was cut short
-            return _Again("an answer of 404 without a reason")
-        if status in (408, 429) or (status >= 500 and status != 501) or code in _PASSING:
-            return _Again(f"{code} ({status})")
+            self._clients.clear()  # the next client reads the credentials again
+            return TransientFault(f"{code}: renew the credentials")
+        if code == "404":  # S3 names its error; without a name the response was truncated
+            return TransientFault("truncated response (status 404 without an error code)")
+        if status in (408, 429) or (status >= 500 and status != 501) or code in _TRANSIENT:
+            return TransientFault(f"{code} ({status})")
         return StoreError(f"{self.uri}: {code}: {_HINTS.get(code, _one_line(error))}")
 
     def _breakdown(self, key: str, error: Exception) -> StoreError:
-        """What a failure without an answer means."""
+        """The exception for a failure without a response."""
         from botocore import exceptions as boto
 
         if isinstance(error, boto.FlexibleChecksumError):
             return Corrupt(key)
         if "CERTIFICATE_VERIFY_FAILED" in str(error):
-            return StoreError(f"{self.uri}: the server's certificate is not trusted: set AWS_CA_BUNDLE to its authority's file")
+            return StoreError(f"{self.uri}: the server's certificate is not trusted; set AWS_CA_BUNDLE to its CA file")
         if isinstance(error, (boto.NoCredentialsError, boto.PartialCredentialsError)):
             return StoreError(f"{self.uri}: no credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE")
         if isinstance(error, (boto.HTTPClientError, boto.ConnectionError, boto.IncompleteReadError)):
-            return _Again(_one_line(error))
+            return TransientFault(_one_line(error))
         if isinstance(error, (boto.MetadataRetrievalError, boto.CredentialRetrievalError)):
-            return _Again(f"credentials: {_one_line(error)}")
+            return TransientFault(f"credentials: {_one_line(error)}")
         return StoreError(f"{self.uri}: {_one_line(error)}")
 
 
-_PASSING = ("SlowDown", "RequestTimeout", "Throttling", "ThrottlingException", "RequestLimitExceeded", "BadDigest", "IncompleteBody")
-"""Error codes that come with a 4xx status but say: send it again."""
+_TRANSIENT = ("SlowDown", "RequestTimeout", "Throttling", "ThrottlingException", "RequestLimitExceeded", "BadDigest", "IncompleteBody")
+"""Error codes with a 4xx status that a retry may fix."""
 
-_KEYS_HINT = "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (or AWS_PROFILE), and that AWS_ENDPOINT_URL is the server that knows them"
+_KEYS_HINT = "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (or AWS_PROFILE), and that AWS_ENDPOINT_URL is the server that issued them"
 
 _REGION_HINT = "set AWS_REGION to the bucket's region"
 
 _HINTS = {
-    "AccessDenied": "these credentials may not do this; they need GetObject, PutObject, DeleteObject and ListBucket here",
+    "AccessDenied": "these credentials lack a permission; they need GetObject, PutObject, DeleteObject and ListBucket",
     "InvalidAccessKeyId": _KEYS_HINT,
     "SignatureDoesNotMatch": _KEYS_HINT,
-    "NoSuchBucket": "create the bucket first, or correct `store:`",
-    "RequestTimeTooSkewed": "this machine's clock is wrong: set it",
+    "NoSuchBucket": "create the bucket first, or correct `store:` in the sweep file",
+    "RequestTimeTooSkewed": "the clock of this machine is wrong; set it",
     "PermanentRedirect": _REGION_HINT,
     "AuthorizationHeaderMalformed": _REGION_HINT,
-    "NotImplemented": "this server lacks conditional puts: use a newer one",
+    "NotImplemented": "this server has no conditional puts; use a newer version",
 }
 
 
 def _new_client(*, patience_s: float) -> _Client:
-    """A client with short timeouts and no retries of its own: only our loop may retry, as it must know of every lost reply."""
+    """A client with short timeouts and no retries: only `retried` may retry, because it must know of every lost reply."""
     import boto3
     from botocore.config import Config
 
-    session = boto3.session.Session()  # its own: the default session isn't safe between threads
+    session = boto3.session.Session()  # not the default session, which is not thread-safe
     config = Config(
         connect_timeout=max(1.0, min(10.0, patience_s)),
         read_timeout=max(1.0, min(60.0, patience_s)),
         retries={"total_max_attempts": 1},
     )
     client = session.client("s3", region_name=session.region_name or "us-east-1", config=config)
-    client.meta.events.register_last("before-call.s3", _ask_no_permission)
+    client.meta.events.register_last("before-call.s3", _without_expect_header)
     return client
 
 
-def _ask_no_permission(params: dict[str, Any], **_: Any) -> None:
-    """Bodies are sent at once: where a `100 Continue` is cut short, botocore 1.44 reads on for ever, past every timeout."""
+def _without_expect_header(params: dict[str, Any], **_: Any) -> None:
+    """Send bodies at once: botocore 1.44 waits forever, past every timeout, if a `100 Continue` is truncated."""
     params["headers"].pop("Expect", None)
 
 
 def _get(client: _Client, at: dict[str, str]) -> tuple[bytes, str]:
-    answer = client.get_object(**at)
-    etag = _etag(answer)
-    if "ContentLength" not in answer:
-        raise _Again("an answer whose headers were cut short")
-    return answer["Body"].read(), etag  # boto3 compares the length and the checksum
+    response = client.get_object(**at)
+    etag = _etag(response)
+    if "ContentLength" not in response:
+        raise TransientFault("truncated response headers")
+    return response["Body"].read(), etag  # boto3 verifies the length and the checksum
 
 
-def _etag(answer: dict[str, Any]) -> str:
-    """Whole only with its closing quote: Python takes headers that a broken connection cut short for complete."""
-    etag = str(answer.get("ETag", ""))
+def _etag(response: dict[str, Any]) -> str:
+    """The etag. Without its closing quote it is incomplete: Python accepts headers that a broken connection truncated."""
+    etag = str(response.get("ETag", ""))
     if not etag.endswith('"'):
-        raise _Again("an answer whose headers were cut short")
+        raise TransientFault("truncated response headers")
     return etag
 
 
 def _body(body: bytes) -> dict[str, Any]:
-    """The checksum is made here and not by boto3: so it's a plain header, which every server checks, and made once for all tries."""
+    """The body and its checksum. Computed here, once for all tries, and sent as a plain header, which every server verifies."""
     digest = hashlib.sha256(body).digest()
     return {"Body": body, "ChecksumAlgorithm": "SHA256", "ChecksumSHA256": base64.b64encode(digest).decode()}
 

@@ -1,4 +1,4 @@
-"""Files that MLflow shall hold, in a queue: a place that is away, or a file that cannot be made, holds nothing else up."""
+"""A queue of files to upload to MLflow: neither an unavailable artifact store nor a file that cannot be made blocks anything else."""
 
 from __future__ import annotations
 
@@ -15,73 +15,73 @@ from orchestration.tracking.runs import Runs
 
 log = logging.getLogger(__name__)
 
-AGAIN_S, LONGEST_AGAIN_S = 60.0, 1800.0
-"""After a fault the same is tried again so much later; as long as the place is away, each pause is twice the one before."""
+RETRY_S, LONGEST_RETRY_S = 60.0, 1800.0
+"""Pause before a failed upload is retried. While the artifact store is unavailable, each pause is twice the one before."""
 
 
 @dataclass
-class _WantedFiles:
+class _QueuedFiles:
     files: Sequence[RunFile]
-    from_s: float = 0.0
-    """Not before this instant, by `time.monotonic`."""
+    not_before_s: float = 0.0
+    """By `time.monotonic`."""
 
 
 class ArtifactQueue:
-    """The queue, by trial; None stands for the sweep's own run. One warning tells of the place, one of each other fault."""
+    """The queue, by trial; None stands for the sweep's own run. It warns once of an unavailable store, and once of every other error."""
 
     def __init__(self) -> None:
-        self._wanted: dict[str | None, _WantedFiles] = {}
-        self._from_s, self._pause_s = 0.0, AGAIN_S
-        self._told: set[str] = set()
+        self._queued: dict[str | None, _QueuedFiles] = {}
+        self._not_before_s, self._pause_s = 0.0, RETRY_S
+        self._warned: set[str] = set()
 
-    def want(self, trial_id: str | None, files: Sequence[RunFile]) -> None:
-        """The run shall have these files, instead of those that were wanted of it before."""
-        before = self._wanted.get(trial_id)
-        self._wanted[trial_id] = _WantedFiles(files, before.from_s if before else 0.0)
+    def replace(self, trial_id: str | None, files: Sequence[RunFile]) -> None:
+        """Queue the files of a run, instead of those that were queued for it before."""
+        before = self._queued.get(trial_id)
+        self._queued[trial_id] = _QueuedFiles(files, before.not_before_s if before else 0.0)
 
-    def lacks(self, trial_id: str | None) -> bool:
-        """Whether files are still wanted of the run."""
-        return trial_id in self._wanted
+    def is_pending(self, trial_id: str | None) -> bool:
+        """Whether files of the run are still queued."""
+        return trial_id in self._queued
 
-    def hurry(self) -> None:
-        """Everything is tried once more, at once."""
-        self._from_s = 0.0
-        for wanted in list(self._wanted.values()):
-            wanted.from_s = 0.0
+    def retry_now(self) -> None:
+        """End every pause."""
+        self._not_before_s = 0.0
+        for queued in list(self._queued.values()):
+            queued.not_before_s = 0.0
 
     def due_s(self) -> float | None:
-        """The instant, by `time.monotonic`, at which there is something to do; None where nothing is wanted."""
-        return max(self._from_s, min(wanted.from_s for wanted in self._wanted.values())) if self._wanted else None
+        """When the next upload is due, by `time.monotonic`; None while the queue is empty."""
+        return max(self._not_before_s, min(queued.not_before_s for queued in self._queued.values())) if self._queued else None
 
-    def store_next(self, runs: Runs) -> bool:
-        """Try what has waited longest; False where there is nothing to do now. Raises Abandoned, Away, TrackingError."""
+    def upload_next(self, runs: Runs) -> bool:
+        """Upload what has waited longest; False where nothing is due. Raises TrackingAbandoned, MlflowUnavailable, TrackingError."""
         now_s = time.monotonic()
-        due = [trial_id for trial_id, wanted in self._wanted.items() if max(self._from_s, wanted.from_s) <= now_s]
+        due = [trial_id for trial_id, queued in self._queued.items() if max(self._not_before_s, queued.not_before_s) <= now_s]
         if not due:
             return False
-        self._store(runs, due[0])
+        self._upload(runs, due[0])
         return True
 
-    def _store(self, runs: Runs, trial_id: str | None) -> None:
+    def _upload(self, runs: Runs, trial_id: str | None) -> None:
         try:
             with translated():
-                runs.store_files(trial_id, self._wanted[trial_id].files)
+                runs.store_files(trial_id, self._queued[trial_id].files)
         except TrackingError:
             raise
-        except (ArtifactsUnavailable, SweepError, RunGone) as error:  # Gone: the run was deleted, or MLflow takes exception to its files
-            self._fail(trial_id, error)
+        except (ArtifactsUnavailable, SweepError, RunGone) as error:  # RunGone: the run was deleted, or MLflow refuses its files
+            self._postpone(trial_id, error)
         else:
-            self._pause_s = AGAIN_S
-            del self._wanted[trial_id]
+            self._pause_s = RETRY_S
+            del self._queued[trial_id]
 
-    def _fail(self, trial_id: str | None, error: Exception) -> None:
+    def _postpone(self, trial_id: str | None, error: Exception) -> None:
         now_s = time.monotonic()
-        wanted = self._wanted.pop(trial_id)
-        self._wanted[trial_id] = _WantedFiles(wanted.files, now_s + AGAIN_S)
+        queued = self._queued.pop(trial_id)
+        self._queued[trial_id] = _QueuedFiles(queued.files, now_s + RETRY_S)
         if isinstance(error, ArtifactsUnavailable):
-            self._from_s = now_s + self._pause_s
-            self._pause_s = min(2 * self._pause_s, LONGEST_AGAIN_S)
+            self._not_before_s = now_s + self._pause_s
+            self._pause_s = min(2 * self._pause_s, LONGEST_RETRY_S)
         text = "" if isinstance(error, ArtifactsUnavailable) else str(error)
-        if text not in self._told:
-            self._told.add(text)
-            log.warning("files cannot be shown in MLflow for now, the sweep goes on and they are tried again later: %s", error)
+        if text not in self._warned:
+            self._warned.add(text)
+            log.warning("MLflow: files could not be uploaded; the sweep continues, and the upload is retried: %s", error)

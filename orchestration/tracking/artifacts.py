@@ -1,4 +1,4 @@
-"""Puts files where MLflow keeps those of its runs; writes only what is not there yet."""
+"""Uploads the files of MLflow's runs; writes only what is not there yet."""
 
 from __future__ import annotations
 
@@ -19,84 +19,86 @@ _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
 class ArtifactsUnavailable(Exception):  # noqa: N818
-    """The place for files refuses, or gives no answer; what was put there before stays."""
+    """The artifact store refuses, or does not answer; files that were uploaded before stay."""
 
 
 class Artifacts:
-    """The files of an experiment's runs, as far as they were looked at or put there.
+    """The files of an experiment's runs, as far as they were listed or uploaded.
 
     Args:
         uri: of MLflow.
-        writer: the client to write with; may raise, which ends whatever is under way.
+        client: to read with.
+        writer: returns the client to write with; may raise, which ends the upload.
     """
 
     def __init__(self, uri: str, client: Client, writer: Callable[[], Client]) -> None:
         self._uri, self._reader, self._writer = uri, client, writer
-        self._held: dict[str, dict[str, str]] = {}
+        self._known: dict[str, dict[str, str]] = {}
+        """Run -> file name -> `made_of`."""
         self.added = 0
-        """Files that were written."""
+        """Files that were uploaded."""
 
     def begin(self, run_id: str) -> None:
-        """The run has just been created: it holds nothing."""
-        self._held[run_id] = {}
+        """Note that the run has just been created and has no files."""
+        self._known[run_id] = {}
 
-    def put(self, run_id: str, place: str, files: Sequence[RunFile], *, complete: bool, look: bool = False) -> None:
-        """Write the files that the run lacks.
+    def put(self, run_id: str, place: str, files: Sequence[RunFile], *, complete: bool, relist: bool = False) -> None:
+        """Upload the files that the run lacks.
 
         Args:
-            place: where MLflow says that the run's files lie.
-            complete: all of them were there once, such as they are now.
-            look: at the place itself, instead of trusting what is remembered.
+            place: the run's artifact URI.
+            complete: all of them were uploaded once, with their present content.
+            relist: list the artifact store again, instead of trusting what is remembered.
 
         Raises:
-            Unstored: the place cannot be written to.
-            SweepError: what a file is made of cannot be read; all others are there.
+            ArtifactsUnavailable: the artifact store cannot be used.
+            SweepError: the store has not what a file is made of; all other files were uploaded.
         """
         _require_reachable(self._uri, place)
-        if look or run_id not in self._held:
-            self._held[run_id] = self._found(run_id, files, complete=complete)
-        faults: list[SweepError] = []
-        for file in self._lacking(run_id, files):
+        if relist or run_id not in self._known:
+            self._known[run_id] = self._list(run_id, files, complete=complete)
+        errors: list[SweepError] = []
+        for file in self._missing(run_id, files):
             try:
                 body = file.make()
             except SweepError as error:
-                faults.append(error)
+                errors.append(error)
                 continue
-            self._write(run_id, file, body)
-        if faults:
-            raise faults[0]
+            self._upload(run_id, file, body)
+        if errors:
+            raise errors[0]
 
-    def lacking(self, run_id: str, files: Sequence[RunFile]) -> int:
-        """How many of the files the run is not known to hold."""
-        return len(self._lacking(run_id, files))
+    def missing(self, run_id: str, files: Sequence[RunFile]) -> int:
+        """How many of the files the run lacks, as far as is known."""
+        return len(self._missing(run_id, files))
 
-    def _lacking(self, run_id: str, files: Sequence[RunFile]) -> list[RunFile]:
-        held = self._held.get(run_id, {})
-        return [file for file in files if held.get(file.name) != file.made_of]
+    def _missing(self, run_id: str, files: Sequence[RunFile]) -> list[RunFile]:
+        known = self._known.get(run_id, {})
+        return [file for file in files if known.get(file.name) != file.made_of]
 
-    def _found(self, run_id: str, files: Sequence[RunFile], *, complete: bool) -> dict[str, str]:
-        """Of what lies there, only what never changes is trusted to be what it shall be, unless all was complete."""
-        with _told():
-            names = set(self._listed(run_id, {str(PurePosixPath(file.name).parent) for file in files}))
+    def _list(self, run_id: str, files: Sequence[RunFile], *, complete: bool) -> dict[str, str]:
+        """The run's files. A name says nothing of the content: unless all were complete, only files that never change count."""
+        with _as_unavailable():
+            names = set(self._names(run_id, {str(PurePosixPath(file.name).parent) for file in files}))
         return {file.name: file.made_of for file in files if file.name in names and (complete or file.fixed)}
 
-    def _listed(self, run_id: str, folders: Iterable[str]) -> Iterator[str]:
+    def _names(self, run_id: str, folders: Iterable[str]) -> Iterator[str]:
         for folder in sorted(folders):
             yield from (info.path for info in self._reader.list_artifacts(run_id, None if folder == "." else folder))
 
-    def _write(self, run_id: str, file: RunFile, body: bytes) -> None:
+    def _upload(self, run_id: str, file: RunFile, body: bytes) -> None:
         writer, name = self._writer(), PurePosixPath(file.name)
-        with _told(), TemporaryDirectory() as folder:
+        with _as_unavailable(), TemporaryDirectory() as folder:
             path = Path(folder, name.name)
             path.write_bytes(body)
             writer.log_artifact(run_id, str(path), None if len(name.parts) == 1 else str(name.parent))
-        self._held[run_id][file.name] = file.made_of
+        self._known[run_id][file.name] = file.made_of
         self.added += 1
 
 
 @contextmanager
-def _told() -> Iterator[None]:
-    """Whatever goes wrong as Unstored: a place may be a folder, a server or any cloud's store, each with its own errors."""
+def _as_unavailable() -> Iterator[None]:
+    """Any error as ArtifactsUnavailable: the artifact store may be a folder, a server or a cloud's store, each with its own errors."""
     try:
         yield
     except Exception as error:
@@ -105,7 +107,7 @@ def _told() -> Iterator[None]:
 
 
 def _require_reachable(uri: str, place: str) -> None:
-    """MLflow's client writes to any local path that a server names, but on this machine, which may not be the server's."""
+    """Refuse a folder of another machine: MLflow's client would create it on this one."""
     local = urlsplit(place).scheme in ("", "file")
     host = urlsplit(uri).hostname if uri.startswith("http") else None
     if local and host and host not in _LOOPBACK:

@@ -1,4 +1,4 @@
-"""Descriptions in Markdown: of a trial from its manifest alone, of a sweep from what is known of its trials."""
+"""Descriptions for MLflow, in Markdown: of a trial from its manifest, of a sweep from summaries of its trials."""
 
 from __future__ import annotations
 
@@ -12,56 +12,55 @@ from typing import Any
 from orchestration.formatting import label
 from orchestration.plan.trial_plan import ID_LENGTH
 from orchestration.record.manifest import SCORE, EpochMetrics, Manifest
+from orchestration.record.trial_state import TrialState
 from orchestration.tracking.dataset_inputs import counts, split_hash
 
 _HEADS = ("branch1", "branch2", "ensemble")
-_MOST_CELLS, _MOST_SPLITS = 20, 10  # lines of a list; MLflow bounds the length of a description
-_STATES = {"FINISHED": "finished", "FAILED": "failed", "RUNNING": "running", "KILLED": "stopped before their end"}
+_MOST_CELLS, _MOST_SPLITS = 20, 10  # lines of a list, since MLflow bounds the length of a description
 
 
 @dataclass(frozen=True)
 class SweepFacts:
-    """What the manifests of a sweep do not tell of it."""
+    """What the manifests of a sweep do not hold."""
 
     about: str = ""
-    """What it is for."""
+    """Its purpose."""
     command: str = ""
-    """Makes the whole sweep again."""
+    """Runs the whole sweep again."""
     total: int = 0
-    """Trials that there will be, where a search has not proposed all of them yet."""
+    """Trials in all, where a search has not proposed all of them yet."""
 
 
 @dataclass(frozen=True)
 class TrialSummary:
-    """What the description of a sweep needs of a trial."""
+    """A trial, for the description of its sweep."""
 
     label: str
     cell: str
     """Its label without the seed."""
     seed: int | None
-    status: str
-    """As MLflow shows it."""
+    state: TrialState
     epochs: int
     last: float | None
-    """`val/miou` of the newest epoch and the highest one, in 0..1; None before the first epoch."""
+    """`val/miou` of the newest epoch, in 0..1; None before the first epoch."""
     best: float | None
+    """The highest `val/miou`."""
     best_epoch: int | None
     method: str
     data: str
     varied: tuple[str, ...]
     reason: str
     drawn: int
-    """The newest epoch that has pictures; 0 without any."""
+    """The newest epoch that has pictures; 0 while none has."""
 
 
-def summary_of(manifest: Manifest, status: str) -> TrialSummary:
-    """The summary of a trial that MLflow shows with `status`."""
+def summary_of(manifest: Manifest, state: TrialState) -> TrialSummary:
     last, best, config = manifest.last, manifest.best, manifest.config
     return TrialSummary(
         label=manifest.label,
         cell=cell_of(manifest),
         seed=config.get("seed"),
-        status=status,
+        state=state,
         epochs=manifest.epochs,
         last=last.metrics[SCORE] if last else None,
         best=best.metrics[SCORE] if best else None,
@@ -69,61 +68,61 @@ def summary_of(manifest: Manifest, status: str) -> TrialSummary:
         method=str(config.get("method")),
         data=_data(config),
         varied=manifest.varied,
-        reason=_reason(manifest),
+        reason=manifest.failure_text,
         drawn=max((pictures.epoch for pictures in manifest.pictures), default=0),
     )
 
 
 def cell_of(manifest: Manifest) -> str:
-    """What trials that differ in nothing but the seed are called."""
+    """The common label of trials that differ only in the seed."""
     return label({name: manifest.config.get(name) for name in manifest.varied if name != "seed"})
 
 
-def trial_note(manifest: Manifest, *, store: str) -> str:
-    """What a trial is, on which data, how far it came, and how to run it again."""
+def trial_note(manifest: Manifest, *, store: str, state: TrialState) -> str:
+    """Method, data, state and result of a trial, and how to run it again."""
     config = manifest.config
-    again = f"rrn-sweep config.yaml{'' if config.get('dataset') == 'digits' else ' --data-root DATA'}"
+    command = f"rrn-sweep config.yaml{'' if config.get('dataset') == 'digits' else ' --data-root DATA'}"
     facts = {
         "Method": f"{text(config.get('method'))}, {text(config.get('backbone'))}, {config.get('epochs')} epochs, seed {config.get('seed')}",
         "Data": _data(config),
-        "State": _state(manifest),
+        "State": _state(manifest, state),
         "Result": _result(manifest),
         "Checkpoints": ", ".join(_checkpoints(manifest, store)),
-        "Again": f"download `config.yaml` from the artifacts, then {code(again)}",
+        "Run again": f"download `config.yaml` from the artifacts, then {code(command)}",
     }
-    lines = [f"- **{name}:** {said}" for name, said in facts.items() if said]
+    lines = [f"- **{name}:** {value}" for name, value in facts.items() if value]
     return "\n".join([f"Trial {code(manifest.trial_id)} of the sweep {text(manifest.sweep)}: **{text(manifest.label)}**", "", *lines])
 
 
 def sweep_note(name: str, summaries: Sequence[TrialSummary], facts: SweepFacts, *, links: Mapping[str, str], total: int) -> str:
-    """What a sweep compares, on which data, what came of it so far, and how to run it again.
+    """What a sweep compares, its state, results and data, and how to run it again.
 
     Args:
         summaries: of the trials that have started, in the order of the file.
-        links: addresses by what they lead to.
-        total: trials that the file asks for.
+        links: URLs by their text.
+        total: trials of the file.
     """
     paragraphs = [
-        " · ".join(f"[{text(said)}]({url})" for said, url in links.items()),
+        " · ".join(f"[{text(title)}]({url})" for title, url in links.items()),
         f"Sweep **{text(name)}**{_compares(summaries)}",
         text(facts.about),
         f"**State:** {_states(summaries, max(total, facts.total, len(summaries)))}",
         *_failures(summaries),
         *_results(summaries),
         "**Data:**\n\n" + "\n".join(_listed(dict.fromkeys(summary.data for summary in summaries), _MOST_SPLITS)) if summaries else "",
-        f"**Again:**\n\n    {' '.join(facts.command.split())}" if facts.command else "",
+        f"**Run again:**\n\n    {' '.join(facts.command.split())}" if facts.command else "",
     ]
     return "\n\n".join(paragraph for paragraph in paragraphs if paragraph)
 
 
 def text(value: object) -> str:
-    """`value` as Markdown that shows it literally, in one line."""
+    """`value` escaped for Markdown, in one line."""
     line = " ".join(str(value).split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return re.sub(r"[\\`*_\[\]#|~]", lambda found: f"&#{ord(found[0])};", line)
 
 
 def code(value: object) -> str:
-    """`value` as Markdown's code, in one line."""
+    """`value` as Markdown code, in one line."""
     return "`" + " ".join(str(value).replace("`", "'").split()) + "`"
 
 
@@ -134,32 +133,28 @@ def percent(values: Iterable[float | None]) -> str:
 
 
 def _data(config: Mapping[str, Any]) -> str:
-    found = counts(config)
+    images = counts(config)
     chosen = f"{text(config.get('dataset'))}, partition {text(config.get('partition'))} ({code(config.get('partition_by'))})"
-    return f"{chosen}{f': {found}' if found else ''}; split {code(split_hash(config)[:ID_LENGTH])}"
+    return f"{chosen}{f': {images}' if images else ''}; split {code(split_hash(config)[:ID_LENGTH])}"
 
 
-def _state(manifest: Manifest) -> str:
+def _state(manifest: Manifest, state: TrialState) -> str:
     done = f"{manifest.epochs} of {manifest.config.get('epochs', '?')} epochs"
     outcomes = [attempt.outcome or "open" for attempt in manifest.attempts]
     attempts = f"; {len(outcomes)} attempt{'s' if len(outcomes) > 1 else ''}: {', '.join(outcomes)}" if outcomes else ""
-    reason = f"; {text(_reason(manifest))}" if manifest.reason else ""
-    return f"{'unfinished' if manifest.status == 'running' else manifest.status}, {done}{attempts}{reason}"
-
-
-def _reason(manifest: Manifest) -> str:
-    return f"[{manifest.failure}] {manifest.reason}" if manifest.failure else manifest.reason or ""
+    reason = f"; {text(manifest.failure_text)}" if manifest.reason else ""
+    return f"{state}, {done}{attempts}{reason}"
 
 
 def _result(manifest: Manifest) -> str:
     last, best = manifest.last, manifest.best
     if last is None or best is None:
         return ""
-    rule = "after the last epoch" if manifest.status == "finished" else "after the newest epoch"
+    rule = "after the last epoch" if manifest.status is TrialState.FINISHED else "after the newest epoch"
     heads = ", ".join(head for head in _HEADS if f"{SCORE}_{head}" in last.metrics)
     return (
         f"mIoU in percent on the validation list ({heads or 'reported'}): {rule}, {last.epoch}: {_scores(last)};"
-        f" at the best epoch, {best.epoch}: {_scores(best)} (highest {SCORE}, chosen on the very images that it is measured on)"
+        f" at the best epoch, {best.epoch}: {_scores(best)} (highest {SCORE}, chosen on the images that it is measured on)"
     )
 
 
@@ -187,52 +182,53 @@ def _compares(summaries: Sequence[TrialSummary]) -> str:
 
 
 def _states(summaries: Sequence[TrialSummary], total: int) -> str:
-    found = Counter(_STATES.get(summary.status, summary.status) for summary in summaries)
-    found["not started"] = total - len(summaries)
-    others = [f"{count} {state}" for state, count in found.items() if count and state != "finished"]
-    return ", ".join([f"{found['finished']} of {total} trials finished", *others])
+    trials = Counter[str](summary.state for summary in summaries)
+    trials["not started"] = total - len(summaries)
+    others = [f"{count} {state}" for state, count in trials.items() if count and state != "finished"]
+    return ", ".join([f"{trials['finished']} of {total} trials finished", *others])
 
 
 def _failures(summaries: Sequence[TrialSummary]) -> list[str]:
-    failed = [f"{text(summary.label)}: {text(summary.reason[:200])}" for summary in summaries if summary.status == "FAILED"]
+    failed = [f"{text(summary.label)}: {text(summary.reason[:200])}" for summary in summaries if summary.state is TrialState.FAILED]
     return ["**Failed:**\n\n" + "\n".join(_listed(failed, 3))] if failed else []
 
 
 def _results(summaries: Sequence[TrialSummary]) -> list[str]:
     """A line for each cell that has finished trials."""
     cells: dict[str, list[TrialSummary]] = {}
-    for found in summaries:
-        if found.status == "FINISHED":
-            cells.setdefault(found.cell, []).append(found)
+    for summary in summaries:
+        if summary.state is TrialState.FINISHED:
+            cells.setdefault(summary.cell, []).append(summary)
     if not cells:
         return []
     head = [
         f"**Result:** {SCORE} in percent on the validation list, finished trials, mean ± sample standard deviation over seeds; last: after"
-        " the last epoch; best: at each trial's epoch with the highest value, chosen on the very images that it is measured on",
+        " the last epoch; best: at each trial's epoch with the highest value, chosen on the images that it is measured on",
         "",
         "| trials | seeds | last | best |\n|---|---|---|---|",
     ]
-    rows = [_row(cell, found) for cell, found in list(cells.items())[:_MOST_CELLS]]
+    rows = [_row(cell, trials) for cell, trials in list(cells.items())[:_MOST_CELLS]]
     more = [f"\n{len(cells) - len(rows)} more in the charts"] if len(cells) > len(rows) else []
-    return ["\n".join([*head, *rows, *more]), _top(cells)]
+    return ["\n".join([*head, *rows, *more]), _highest(cells)]
 
 
-def _row(cell: str, found: Sequence[TrialSummary]) -> str:
-    return f"| {text(cell)} | {len(found)} | {percent(summary.last for summary in found)} | {percent(summary.best for summary in found)} |"
+def _row(cell: str, trials: Sequence[TrialSummary]) -> str:
+    last, best = (percent(summary.last for summary in trials), percent(summary.best for summary in trials))
+    return f"| {text(cell)} | {len(trials)} | {last} | {best} |"
 
 
-def _top(cells: Mapping[str, Sequence[TrialSummary]]) -> str:
-    last, best = ({cell: mean(_known(found, rule)) for cell, found in cells.items() if _known(found, rule)} for rule in ("last", "best"))
-    said = [
+def _highest(cells: Mapping[str, Sequence[TrialSummary]]) -> str:
+    last, best = ({cell: mean(_known(trials, rule)) for cell, trials in cells.items() if _known(trials, rule)} for rule in ("last", "best"))
+    parts = [
         f"{rule}: {text(top)} with {100 * means[top]:.2f}"
         for rule, means in (("last", last), ("best", best))
         if means and (top := max(means, key=lambda cell: means[cell]))
     ]
-    return f"**Highest mean** by rule {'; '.join(said)}" if said else ""
+    return f"**Highest mean** by rule {'; '.join(parts)}" if parts else ""
 
 
-def _known(found: Sequence[TrialSummary], rule: str) -> list[float]:
-    values = [summary.last if rule == "last" else summary.best for summary in found]
+def _known(trials: Sequence[TrialSummary], rule: str) -> list[float]:
+    values = [summary.last if rule == "last" else summary.best for summary in trials]
     return [value for value in values if value is not None]
 
 

@@ -1,9 +1,9 @@
-"""What the MLflow run of a trial has to show, from its manifest alone."""
+"""The content of a trial's MLflow run, from its manifest alone."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import accumulate
@@ -11,26 +11,24 @@ from typing import Any
 
 from orchestration.plan.trial_plan import ID_LENGTH
 from orchestration.record.manifest import CONTENTS, SCORE, Checkpoint, EpochMetrics, Manifest
+from orchestration.record.trial_state import TrialState
 from orchestration.tracking.dataset_inputs import DatasetInput, data_sets, split_hash
 from orchestration.tracking.descriptions import cell_of, trial_note
+from orchestration.tracking.mlflow_private import LONGEST_PARAM, LONGEST_TAG, NOTE
 from rrn_core.methods import METHODS, settings_class
 from rrn_core.setting import setting_of
 
 KIND = "rrn.kind"
-"""The tag that tells trials from the sweep's own run."""
-NOTE = "mlflow.note.content"
-"""The tag that MLflow's UI shows as a description, in Markdown."""
+"""The tag that separates trials from the sweep's own run."""
 BEST_SCORE, BEST_EPOCH = "best/miou", "best/miou_epoch"
-"""The highest `val/miou` so far, and the first epoch that had it; MLflow's UI begins with the metric that is the first by name."""
-LONGEST_TAG = 5000  # characters; MLflow takes 8000
-_LONGEST_PARAM = 6000  # what MLflow takes
+"""The highest `val/miou` so far and the first epoch that had it. MLflow's UI lists metrics by name, so these come first."""
 _LOGGED_EPOCH, _LOGGED_ATTEMPT = "rrn.logged_epoch", "rrn.logged_attempt"
-_TABLED = "val/iou_"  # a series for each class and head: a table shows these better (runfiles.py)
+_TABLED = "val/iou_"  # a series for each class and head, which run_files.py shows as a table
 
 
 @dataclass(frozen=True)
 class MetricPoint:
-    """Metrics at one step; the same point is stored once, however often it is sent."""
+    """Metrics at one step. MLflow stores a point once, even if it is sent again."""
 
     step: int
     time_ms: int
@@ -39,31 +37,50 @@ class MetricPoint:
 
 @dataclass(frozen=True)
 class RunContent:
-    """What the MLflow run of a trial, or of the whole sweep, has to show."""
+    """The content of an MLflow run: of a trial, or of the whole sweep."""
 
     name: str
-    status: str
+    state: TrialState
     tags: Mapping[str, str]
     start_ms: int | None = None
     end_ms: int | None = None
-    """None while it runs, or where MLflow's clock shall tell; so is `start_ms`."""
+    """None while it runs. Here and in `start_ms`, None lets MLflow take its own clock."""
     params: Mapping[str, str] = field(default_factory=dict)
     data: tuple[DatasetInput, ...] = ()
     series: Mapping[str, tuple[MetricPoint, ...]] = field(default_factory=dict)
-    """Points by rising step, under the tag that says up to which step MLflow holds them."""
+    """Points by rising step. The key is the tag that records the last step that MLflow has."""
+
+    @property
+    def status(self) -> str:
+        """MLflow's status for the state."""
+        return MLFLOW_STATUS[self.state]
+
+
+MLFLOW_STATUS: Mapping[TrialState, str] = {
+    TrialState.NEW: "SCHEDULED",
+    TrialState.RUNNING: "RUNNING",
+    TrialState.RESTARTING: "RUNNING",
+    TrialState.INTERRUPTED: "KILLED",
+    TrialState.FINISHED: "FINISHED",
+    TrialState.STOPPED: "FINISHED",
+    TrialState.FAILED: "FAILED",
+}
+"""MLflow's status for each state."""
 
 
 def run_content(manifest: Manifest, *, store: str, live: bool) -> RunContent:
-    """What MLflow has to show of a trial; an unfinished one is RUNNING while a driver is `live` and an attempt is open, else KILLED."""
-    unfinished = "RUNNING" if live and not _closed(manifest) else "KILLED"
-    status = {"finished": "FINISHED", "failed": "FAILED"}.get(manifest.status, unfinished)
+    """The content of a trial's run. An unfinished trial is RUNNING while its driver is `live` and an attempt is open, else KILLED."""
+    running = live and (manifest.is_open or not manifest.attempts)
+    unfinished = TrialState.RUNNING if running else TrialState.INTERRUPTED
+    state = manifest.status if manifest.status.is_final else unfinished
+    status = MLFLOW_STATUS[state]
     return RunContent(
         name=manifest.label,
-        status=status,
-        tags=_trial_tags(manifest, store),
+        state=state,
+        tags=_trial_tags(manifest, store, state),
         start_ms=manifest.created_ms,
         end_ms=None if status == "RUNNING" else manifest.updated_ms,
-        params={name: _text(manifest.config[name])[:_LONGEST_PARAM] for name in _telling(manifest)},
+        params={name: _text(manifest.config[name])[:LONGEST_PARAM] for name in _param_names(manifest)},
         data=data_sets(manifest.config),
         series={
             _LOGGED_EPOCH: tuple(_epochs(manifest)),
@@ -72,25 +89,27 @@ def run_content(manifest: Manifest, *, store: str, live: bool) -> RunContent:
     )
 
 
-def sweep_status(trials: set[str | None]) -> str:
-    """How the sweep's own run stands, from the statuses of its trials; None of one that never started."""
-    return "FAILED" if "FAILED" in trials else "FINISHED" if trials == {"FINISHED"} else "KILLED"
+def sweep_state(trials: Collection[TrialState]) -> TrialState:
+    """The final state of the sweep, from the states of its trials."""
+    if TrialState.FAILED in trials:
+        return TrialState.FAILED
+    return TrialState.FINISHED if set(trials) == {TrialState.FINISHED} else TrialState.INTERRUPTED
 
 
-def _telling(manifest: Manifest) -> list[str]:
-    """Settings that tell trials apart or that somebody chose, those that the sweep varies first; the others stand in `config.yaml`."""
+def _param_names(manifest: Manifest) -> list[str]:
+    """Settings that the sweep varies, then headline settings, then those that differ from the defaults. `config.yaml` has all of them."""
     config, method = manifest.config, str(manifest.config.get("method"))
     if method not in METHODS:
         return list(config)
-    settings, usual = settings_class(method).model_fields, _defaults(method)
+    settings, defaults = settings_class(method).model_fields, _defaults(method)
     headlines = [name for name, field in settings.items() if setting_of(field).headline]
-    chosen = [name for name in settings if name in config and name not in CONTENTS and config[name] != usual[name]]
+    chosen = [name for name in settings if name in config and name not in CONTENTS and config[name] != defaults[name]]
     return [name for name in dict.fromkeys([*manifest.varied, *headlines, *chosen]) if name in config and name in settings]
 
 
 @cache
 def _defaults(method: str) -> Mapping[str, Any]:
-    """Of every setting of a method, as JSON holds it."""
+    """The default of every setting of a method, as in JSON."""
     return settings_class(method).model_construct().model_dump(mode="json")
 
 
@@ -103,12 +122,8 @@ def _epochs(manifest: Manifest) -> Iterator[MetricPoint]:
         yield MetricPoint(entry.epoch, entry.time_ms, {**shown, BEST_SCORE: best.metrics[SCORE], BEST_EPOCH: best.epoch})
 
 
-def _closed(manifest: Manifest) -> bool:
-    return bool(manifest.attempts) and manifest.attempts[-1].ended_ms is not None
-
-
 def _effort(manifest: Manifest) -> tuple[MetricPoint, ...]:
-    """The seconds up to the end of each attempt; an attempt that has ended never changes, so a replay sends the very same points."""
+    """Seconds up to the end of each attempt. An attempt that has ended never changes, so a replay sends the same points."""
     ended = [(attempt, attempt.ended_ms) for attempt in manifest.attempts if attempt.ended_ms is not None]
     useful = accumulate(attempt.useful_s for attempt, _ in ended)
     repeated = accumulate(attempt.repeated_s for attempt, _ in ended)
@@ -119,11 +134,12 @@ def _effort(manifest: Manifest) -> tuple[MetricPoint, ...]:
     )
 
 
-def _trial_tags(manifest: Manifest, store: str) -> dict[str, str]:
+def _trial_tags(manifest: Manifest, store: str, state: TrialState) -> dict[str, str]:
     shown = dict.fromkeys(("partition", "seed", "method", "dataset", *manifest.varied))
     tags: dict[str, Any] = {name: manifest.config[name] for name in shown if name in manifest.config}
     tags |= {"sweep": manifest.sweep, "trial_id": manifest.trial_id, KIND: "trial", "attempt": manifest.attempt}
-    tags |= {"cell": cell_of(manifest), "split": split_hash(manifest.config)[:ID_LENGTH], NOTE: trial_note(manifest, store=store)}
+    tags |= {"cell": cell_of(manifest), "split": split_hash(manifest.config)[:ID_LENGTH]}
+    tags[NOTE] = trial_note(manifest, store=store, state=state)
     tags |= {"proposal": manifest.proposal} if manifest.proposal is not None else {}
     tags |= {"failure": manifest.failure} if manifest.failure else {}
     tags |= {"reason": manifest.reason} if manifest.reason else {}
@@ -142,5 +158,5 @@ def _folder(checkpoint: Checkpoint, store: str) -> str:
 
 
 def _text(value: Any) -> str:
-    """A setting as it stands in YAML: texts bare, everything else as JSON."""
+    """A setting as in YAML: strings bare, everything else as JSON."""
     return value if isinstance(value, str) else json.dumps(value)

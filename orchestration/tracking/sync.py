@@ -1,4 +1,4 @@
-"""Makes MLflow equal to the store, from the store alone."""
+"""`sync`: makes MLflow equal to the store, from the store alone."""
 
 from __future__ import annotations
 
@@ -8,41 +8,41 @@ from dataclasses import dataclass
 
 from orchestration.errors import SweepError, TrackingError, without_password
 from orchestration.record.manifest import Manifest, read_manifests
+from orchestration.record.trial_state import TrialState
 from orchestration.store.base import Store
 from orchestration.tracking.artifacts import ArtifactsUnavailable
 from orchestration.tracking.descriptions import SweepFacts, TrialSummary, summary_of
-from orchestration.tracking.experiment import MlflowUnavailable, RunGone, one_line, translated
-from orchestration.tracking.run_content import RunContent, run_content, sweep_status
+from orchestration.tracking.experiment import MlflowUnavailable, RunGone, checked_uri, one_line, translated
+from orchestration.tracking.run_content import RunContent, run_content, sweep_state
 from orchestration.tracking.run_files import RunFile, stored, trial_files
 from orchestration.tracking.runs import Runs, open_runs
-from orchestration.tracking.sweep_run import Overview, describe, made
-from orchestration.tracking.ui_links import checked
+from orchestration.tracking.sweep_run import Overview, comparison_files, describe
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class SyncReport:
-    """What `sync` found and did."""
+    """What `sync` found and changed."""
 
     runs: int
-    """Runs looked at, with the sweep's own."""
+    """Runs compared, with the sweep's own."""
     created: int
     closed: int
     """Runs that a dead driver had left running."""
     points: int
-    """Metric values that MLflow lacked."""
+    """Metric values added."""
     files: int = 0
-    """Files that it lacked, and has now."""
+    """Files uploaded."""
     missing: int = 0
-    """Files that it still lacks."""
-    fault: str = ""
-    """Why."""
+    """Files that could not be uploaded."""
+    error: str = ""
+    """Why not."""
 
     def __str__(self) -> str:
         done = f"{self.created} created, {self.closed} closed, {self.points} points and {self.files} files added"
-        lacking = f"; {self.missing} files could not be stored, sync again later: {self.fault}" if self.missing else ""
-        return f"MLflow: {self.runs} runs looked at, {done}{lacking}"
+        missing = f"; {self.missing} files could not be uploaded, sync again later: {self.error}" if self.missing else ""
+        return f"MLflow: {self.runs} runs compared, {done}{missing}"
 
 
 def sync(
@@ -55,40 +55,43 @@ def sync(
     overview: Overview | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> SyncReport:
-    """Make MLflow equal to the store, for every trial of the sweep; no driver may be at work on it.
+    """Make MLflow equal to the store, for every trial of the sweep. No driver may be running the sweep.
 
     Args:
-        trial_ids: those by which the sweep's own run is judged and described: all that the file asks for, in its order; unset, all that
+        trial_ids: the trials of the file, in its order, which decide the state and the description of the sweep's own run; unset, all that
             have ever started.
         facts: as for `Tracker`.
         overview: as for `Tracker`.
-        progress: told of trials shown, and all of them.
+        progress: called with the number of trials done and of all trials.
 
     Raises:
-        TrackingError: MLflow is away, or refuses a trial; whatever it took stays. A place for files that is away is told in the result.
-        StoreError: the store is away, or holds a manifest that cannot be read.
+        TrackingError: MLflow is unavailable, or refuses a trial; what was written stays. An unavailable artifact store is part of the
+            result instead.
+        StoreError: the store is unavailable, or has a manifest that cannot be read.
     """
     manifests = read_manifests(store, sweep)
     try:
-        runs = open_runs(checked(uri), sweep, tags={}, start_ms=min((m.created_ms for m in manifests.values()), default=None))
+        runs = open_runs(checked_uri(uri), sweep, tags={}, start_ms=min((m.created_ms for m in manifests.values()), default=None))
         work = _Sync(runs, sweep, store, manifests, list(manifests if trial_ids is None else trial_ids))
-        return work.done(uri, facts or SweepFacts(), overview, progress or (lambda done, total: None))
+        return work.run(uri, facts or SweepFacts(), overview, progress or (lambda done, total: None))
     except MlflowUnavailable as error:
-        raise TrackingError(f"MLflow at {without_password(uri)} is away: {error}; nothing is lost, sync again when it is back") from error
+        raise TrackingError(
+            f"MLflow at {without_password(uri)} does not answer: {error}; nothing is lost, sync again when it is back"
+        ) from error
 
 
 class _Sync:
-    """One pass over all trials. Its methods raise TrackingError and Away."""
+    """One pass over all trials. Its methods raise TrackingError and MlflowUnavailable."""
 
-    def __init__(self, runs: Runs, sweep: str, store: Store, manifests: Mapping[str, Manifest], judged: Sequence[str]) -> None:
-        self._runs, self._sweep, self._store, self._manifests, self._judged = runs, sweep, store, manifests, judged
-        self._views = {trial_id: run_content(manifest, store=store.uri, live=False) for trial_id, manifest in manifests.items()}
+    def __init__(self, runs: Runs, sweep: str, store: Store, manifests: Mapping[str, Manifest], planned: Sequence[str]) -> None:
+        self._runs, self._sweep, self._store, self._manifests, self._planned = runs, sweep, store, manifests, planned
+        self._contents = {trial_id: run_content(manifest, store=store.uri, live=False) for trial_id, manifest in manifests.items()}
         self._refused: list[str] = []
-        self._missing, self._fault = 0, ""
-        self._place_away = False
+        self._missing, self._error = 0, ""
+        self._artifacts_unavailable = False
 
-    def done(self, uri: str, facts: SweepFacts, overview: Overview | None, progress: Callable[[int, int], None]) -> SyncReport:
-        trial_ids = sorted({*self._views, *self._runs.trial_ids})
+    def run(self, uri: str, facts: SweepFacts, overview: Overview | None, progress: Callable[[int, int], None]) -> SyncReport:
+        trial_ids = sorted({*self._contents, *self._runs.trial_ids})
         for done, trial_id in enumerate(trial_ids, start=1):
             self._show(trial_id)
             progress(done, len(trial_ids))
@@ -96,50 +99,57 @@ class _Sync:
         if self._refused:
             raise TrackingError(f"MLflow at {without_password(uri)} refused {len(self._refused)} runs: {'; '.join(self._refused)}")
         runs = self._runs
-        synced = SyncReport(len(runs.trial_ids) + 1, runs.created, runs.left_running, runs.points, runs.artifacts.added)
-        return SyncReport(**{**vars(synced), "missing": self._missing, "fault": self._fault})
+        return SyncReport(
+            runs=len(runs.trial_ids) + 1,
+            created=runs.created,
+            closed=runs.left_running,
+            points=runs.points,
+            files=runs.artifacts.added,
+            missing=self._missing,
+            error=self._error,
+        )
 
     def _show(self, trial_id: str) -> None:
-        view: RunContent | None = self._views.get(trial_id)
+        content: RunContent | None = self._contents.get(trial_id)
         try:
             with translated():
-                self._runs.show(trial_id, view, thorough=True)
+                self._runs.show(trial_id, content, thorough=True)
         except RunGone as error:
             self._refused.append(f"{trial_id}: {error}")
             return
-        if view:
+        if content:
             self._store_files(trial_id, trial_files(self._manifests[trial_id], stored(self._store), live=False))
 
     def _store_files(self, trial_id: str | None, files: Sequence[RunFile]) -> None:
-        """Of the trial, or of the sweep's own run; once the place has failed, only what is known to be missing is counted."""
+        """Upload the files of a trial; None: of the sweep's own run. After the first failure of the artifact store, only count them."""
         try:
-            if not self._place_away:
+            if not self._artifacts_unavailable:
                 with translated():
                     self._runs.store_files(trial_id, files, thorough=True)
                 return
         except TrackingError:
             raise
         except (ArtifactsUnavailable, SweepError) as error:
-            self._place_away = isinstance(error, ArtifactsUnavailable)
-            self._fault = self._fault or str(error)
-        self._missing += self._runs.lacking(trial_id, files)
+            self._artifacts_unavailable = isinstance(error, ArtifactsUnavailable)
+            self._error = self._error or str(error)
+        self._missing += self._runs.missing_files(trial_id, files)
 
     def _show_sweep(self, facts: SweepFacts, overview: Overview | None) -> None:
-        summaries = {t: summary_of(self._manifests[t], self._views[t].status) for t in self._judged if t in self._manifests}
-        files = self._overview_files(overview, summaries)
+        summaries = {t: summary_of(self._manifests[t], self._contents[t].state) for t in self._planned if t in self._manifests}
+        files = self._comparison_files(overview, summaries)
         self._store_files(None, files)
-        statuses = {self._views[trial_id].status if trial_id in self._views else None for trial_id in self._judged}
+        states = {self._contents[trial_id].state if trial_id in self._contents else TrialState.NEW for trial_id in self._planned}
         ended_ms = max((self._manifests[trial_id].updated_ms for trial_id in summaries), default=None)
         try:
             with translated():
-                self._runs.end(sweep_status(statuses), end_ms=ended_ms)
-                describe(self._runs, self._sweep, summaries, facts, files=files, total=len(self._judged))
+                self._runs.end(sweep_state(states), end_ms=ended_ms)
+                describe(self._runs, self._sweep, summaries, facts, files=files, total=len(self._planned))
         except RunGone as error:
             self._refused.append(f"the sweep's own run: {error}")
 
-    def _overview_files(self, overview: Overview | None, summaries: Mapping[str, TrialSummary]) -> tuple[RunFile, ...]:
+    def _comparison_files(self, overview: Overview | None, summaries: Mapping[str, TrialSummary]) -> tuple[RunFile, ...]:
         try:
-            return made(overview, summaries)
-        except Exception as error:  # a bug in a figure must not keep the rest away
-            log.warning("the comparison for MLflow could not be made: %s: %s", type(error).__name__, one_line(error))
+            return comparison_files(overview, summaries)
+        except Exception as error:  # a bug in a figure must not stop the rest
+            log.warning("MLflow: the comparison could not be drawn: %s: %s", type(error).__name__, one_line(error))
             return ()

@@ -1,38 +1,49 @@
-"""`ui`: MLflow's UI on the database of a sweep, in the foreground, with nothing left of it afterwards."""
+"""`ui`: serves MLflow's UI of a sweep's database in the foreground, and prints the address of the sweep's charts."""
 
 from __future__ import annotations
 
+import base64
+import json
 import os
 import re
 import signal
 import socket
 import sqlite3
 import subprocess
+import sys
 import tempfile
 import time
-import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from http.client import HTTPException
 from pathlib import Path
 from types import FrameType
-from urllib.parse import quote
+from urllib.error import HTTPError
+from urllib.parse import quote, unquote, urlencode, urlsplit
+from urllib.request import OpenerDirector, ProxyHandler, Request, build_opener
 
 from rich.console import Console
 
 from orchestration.errors import SweepError, TrackingError, without_password
 from orchestration.sweep import Sweep
-from orchestration.tracking.glance import experiment_id
-from orchestration.tracking.ui_links import DEFAULT_PORT, SQLITE, UI_SETTINGS, comparison_url, ui_arguments
+from orchestration.tracking.experiment import SQLITE
+from orchestration.tracking.mlflow_private import SERVER_SETTINGS
+from orchestration.tracking.ui_links import comparison_url
 
 HOST = "127.0.0.1"
-"""Loopback: whoever reaches the UI may change and delete all that it shows."""
+"""Loopback only: everyone who reaches the UI may change and delete all that it shows."""
+
+DEFAULT_PORT = 5000
+"""MLflow's own."""
 
 PORTS = 100
-"""So many ports are tried from MLflow's own on."""
+"""Ports that are tried from DEFAULT_PORT on."""
 
 START_WITHIN_S = 240.0
-"""A fresh database is filled with tables first."""
+"""In a new database MLflow first creates its tables."""
+
+LOOK_UP_WITHIN_S = 10.0
+"""How long a server is waited for when it is asked for the sweep's experiment."""
 
 END_WITHIN_S = 10.0
 _ANSWER_WITHIN_S = 2.0
@@ -40,46 +51,49 @@ _END_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def ui(sweep: Sweep, console: Console, *, port: int | None = None, environment: Mapping[str, str]) -> None:
-    """Serve the UI and say where the trials are compared, until SIGINT, SIGTERM or SIGHUP; of a server that is there say only where.
+    """Serve the UI of a database until SIGINT, SIGTERM or SIGHUP, and print the address of the sweep's charts; of a server only print it.
 
     Args:
-        port: to listen on; unset, MLflow's own, or the next one that is free.
-        environment: of the server; MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD are for one that is there and asks.
+        port: to listen on; unset, DEFAULT_PORT or the next one that is free.
+        environment: for the server that is started. For one that already runs: MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or
+            MLFLOW_TRACKING_TOKEN.
 
     Raises:
-        SweepError: there is nothing to show yet, or the port is in use.
+        SweepError: there is no database yet, or the port is in use.
         TrackingError: the server ended by itself, or did not answer within START_WITHIN_S.
     """
     if not sweep.tracking.startswith(SQLITE):
-        _say(console, f"MLflow: {_page(sweep, without_password(sweep.tracking), environment)}")
+        credentials = _authorization(sweep.tracking, environment)
+        _print(console, f"MLflow: {_charts(build_opener(), without_password(sweep.tracking).rstrip('/'), sweep.name, credentials)}")
         return
     database = Path(sweep.tracking.removeprefix(SQLITE))
-    _look_into(database, sweep.file)
-    chosen = _port(port, say=lambda line: _say(console, line))
+    _check_database(database, sweep.file)
+    chosen = _port(port, say=lambda line: _print(console, line))
     base = f"http://{HOST}:{chosen}"
-    with _told_to_end(), suppress(KeyboardInterrupt), tempfile.TemporaryFile() as log:
+    direct = build_opener(ProxyHandler({}))  # no proxy for loopback
+    with _signals_as_interrupts(), suppress(KeyboardInterrupt), tempfile.TemporaryFile() as log:
         with _server(sweep.tracking, chosen, environment, log=log.fileno()) as server:
             if not console.is_terminal:
-                _say(console, f"starting MLflow on {database}")
+                _print(console, f"starting MLflow on {database}")
             with console.status(f"starting MLflow on {database}"):
-                fault = _fault(server, base)
-            if fault is None:
-                _say(console, f"MLflow: {_page(sweep, base, environment)}\nCtrl-C ends it")
+                failure = _wait_until_ready(server, direct, base)
+            if failure is None:
+                _print(console, f"MLflow: {_charts(direct, base, sweep.name, {})}\nCtrl-C ends it")
                 server.wait()
         log.seek(0)
-        raise TrackingError(f"MLflow on {database} {fault or 'ended by itself'}: {_last_words(log.read())}")
+        raise TrackingError(f"MLflow on {database} {failure or 'ended by itself'}: {_last_error(log.read())}")
 
 
 def free_port(*, first: int = DEFAULT_PORT) -> int:
-    """The first port of this machine, from `first` on, on which nothing listens. Raises SweepError where none of PORTS is."""
+    """The first free port of this machine from `first` on. Raises SweepError if none of PORTS is free."""
     free = next((port for port in range(first, first + PORTS) if _is_free(port)), None)
     if free is None:
         raise SweepError(f"--port: the ports {first} to {first + PORTS - 1} of {HOST} are in use; give another")
     return free
 
 
-def _look_into(database: Path, file: Path) -> None:
-    """Raise SweepError at once where MLflow would try for minutes."""
+def _check_database(database: Path, file: Path) -> None:
+    """Raise SweepError at once; MLflow would retry for minutes."""
     if not database.exists():
         raise SweepError(f"{database}: no run yet: rrn-sweep {file} first")
     try:
@@ -98,7 +112,7 @@ def _port(wanted: int | None, *, say: Callable[[str], None]) -> int:
     if not 0 < wanted < 2**16:
         raise SweepError(f"--port: must be from 1 to 65535, got {wanted}")
     if not _is_free(wanted):
-        raise SweepError(f"--port {wanted}: something listens there already, or it is not yours to use; leave it out, or give another")
+        raise SweepError(f"--port {wanted}: already in use, or not permitted; leave the option out, or give another port")
     return wanted
 
 
@@ -109,20 +123,46 @@ def _is_free(port: int) -> bool:
             probe.bind((HOST, port))
         except OSError:
             return False
-    with socket.socket() as caller:  # elsewhere than on Linux one may bind where another listens on all addresses
+    with socket.socket() as caller:  # outside Linux one may bind where another listens on all addresses
         caller.settimeout(_ANSWER_WITHIN_S)
         return caller.connect_ex((HOST, port)) != 0
 
 
-def _page(sweep: Sweep, base: str, environment: Mapping[str, str]) -> str:
-    """Where the sweep's trials are compared; the entrance where MLflow does not tell of them."""
-    user, password = environment.get("MLFLOW_TRACKING_USERNAME"), environment.get("MLFLOW_TRACKING_PASSWORD")
-    found = experiment_id(sweep.tracking, sweep.name, auth=(user, password) if user and password else None)
-    return comparison_url(base, found) if found else f"{base}\nit tells of no sweep {sweep.name}: is it up, and has the sweep run?"
+def _charts(opener: OpenerDirector, base: str, sweep: str, headers: Mapping[str, str]) -> str:
+    """The address of the sweep's charts; if MLflow does not name its experiment, the address of the UI, and why."""
+    try:
+        return comparison_url(base, _experiment_id(opener, base, sweep, headers))
+    except HTTPError as error:
+        with error:
+            missing = error.code == 404 and b"RESOURCE_DOES_NOT_EXIST" in error.read()
+        return f"{base}\n" + (
+            f"it has no experiment {sweep} yet: run the sweep first" if missing else f"it refused to name the experiment: {error}"
+        )
+    except (OSError, HTTPException, ValueError, LookupError, TypeError) as error:
+        return f"{base}\nit did not name the experiment {sweep}: {error}; check that it is running and that the address is right"
+
+
+def _experiment_id(opener: OpenerDirector, base: str, sweep: str, headers: Mapping[str, str]) -> str:
+    """From MLflow's REST API: its client would take seconds to import, and minutes where the server does not answer."""
+    query = urlencode({"experiment_name": sweep})
+    request = Request(f"{base}/api/2.0/mlflow/experiments/get-by-name?{query}", headers=dict(headers))
+    with opener.open(request, timeout=LOOK_UP_WITHIN_S) as reply:
+        return str(json.load(reply)["experiment"]["experiment_id"])
+
+
+def _authorization(uri: str, environment: Mapping[str, str]) -> dict[str, str]:
+    """The header for MLflow's credentials, from the environment or the URI, as its client builds it."""
+    parts = urlsplit(uri)
+    user = environment.get("MLFLOW_TRACKING_USERNAME") or unquote(parts.username or "")
+    password = environment.get("MLFLOW_TRACKING_PASSWORD") or unquote(parts.password or "")
+    token = environment.get("MLFLOW_TRACKING_TOKEN")
+    if user and password:
+        return {"Authorization": f"Basic {base64.b64encode(f'{user}:{password}'.encode()).decode()}"}
+    return {"Authorization": f"Bearer {token}"} if token else {}
 
 
 @contextmanager
-def _told_to_end() -> Iterator[None]:
+def _signals_as_interrupts() -> Iterator[None]:
     """Within, each of the signals that end a program raises KeyboardInterrupt."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
@@ -138,11 +178,14 @@ def _told_to_end() -> Iterator[None]:
 
 @contextmanager
 def _server(uri: str, port: int, environment: Mapping[str, str], *, log: int) -> Iterator[subprocess.Popen[bytes]]:
-    """MLflow in a process group of its own, of which nothing is left in the end. The user's settings for MLflow are for clients."""
-    ours = {name: value for name, value in environment.items() if not name.startswith("MLFLOW_")} | UI_SETTINGS
+    """`mlflow server` in its own process group, which ends with the context. The user's MLflow settings are for clients: it gets none."""
+    inherited = {name: value for name, value in environment.items() if not name.startswith("MLFLOW_")}
     folder = Path(uri.removeprefix(SQLITE)).parent
-    arguments = [*ui_arguments(uri, port=port), "--artifacts-destination", str(folder / "artifacts")]
-    server = subprocess.Popen(arguments, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=folder, env=ours, start_new_session=True)
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--artifacts-destination", str(folder / "artifacts")]
+    command += ["--host", HOST, "--workers", "1", "--port", str(port)]
+    server = subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=folder, env=inherited | SERVER_SETTINGS, start_new_session=True
+    )
     try:
         yield server
     finally:
@@ -150,11 +193,11 @@ def _server(uri: str, port: int, environment: Mapping[str, str], *, log: int) ->
 
 
 def _end(server: subprocess.Popen[bytes]) -> None:
-    """Ask the whole group to end, and kill what is left of it; who is impatient meanwhile kills it at once."""
+    """End the whole group with SIGTERM, after END_WITHIN_S with SIGKILL; a further Ctrl-C kills it at once."""
     with suppress(KeyboardInterrupt):
         _signal(server, signal.SIGTERM)
         since_s = time.monotonic()
-        while _lives(server) and time.monotonic() - since_s < END_WITHIN_S:
+        while _is_alive(server) and time.monotonic() - since_s < END_WITHIN_S:
             time.sleep(0.05)
     for number in _END_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
@@ -162,8 +205,8 @@ def _end(server: subprocess.Popen[bytes]) -> None:
     server.wait(END_WITHIN_S)
 
 
-def _lives(server: subprocess.Popen[bytes]) -> bool:
-    """Whether anything of its group does; a dead leader goes on being a member until it was waited for."""
+def _is_alive(server: subprocess.Popen[bytes]) -> bool:
+    """Whether any process of its group is. The leader counts until it has been waited for, hence the poll."""
     server.poll()
     try:
         os.killpg(server.pid, 0)
@@ -177,10 +220,9 @@ def _signal(server: subprocess.Popen[bytes], number: signal.Signals) -> None:
         os.killpg(server.pid, number)
 
 
-def _fault(server: subprocess.Popen[bytes], base: str) -> str | None:
-    """Wait until it answers; what is wrong where it does not."""
+def _wait_until_ready(server: subprocess.Popen[bytes], opener: OpenerDirector, base: str) -> str | None:
+    """Wait until it answers; the failure where it does not."""
     since_s = time.monotonic()
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # no proxy stands between us and loopback
     while server.poll() is None:
         with suppress(OSError, HTTPException), opener.open(f"{base}/health", timeout=_ANSWER_WITHIN_S) as reply:
             if reply.status == 200:
@@ -191,12 +233,12 @@ def _fault(server: subprocess.Popen[bytes], base: str) -> str | None:
     return "ended instead of starting"
 
 
-def _last_words(log: bytes) -> str:
+def _last_error(log: bytes) -> str:
     lines = [line.strip() for line in log.decode(errors="replace").splitlines() if line.strip()]
     errors = [line for line in lines if re.search(r"\w*(Error|Exception)\b.*:", line)]
-    return without_password((errors or lines or ["it said nothing"])[-1])[:500]
+    return without_password((errors or lines or ["its log is empty"])[-1])[:500]
 
 
-def _say(console: Console, text: str) -> None:
-    """Addresses must stay whole, to be clicked on."""
+def _print(console: Console, text: str) -> None:
+    """Without line breaks, so that addresses can be clicked."""
     console.print(text, markup=False, highlight=False, soft_wrap=True)

@@ -1,4 +1,4 @@
-"""Weak augmentation: mirror, resize, crop and normalise (METHOD.md 1.2)."""
+"""Weak augmentation as in the released code: mirror, resize, crop and normalise."""
 
 from __future__ import annotations
 
@@ -19,37 +19,41 @@ _NORMALISED = ((np.arange(256)[:, None] / 255.0 - IMAGENET_MEAN) / np.array(IMAG
 
 
 class Decisions(TypedDict):
-    """What chance decides about one image. `start`: top and left of the crop in the resized image."""
+    """The random decisions about one image."""
 
     flip: bool
+    """Whether to mirror it."""
     scale: float
+    """Factor to resize it by."""
     start: tuple[int, int]
+    """Top and left of the crop in the resized image."""
 
 
 def augment(
     image: Pixels, label: Pixels, *, flip: bool, scale: float, start: tuple[int, int], crop: int
 ) -> tuple[NDArray[np.float32], Pixels]:
-    """Mirror, resize, crop at `start`, normalise; what the crop exceeds the image by is split evenly over both sides.
+    """Mirror, resize, crop at `start` and normalise one image. If the crop is larger than the image, both sides are padded equally.
 
     Args:
-        image: (H, W, 3) RGB. label: (H, W).
+        image: RGB (H, W, 3).
+        label: (H, W).
 
     Returns:
-        Image (3, crop, crop), normalised, padded with 0 = the mean colour; label (crop, crop), padded with 255.
+        The normalised image (3, crop, crop), padded with 0, which is the mean colour; the label (crop, crop), padded with 255.
     """
     if flip:
         image, label = image[:, ::-1], label[:, ::-1]
     size = _resized(label.shape, scale)
     part = _crop(_resize(image, size, cv2.INTER_LINEAR), start, crop)
     part_label = _crop(_resize(label, size, cv2.INTER_NEAREST), start, crop)
-    # normalised after the crop: the same numbers as before it, on fewer pixels
+    # normalising after the crop gives the same numbers for fewer pixels
     return pad(normalise(part), crop, crop, value=0), pad(part_label, crop, crop, value=VOID)
 
 
 def draw(generator: np.random.Generator, shape: tuple[int, ...], config: TrainConfig) -> Decisions:
-    """Decide at random about an image of `shape` (H, W).
+    """Draw the decisions about an image of `shape` (H, W).
 
-    The last start is one past the end, as released: such a crop is padded by one pixel.
+    The last possible start is one pixel past the end, as in the released code; such a crop is padded by one pixel.
     """
     flip = bool(generator.random() < config.hflip)
     scale = config.scales[generator.integers(len(config.scales))]
@@ -58,12 +62,12 @@ def draw(generator: np.random.Generator, shape: tuple[int, ...], config: TrainCo
 
 
 def normalise(image: Pixels) -> NDArray[np.float32]:
-    """RGB uint8 (H, W, 3) to float32 (3, H, W) with ImageNet's mean and deviation."""
+    """RGB uint8 (H, W, 3) to float32 (3, H, W), normalised by ImageNet's mean and standard deviation."""
     return np.stack([_NORMALISED[:, c][image[..., c]] for c in range(3)])
 
 
 def pad(array: NDArray[T], height: int, width: int, *, value: float | NDArray[T]) -> NDArray[T]:
-    """Centre (..., h, w) on a canvas (..., max(h, height), max(w, width)) filled with `value`; an odd pixel goes to the end.
+    """Centre (..., h, w) on a canvas (..., max(h, height), max(w, width)) filled with `value`. An odd pixel of padding goes to the end.
 
     `value` may be an array that broadcasts to the canvas.
     """

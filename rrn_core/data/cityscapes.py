@@ -1,4 +1,4 @@
-"""Cityscapes: as downloaded, or flat with trainIds as CPS published it."""
+"""Cityscapes as downloaded, or in the flat layout with trainIds that CPS published."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from rrn_core.data.files import VOID, DatasetLayout, ImageRecord, SplitName, label_table, listed_in, plain_table, present
+from rrn_core.data.files import VOID, DatasetLayout, ImageRecord, SplitName, first_existing, label_table, names_in, plain_table
 from rrn_core.data.lists import read_list
+from rrn_core.errors import DataError
 
 CLASSES = (
     "road",
@@ -55,27 +56,27 @@ PALETTE = (
 )
 
 LABEL_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
-"""What the 19 classes are called in the files of the download; the other ids of 0..33 are void."""
+"""Values of the 19 classes in the labelIds files of the download. The other ids of 0..33 are void."""
 
 
 def open_cityscapes(root: Path) -> DatasetLayout:
     """The layout found at `root`.
 
     Raises:
-        ValueError: neither is there, or gtFine holds no label files.
+        DataError: neither layout is there, or gtFine holds no label files.
     """
     if (root / "leftImg8bit").is_dir():
         return _Download(root)
     if any((root / "images" / split).is_dir() for split in ("train", "val")):
         return _Flat(root)
-    raise ValueError(f"{root}: not Cityscapes; data_root must hold leftImg8bit/ and gtFine/, or CPS's images/ and segmentation/")
+    raise DataError(f"{root}: not Cityscapes; data_root must hold leftImg8bit/ and gtFine/, or CPS's images/ and segmentation/")
 
 
 class _Cityscapes:
-    """What both layouts share.
+    """Both layouts.
 
-    Every k-th image equals the published partitions only in the order of CPS's `train.txt` (METHOD.md 0.6), which is used where it lies in
-    the root or in config_new/. Without it the training images are sorted by name, and every k-th are others than the published ones.
+    Every k-th image gives the partitions that CPS published only in the order of CPS's `train.txt`. That list is used if it is in the root
+    or in config_new/. Without it the training images are sorted by name, and the partitions differ from the published ones.
     """
 
     classes = CLASSES
@@ -87,7 +88,7 @@ class _Cityscapes:
         self._root = root
 
     def train_names(self) -> tuple[str, ...]:
-        file = present([self._root / "train.txt", self.list_folder / "train.txt"])
+        file = first_existing([self._root / "train.txt", self.list_folder / "train.txt"])
         return read_list(file) if file else self._sorted("train")
 
     def unlabeled_names(self) -> tuple[str, ...]:
@@ -101,22 +102,22 @@ class _Cityscapes:
 
     def _sorted(self, split: SplitName) -> tuple[str, ...]:
         folders = self._image_folders(split)
-        names = sorted(name for folder in folders for name in listed_in(folder, ".png"))
+        names = sorted(name for folder in folders for name in names_in(folder, ".png"))
         if not names:
-            raise ValueError(f"{self._root}: no {split} images; copy those of leftImg8bit_trainvaltest.zip there")
+            raise DataError(f"{self._root}: no {split} images; copy those of leftImg8bit_trainvaltest.zip there")
         return tuple(names)
 
 
 class _Download(_Cityscapes):
-    """leftImg8bit and gtFine by city; labels are labelIds, or trainIds where no labelIds are there at all."""
+    """leftImg8bit and gtFine by city. Labels are labelIds or, if there are no labelIds at all, trainIds."""
 
     def __init__(self, root: Path) -> None:
         super().__init__(root)
-        # decided once for all files: the two kinds share most values, and a mixture would go unnoticed
+        # decided once for all files: both kinds share most values, so a mixture would not be noticed
         choices = [(split, kind) for split in ("train", "val") for kind in ("labelIds", "labelTrainIds")]
         self._kind = next((kind for split, kind in choices if any((root / "gtFine" / split).glob(f"*/*_gtFine_{kind}.png"))), None)
         if self._kind is None:
-            raise ValueError(f"{root / 'gtFine'}: no *_gtFine_labelIds.png in train/CITY or val/CITY; unpack gtFine_trainvaltest.zip there")
+            raise DataError(f"{root / 'gtFine'}: no *_gtFine_labelIds.png in train/CITY or val/CITY; unpack gtFine_trainvaltest.zip there")
         self.table = _label_ids() if self._kind == "labelIds" else plain_table(len(CLASSES))
 
     def find(self, name: str, split: SplitName) -> ImageRecord:
@@ -129,7 +130,7 @@ class _Download(_Cityscapes):
 
 
 class _Flat(_Cityscapes):
-    """CPS's images/SPLIT/x.png and segmentation/SPLIT/x_gtFine.png; labels are trainIds (METHOD.md 3)."""
+    """CPS's images/SPLIT/x.png and segmentation/SPLIT/x_gtFine.png. Labels are trainIds."""
 
     table = plain_table(len(CLASSES))
 
@@ -141,11 +142,11 @@ class _Flat(_Cityscapes):
 
 
 def _label_ids() -> NDArray[np.int16]:
-    # 255 stays refused: the download never holds it, files that were overwritten with trainIds do
+    # 255 is refused: labelIds files never hold it, but files that were overwritten with trainIds do
     return label_table({**dict.fromkeys(range(34), VOID), **{value: k for k, value in enumerate(LABEL_IDS)}})
 
 
 def _record(name: str, image: Path, label: Path) -> ImageRecord:
     if not image.is_file():
-        raise ValueError(f"{image.parent}: {image.name} is missing, a list names {name}")
-    return ImageRecord(name, image, present([label]))
+        raise DataError(f"{image.parent}: {image.name} is missing, but a list names {name}")
+    return ImageRecord(name, image, first_existing([label]))

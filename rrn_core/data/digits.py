@@ -1,4 +1,4 @@
-"""The embedded data: scenes of scikit-learn's handwritten digits on cluttered colour backgrounds, made when asked for."""
+"""The embedded data: scenes of scikit-learn's handwritten digits on cluttered colour backgrounds, computed on access."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from sklearn.datasets import load_digits
 from rrn_core.data.files import VOID, Pixels
 
 Canvas = NDArray[np.float32]
+"""Values in 0..1."""
 
 CLASSES = ("background", *(f"digit_{n}" for n in range(10)))
 
@@ -19,17 +20,17 @@ Split = Literal["train", "val"]
 
 _SPLIT_SEEDS = {"train": 1, "val": 2}
 _VAL_EVERY = 5
-"""Every fifth handwritten digit appears in validation scenes only."""
+"""Every fifth handwritten digit occurs in validation scenes only."""
 _UNIT_SIDE = 64
-"""Lengths below are pixels of a scene of this side, and grow with the scene."""
+"""Lengths in this file are pixels of a scene with this side. They scale with the scene."""
 
 
 class Digits:
-    """Scenes of one split; scene `i` is a function of (split, i, image_size), RGB (side, side, 3), labels 0..10 and 255 (side, side).
+    """Scenes of one split: RGB (side, side, 3) and labels (side, side), which are 0..10 and 255.
 
-    A scene holds 3 or 4 coloured digits of 22 to 34 px (of 64), turned and overlapping a little, among strokes and blobs. Label 1 + n
-    is digit n; a contour about 1 px wide around every digit is void. The 1797 scans (8 x 8 px, Alpaydin and Kaynak, UCI) are real
-    handwriting; those of `train` and `val` are disjoint.
+    Scene `i` is a function of (split, i, image_size). It has 3 or 4 coloured digits with a side of 22 to 34 px (of 64), slightly rotated
+    and overlapping, among strokes and blobs. Label 1 + n is digit n. A contour about 1 px wide around every digit is void. The 1797 scans
+    of 8 x 8 px (Alpaydin and Kaynak, UCI) are real handwriting. No scan is in both `train` and `val`.
     """
 
     def __init__(self, split: Split, images: int, image_size: int) -> None:
@@ -48,7 +49,7 @@ class Digits:
 
 
 def _glyphs(split: Split) -> tuple[list[Canvas], list[int]]:
-    """Scans (8, 8) of ink 0..1, and the digit that each one shows."""
+    """The scans of a split, (8, 8) with ink in 0..1, and the digit that each one shows."""
     data = load_digits()
     chosen = (np.arange(len(data.target)) % _VAL_EVERY == 0) == (split == "val")
     return list((data.images[chosen] / 16).astype(np.float32)), data.target[chosen].tolist()
@@ -61,7 +62,7 @@ def _scene(generator: np.random.Generator, side: int, glyphs: tuple[list[Canvas]
     for centre in _centres(generator, side, int(generator.integers(3, 5))):
         which = int(generator.integers(len(scans)))
         ink = _placed(generator, scans[which], centre, side)
-        # always brighter than the background: which digit it is, not where it is, shall be the hard part
+        # always brighter than the background, so that recognising the digit is harder than finding it
         colour = _colour(generator, generator.uniform(0.7, 0.95))
         canvas += ink[..., None] * (colour - canvas)
         _write_label(label, ink > 0.5, 1 + digits[which])
@@ -84,6 +85,7 @@ def _background(generator: np.random.Generator, side: int) -> Canvas:
 
 
 def _blob(generator: np.random.Generator, canvas: Canvas, base: Canvas) -> None:
+    """Draw a filled ellipse of about the colour `base`."""
     unit = len(canvas) / _UNIT_SIDE
     centre = tuple(generator.integers(0, len(canvas), 2).tolist())
     axes = tuple(int(r * unit) for r in generator.uniform(3, 11, 2))
@@ -92,7 +94,7 @@ def _blob(generator: np.random.Generator, canvas: Canvas, base: Canvas) -> None:
 
 
 def _stroke(generator: np.random.Generator, canvas: Canvas) -> None:
-    """An arc as bright as anything in the scene, thinner than a digit's line."""
+    """Draw an arc of any brightness that is thinner than the lines of a digit."""
     unit = len(canvas) / _UNIT_SIDE
     centre = tuple(generator.integers(0, len(canvas), 2).tolist())
     axes = tuple(int(r * unit) for r in generator.uniform(4, 24, 2))
@@ -102,14 +104,14 @@ def _stroke(generator: np.random.Generator, canvas: Canvas) -> None:
 
 
 def _colour(generator: np.random.Generator, brightness: float, *, saturation: float = 0.35) -> Canvas:
-    """A random hue (3,) of the given mean in 0..1."""
+    """A random colour (3,) in 0..1 with the mean `brightness`."""
     tint = generator.uniform(-0.5, 0.5, 3)
     colour: Canvas = np.clip(brightness + saturation * (tint - tint.mean()), 0, 1).astype(np.float32)
     return colour
 
 
 def _centres(generator: np.random.Generator, side: int, count: int) -> list[NDArray[np.float64]]:
-    """Points (x, y) for digits: each the farthest of four candidates from the ones before, so that overlaps stay mild."""
+    """Centres (x, y) of digits. Each is the candidate of four that is farthest from the earlier ones, so that digits overlap little."""
     margin = 10 / _UNIT_SIDE
     chosen = [generator.uniform(margin, 1 - margin, 2) * side]
     while len(chosen) < count:
@@ -120,18 +122,19 @@ def _centres(generator: np.random.Generator, side: int, count: int) -> list[NDAr
 
 
 def _placed(generator: np.random.Generator, scan: Canvas, centre: NDArray[np.float64], side: int) -> Canvas:
-    """Opacity (side, side) in 0..1 of a scan that is enlarged smoothly, turned, sheared and moved to `centre`."""
+    """Opacity (side, side) in 0..1 of a scan that is enlarged smoothly, rotated, sheared and moved to `centre`."""
     scale = generator.uniform(22, 34) / 8 * side / _UNIT_SIDE
     angle, shear = np.radians(generator.uniform(-5, 5)), generator.uniform(-0.05, 0.05)
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]) @ np.array([[1, shear], [0, 1]]) * scale
     move = centre - turn @ np.array([3.5, 3.5])
     ink = cv2.warpAffine(scan, np.column_stack([turn, move]), (side, side), flags=cv2.INTER_CUBIC)
-    # steepened around the level where a line of the pen ends, low enough to keep faint lines whole
+    # raises the contrast around the ink level at the edge of a line; the level is low enough to keep faint lines
     opacity: Canvas = np.clip((ink - 0.4) * 3 + 0.5, 0, 1)
     return opacity
 
 
 def _write_label(label: Pixels, shape: NDArray[np.bool_], value: int) -> None:
+    """Write a digit of the given shape into the label, and void around it."""
     reach = 2 * max(1, round(len(label) / _UNIT_SIDE)) + 1
     grown = cv2.dilate(shape.astype(np.uint8), np.ones((reach, reach), np.uint8))
     label[grown > 0] = VOID

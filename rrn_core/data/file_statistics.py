@@ -1,4 +1,4 @@
-"""Looks at image and label files: each once, decoded to its end, many at a time."""
+"""Statistics of image and label files. Each file is decoded completely and once, in several threads."""
 
 from __future__ import annotations
 
@@ -13,60 +13,71 @@ from PIL import Image
 
 from rrn_core.data.dataset import Images
 from rrn_core.data.files import ImageFiles, ImageRecord, Pixels, raw_label
+from rrn_core.errors import DataError
 
 Progress = Callable[[int, int], None]
-"""Called with the number of files looked at so far, and of all of them."""
+"""Is called with the number of images that are done, and the number of all images."""
 
 _THREADS = min(8, os.cpu_count() or 1)
-_TURNED = (5, 6, 7, 8)  # EXIF orientations that swap width and height
+_SWAPS_SIDES = (5, 6, 7, 8)
+"""EXIF orientations that swap width and height."""
 _ORIENTATION = 0x0112
+"""EXIF tag of the orientation."""
 
 
 @dataclass(frozen=True)
 class FileStatistics:
-    """What one image and its label file show. Sizes are (width, height)."""
+    """Properties of one image and its label file. Sizes are (width, height)."""
 
     name: str
     label: Path | None = None
+    """The label file; None if there is none."""
     size: tuple[int, int] | None = None
+    """Size of the image; None if it cannot be read."""
     label_size: tuple[int, int] | None = None
+    """Size of the label map; None if there is no file or it cannot be read."""
     kind: str = ""
-    """How the label file stores its values: `grey`, `palette`, `mat`; empty where there is none or it is broken."""
+    """How the label file stores its values: `grey`, `palette` or `mat`; empty if there is no file or it cannot be read."""
     counts: tuple[int, ...] = ()
-    """Pixels of each of the 256 values in the label file."""
-    broken_image: str | None = None
-    broken_label: str | None = None
+    """Number of pixels with each of the 256 values of the label file; empty if there is no file or it cannot be read."""
+    image_fault: str | None = None
+    """Why the image cannot be read."""
+    label_fault: str | None = None
+    """Why the label file cannot be read."""
 
 
-Looks = dict[ImageRecord, FileStatistics]
-"""What was seen, by files."""
+StatisticsCache = dict[ImageRecord, FileStatistics]
+"""Statistics of files that are already read."""
 
 
 class StatisticsReader:
-    """Looks at many images in threads, at each once, and tells how far it is."""
+    """Reads the statistics of many images in threads, and reports progress. Files in the cache are not read again."""
 
-    def __init__(self, looks: Looks, progress: Progress | None) -> None:
-        self._looks, self._progress = looks, progress
+    def __init__(self, cache: StatisticsCache, progress: Progress | None) -> None:
+        self._cache, self._progress = cache, progress
         self._done = self._total = 0
 
     def expect(self, total: int) -> None:
+        """Set the number of images that will be read, for the progress."""
         self._total = total
 
-    def look(self, images: Images, indices: Sequence[int]) -> list[FileStatistics]:
+    def read(self, images: Images, indices: Sequence[int]) -> list[FileStatistics]:
+        """The statistics of the images at `indices`, in this order."""
         if not isinstance(images, ImageFiles):
-            return [self._told(_scene_look(images, index)) for index in indices]
-        wanted = [images.records[index] for index in indices]
-        fresh = [record for record in wanted if record not in self._looks]
-        self._advance(len(wanted) - len(fresh))
+            return [self._counted(_scene_statistics(images, index)) for index in indices]
+        records = [images.records[index] for index in indices]
+        uncached = [record for record in records if record not in self._cache]
+        self._advance(len(records) - len(uncached))
         with ThreadPoolExecutor(_THREADS) as pool:
-            pending = {pool.submit(_file_look, record): record for record in fresh}
+            pending = {pool.submit(_file_statistics, record): record for record in uncached}
             for done in as_completed(pending):
-                self._looks[pending[done]] = self._told(done.result())
-        return [self._looks[record] for record in wanted]
+                self._cache[pending[done]] = self._counted(done.result())
+        return [self._cache[record] for record in records]
 
-    def _told(self, look: FileStatistics) -> FileStatistics:
+    def _counted(self, statistics: FileStatistics) -> FileStatistics:
+        """Count one image as done."""
         self._advance(1)
-        return look
+        return statistics
 
     def _advance(self, count: int) -> None:
         self._done += count
@@ -74,37 +85,37 @@ class StatisticsReader:
             self._progress(self._done, self._total)
 
 
-def _scene_look(images: Images, index: int) -> FileStatistics:
-    """Of an image that has no file."""
+def _scene_statistics(images: Images, index: int) -> FileStatistics:
+    """The statistics of an image that has no file."""
     image, label = images[index]
     return FileStatistics(images.names[index], size=(image.shape[1], image.shape[0]), counts=_counts(label))
 
 
-def _file_look(record: ImageRecord) -> FileStatistics:
+def _file_statistics(record: ImageRecord) -> FileStatistics:
     size, kind, label_size, counts = None, "", None, tuple[int, ...]()
-    broken_image = broken_label = None
+    image_fault = label_fault = None
     try:
         size = _decoded_size(record.image)
-    except ValueError as error:
-        broken_image = str(error)
+    except DataError as error:
+        image_fault = str(error)
     if record.label is not None:
         try:
             values = raw_label(record.label)
             kind, label_size, counts = _kind(record.label), (values.shape[1], values.shape[0]), _counts(values)
-        except (ValueError, OSError) as error:
-            broken_label = str(error)
-    return FileStatistics(record.name, record.label, size, label_size, kind, counts, broken_image, broken_label)
+        except (DataError, OSError) as error:
+            label_fault = str(error)
+    return FileStatistics(record.name, record.label, size, label_size, kind, counts, image_fault, label_fault)
 
 
 def _decoded_size(file: Path) -> tuple[int, int]:
-    """As training decodes it: a photograph is turned as its header says. Raises ValueError for a file that ends too early."""
+    """The size of an image as training decodes it, which is rotated as its EXIF header says. Raises DataError for a damaged file."""
     try:
         with Image.open(file) as image:
-            image.load()  # first: of a TIFF it turns the pixels, and forgets that they were to be turned
-            turned = image.getexif().get(_ORIENTATION) in _TURNED
-            return (image.height, image.width) if turned else (image.width, image.height)
-    except Exception as error:  # the decoders raise many kinds for a damaged file
-        raise ValueError(f"{file}: not a readable image, or not a whole one") from error
+            image.load()  # before reading the orientation: for a TIFF, loading rotates the pixels and removes the tag
+            swapped = image.getexif().get(_ORIENTATION) in _SWAPS_SIDES
+            return (image.height, image.width) if swapped else (image.width, image.height)
+    except Exception as error:  # for a damaged file the decoders raise exceptions of many kinds
+        raise DataError(f"{file}: not a readable image, or truncated") from error
 
 
 def _kind(file: Path) -> str:

@@ -1,4 +1,4 @@
-"""The partitions that CPS published, told by a hash of their labelled images."""
+"""Hashes of the partitions that CPS published."""
 
 from __future__ import annotations
 

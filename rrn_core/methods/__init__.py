@@ -1,4 +1,4 @@
-"""The methods of training: a method is a file of this folder, and its name is the file's."""
+"""The methods of training. Each file of this folder, except `base`, is a method of the same name."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from rrn_core.config import TrainConfig
+from rrn_core.errors import ConfigError
 from rrn_core.presets import PRESETS
 from rrn_core.setting import Setting, setting_of
 
@@ -26,42 +27,43 @@ DEFAULT = "rrn"
 
 @cache
 def method_of(name: str) -> Method:
-    """The method of that name. Raises ValueError where there is none."""
+    """The method of that name. Raises ConfigError if there is none."""
     if name not in METHODS:
-        raise ValueError(f'method: must be one of {", ".join(METHODS)}, got "{name}"')
+        raise ConfigError(f'method: must be one of {", ".join(METHODS)}, got "{name}"')
     return cast("Method", import_module(f"{__name__}.{name}"))
 
 
 def settings_class(method: str) -> type[TrainConfig]:
-    """The settings that the method reads. Raises ValueError for an unknown name."""
+    """The class of the settings that the method reads. Raises ConfigError for an unknown name."""
     return method_of(method).Settings
 
 
 def configure(preset: str | None = None, /, **settings: Any) -> TrainConfig:
-    """One run: `configure("digits", method="cps", epochs=2)`.
+    """The configuration of one run: `configure("digits", method="cps", epochs=2)`.
 
     Args:
-        preset: one of `PRESETS`; what it says of settings that the method does not have is left out.
-        settings: values of the method's settings by name; all others have their defaults.
+        preset: one of `PRESETS`. Settings that the method does not have are left out.
+        settings: values of the method's settings by name. All others have their defaults.
 
     Raises:
-        ValueError: an unknown preset or method, or pydantic's ValidationError with every fault of the settings.
+        ConfigError: an unknown preset or method.
+        pydantic.ValidationError: settings that cannot be used; it holds every fault.
     """
     if preset is not None and preset not in PRESETS:
-        raise ValueError(f'preset: must be one of {", ".join(PRESETS)}, got "{preset}"')
+        raise ConfigError(f'preset: must be one of {", ".join(PRESETS)}, got "{preset}"')
     named = {**PRESETS.get(preset or "", {}), **settings}
     kind = settings_class(named.get("method", DEFAULT))
     read = {name: value for name, value in named.items() if name in kind.model_fields or name in settings}
-    return kind.model_validate_json(json.dumps(read, default=_plain))  # JSON, because strict Python input refuses a list for a tuple
+    return kind.model_validate_json(json.dumps(read, default=_as_json))  # JSON, because strict Python input refuses a list for a tuple
 
 
-def _plain(value: Any) -> Any:
+def _as_json(value: Any) -> Any:
     return value.model_dump() if isinstance(value, BaseModel) else str(value)
 
 
 @cache
 def all_settings() -> Mapping[str, FieldInfo]:
-    """Every setting of every method by name, those that all methods have first."""
+    """Every setting of every method by name. Settings that all methods have come first."""
     fields = dict(TrainConfig.model_fields)
     for name in METHODS:
         fields |= {field: info for field, info in settings_class(name).model_fields.items() if field not in fields}
@@ -73,11 +75,11 @@ def methods_with(setting: str) -> tuple[str, ...]:
     return tuple(name for name in METHODS if setting in settings_class(name).model_fields)
 
 
-def settings_where(holds: Callable[[Setting], bool]) -> frozenset[str]:
-    """Names of the settings whose facts are such."""
-    return frozenset(name for name, field in all_settings().items() if holds(setting_of(field)))
+def settings_where(condition: Callable[[Setting], bool]) -> frozenset[str]:
+    """Names of the settings whose properties fulfil the condition."""
+    return frozenset(name for name, field in all_settings().items() if condition(setting_of(field)))
 
 
 def build_networks(config: TrainConfig, num_classes: int) -> Quartet:
-    """The networks of a run as at iteration 0, drawn from `config.seed` alone; the global random state is left as it was."""
+    """The networks of a run at iteration 0, drawn from `config.seed` alone. The global random state does not change."""
     return method_of(config.method).build_networks(config, num_classes)

@@ -1,4 +1,4 @@
-"""The contract of a method, which a file in this folder fulfils by its top-level names; and the iteration that all methods share."""
+"""The contract of a method, which the top-level names of each file in this folder fulfil, and the iteration that all methods share."""
 
 from __future__ import annotations
 
@@ -16,39 +16,42 @@ if TYPE_CHECKING:
     from rrn_core.optimisation import AccumulationGroup, Optimisers
 
     Terms = dict[str, Tensor]
-    """Scalars by name."""
+    """Scalar tensors by name."""
 
 
 @dataclass(frozen=True)
 class RegionMaps:
-    """What a method with discriminators shows of its regions beside its predictions."""
+    """What the pictures of a method with discriminators show beside its predictions."""
 
     of: Callable[[Quartet, Tensor, Tensor, TrainConfig], Tensor]
-    """Normalised windows (B, 3, H, W) and both branches' logits of them (B, 2, K, H, W) to score and selection of D1, then of D2,
-    (B, 4, H, W) in 0..1."""
+    """Maps normalised windows (B, 3, H, W) and both branches' logits (B, 2, K, H, W) to maps (B, 4, H, W) in 0..1: score and selection by
+    D1, then by D2."""
     legend: Callable[[TrainConfig], str]
-    """What a selected region is."""
+    """Text that explains a selected region."""
 
 
 class Method(Protocol):
-    """A method of training. `METHODS` lists the files that fulfil this; `tests/rrn_core/test_methods.py` holds each to it."""
+    """A method of training. `METHODS` lists the files that fulfil this; `tests/rrn_core/test_methods.py` checks each."""
 
     TITLE: str
-    """What a model card says that the networks were trained by."""
+    """Name of the method in a model card."""
     Settings: type[TrainConfig]
-    """The settings that the method reads: those of `TrainConfig` and its own. Their names are the sweep file's."""
+    """The settings that the method reads: those of `TrainConfig` and its own. A sweep file uses the same names."""
     REGION_MAPS: RegionMaps | None
+    """Maps for the pictures of a run; None for a method without discriminators."""
 
     def build_networks(self, config: TrainConfig, num_classes: int) -> Quartet:
-        """The networks as at iteration 0, drawn from `config.seed` alone; the global random state is left as it was."""
+        """The networks at iteration 0, drawn from `config.seed` alone. The global random state does not change."""
         ...
 
     def backward(self, quartet: Quartet, batch: Batch, config: TrainConfig, *, epoch: int, averaged_over: int) -> Terms:
-        """The passes of one iteration and the gradients of its losses, each divided by `averaged_over`; the optimisers are the caller's.
+        """Run the forward and backward passes of one iteration. The gradients of each loss are divided by `averaged_over`.
+
+        The caller steps the optimisers.
 
         Returns:
-            Scalars on the device: `loss` and its unweighted terms, and whatever else the epoch's means shall show. Names that begin
-            with `correct` and `total` are counts, whose ratio is shown.
+            Scalars on the device: `loss`, its unweighted terms, and other values whose mean over the epoch is reported. Names that begin
+            with `correct` and `total` are counts; their ratio is reported.
         """
         ...
 
@@ -64,12 +67,12 @@ def train_step(
     lr: float,
     group: AccumulationGroup,
 ) -> Terms:
-    """One iteration; networks and optimisers change in place. Returns the detached scalars of `Method.backward`.
+    """One iteration. Changes networks and optimisers in place, and returns the detached scalars of `Method.backward`.
 
     Args:
         epoch: counted from 0.
-        lr: learning rate of the branches where the group ends, unused before; the discriminators' is constant.
-        group: the gradients are dropped where it begins; the optimisers step, with the mean over its iterations, where it ends.
+        lr: learning rate of the branches; used only at the end of the group. That of the discriminators is constant.
+        group: its first iteration deletes old gradients; its last steps the optimisers with the mean gradient of the group.
     """
     quartet.train()
     if group.begins:

@@ -1,4 +1,4 @@
-"""Cross pseudo supervision with CutMix (Chen et al., CVPR 2021): each branch learns from the labels that the other one predicts."""
+"""Cross pseudo supervision (CPS; Chen et al., CVPR 2021) with CutMix: each branch learns from the labels that the other predicts."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ REGION_MAPS = None
 
 
 class CutMixSettings(TrainConfig):
-    """CutMix of two unlabelled images (French et al.)."""
+    """Settings of CPS on CutMix-ed images, which RRN has too."""
 
     cutmix_boxes: Annotated[Count, Setting("data", changes_cost=False)] = 3
-    """Boxes XOR-ed into one CutMix mask."""
+    """Number of boxes that are XOR-ed into one CutMix mask (French et al., BMVC 2020)."""
     cutmix_area: Annotated[tuple[Probability, Probability], Setting("data", changes_cost=False)] = (0.25, 0.5)
-    """Range of the share of the image that all boxes together would cover if none overlapped."""
+    """Range [smallest, largest] of the share of the image that the boxes of a CutMix mask would cover together if none overlapped."""
     lambda1: Annotated[NonNegative, Setting("objective", changes_cost=False, headline=True)] = 1.0
-    """Weight of L_cps (5, 6)."""
+    """Weight of the cross pseudo supervision loss L_cps (5, 6)."""
     cps_on_labeled: Annotated[bool, Setting("objective")] = False
-    """Adds the labelled images' half of L_cps (5)."""
+    """Whether L_cps also has its term on the labelled images (5). The released code leaves it out."""
 
     @field_validator("cutmix_area")
     @classmethod
@@ -51,26 +51,29 @@ class CutMixSettings(TrainConfig):
 
 
 class Settings(CutMixSettings):
-    """L_sup + lambda1 L_cps (7)."""
+    """L = L_sup + lambda1 L_cps (7)."""
 
     unlabeled_streams: ClassVar[int] = 2
     method: Annotated[Literal["cps"], METHOD] = "cps"
+    """The name of this method."""
 
 
 @dataclass(frozen=True)
 class MixedImages:
-    """The CutMix-ed unlabelled images and what both branches make of them."""
+    """The CutMix-ed unlabelled images with both branches' pseudo-labels and predictions."""
 
     image: Tensor
-    """(B, 3, H, W)"""
+    """The mixed images, (B, 3, H, W)."""
     label1: Tensor
-    """Branch 1's labels of the two source images, mixed; (B, H, W) int64."""
+    """Labels that branch 1 predicts for the two source images, mixed; (B, H, W) int64."""
     label2: Tensor
+    """The same for branch 2."""
     z1: Tensor
-    """Branch 1's logits of the mix, with gradient; (B, K, H, W)."""
+    """Logits that branch 1 predicts for the mixed images, with gradient; (B, K, H, W)."""
     z2: Tensor
+    """The same for branch 2."""
     hidden: Tensor
-    """True labels of the mix, 255 where unknown; (B, H, W). For diagnostics only."""
+    """True labels of the mixed images, 255 where unknown; (B, H, W). For diagnostics only."""
 
 
 def build_networks(config: Settings, num_classes: int) -> Quartet:
@@ -89,9 +92,10 @@ def backward(quartet: Quartet, batch: Batch, config: Settings, *, epoch: int, av
 
 
 def mixed_pass(f1: Callable[[Tensor], Tensor], f2: Callable[[Tensor], Tensor], batch: Batch) -> MixedImages:
-    """Teachers label the whole images, students predict the mix; `f1` and `f2` map images (B, 3, H, W) to logits.
+    """Both branches label the source images without gradient, and predict the mixed images with gradient.
 
-    The order of the passes (u0, u1, the mix, and later the labelled images) fixes the running statistics of batch normalisation.
+    `f1` and `f2` map images (B, 3, H, W) to logits (B, K, H, W). The order of the passes (u0, u1, the mix, and later the labelled images)
+    is that of the released code; it decides the running statistics of batch normalisation.
     """
     label1, label2 = _teacher_label(f1, batch), _teacher_label(f2, batch)
     pasted = batch.mask.bool()
@@ -101,7 +105,7 @@ def mixed_pass(f1: Callable[[Tensor], Tensor], f2: Callable[[Tensor], Tensor], b
 
 
 def cps_term(mixed: MixedImages, s1: Tensor, s2: Tensor, config: CutMixSettings) -> Tensor:
-    """L_cps (5) of the mix, and with `cps_on_labeled` of the labelled images, whose logits are `s1` and `s2`."""
+    """L_cps (5) on the mixed images and, with `cps_on_labeled`, on the labelled images, whose logits are `s1` and `s2`."""
     loss = losses.cps_loss(mixed.z1, mixed.z2, mixed.label1, mixed.label2)
     if config.cps_on_labeled:
         loss = loss + losses.cps_loss(s1, s2, losses.hard_labels(s1), losses.hard_labels(s2))
@@ -111,12 +115,12 @@ def cps_term(mixed: MixedImages, s1: Tensor, s2: Tensor, config: CutMixSettings)
 def _teacher_label(branch: Callable[[Tensor], Tensor], batch: Batch) -> Tensor:
     with torch.no_grad():
         label0, label1 = losses.hard_labels(branch(batch.u0)), losses.hard_labels(branch(batch.u1))
-    # Mixing labels equals labelling mixed logits, and reads K times less.
+    # Mixed labels equal labels of mixed logits, and mixing them reads K times less memory.
     return torch.where(batch.mask[:, 0].bool(), label1, label0)
 
 
 def _accuracy(mixed: MixedImages) -> Terms:
-    """Counts of right and of all pseudo-labels where the truth is known, summed over the branches."""
+    """Counts of correct and of all pseudo-labels at pixels with a known true label, summed over the branches."""
     known = mixed.hidden != losses.VOID
-    right = losses.count_pixels(known & (label == mixed.hidden) for label in (mixed.label1, mixed.label2))
-    return {"correct": right, "total": losses.count_pixels((known, known))}
+    correct = losses.count_pixels(known & (label == mixed.hidden) for label in (mixed.label1, mixed.label2))
+    return {"correct": correct, "total": losses.count_pixels((known, known))}

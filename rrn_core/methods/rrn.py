@@ -1,7 +1,7 @@
-"""The Region Relevance Network: CPS, and two discriminators that judge the pseudo-labels region by region.
+"""The Region Relevance Network (RRN): CPS, and two discriminators that score the pseudo-labels region by region.
 
-L = L_sup + lambda1 L_cps + lambda2 L_dr + lambda3 L_f (7, 8). Numbers in brackets are equations of the paper; the order of the passes
-is that of the released code, and what the two leave open is a setting.
+L = L_sup + lambda1 L_cps + lambda2 L_dr + lambda3 L_f (7, 8). Numbers in brackets are equations of the paper. The order of the passes
+is that of the released code. Where paper and code differ, or leave a choice open, there is a setting.
 """
 
 from __future__ import annotations
@@ -41,58 +41,64 @@ TITLE = "the Region Relevance Network (RRN), rebuilt from its paper"
 
 
 class Settings(CutMixSettings):
-    """What RRN adds to CPS."""
+    """The settings that RRN adds to those of CPS."""
 
     method: Annotated[Literal["rrn"], METHOD] = "rrn"
+    """The name of this method."""
 
     discriminator: Annotated[Literal["patch", "image", "pixel"], Setting("networks")] = "patch"
-    """`patch`: one score per region (the paper). `image`: one per image (the released script). `pixel`: one per pixel."""
+    """What a discriminator scores. `patch`: each region (paper). `image`: the image (released script). `pixel`: each pixel."""
     discriminator_width: Annotated[Count, Setting("networks")] = 64
-    """Channels of the discriminator's first convolution; the next three have 2, 4 and 8 times as many."""
+    """Channels of a discriminator's first convolution. The next three have 2, 4 and 8 times as many."""
     region_kernel: Annotated[Count, Setting("networks")] = 10
-    """Kernel and stride of the patch classifier on the conv4 map (1/16 of the crop): a region spans 16 x this many pixels."""
+    """Kernel and stride of the `patch` discriminator's classifier on the conv4 map (1/16 of the crop). A region has a side of 16 times this
+    number of pixels."""
     feature_pool: Annotated[Count | Literal["auto", "global"], Setting("networks")] = "auto"
-    """Kernel of the average pooling before feature matching. `auto`: 20, or 50 on a conv4 map of at least 50, as released; `global`
-    where the map is below 20 or would pool to more than one cell."""
+    """Kernel of the average pooling of the conv4 map before feature matching; its result must be one cell. `global`: the side of the map.
+    `auto`: 20 for a side of 20 to 39 and 50 for a side of 50 to 99, as in the released code; else the side of the map."""
 
     eps: Annotated[float, Field(gt=0, lt=1), Setting("objective", changes_cost=False, acts_from="region loss", headline=True)] = 0.6
-    """Threshold of the region-consistency map (1, 3)."""
+    """Threshold of the region-consistency map: the region loss learns from regions with at least this score (1, 3)."""
     lambda2: Annotated[NonNegative, Setting("objective", changes_cost=False, acts_from="region loss", headline=True)] = 1.0
-    """Weight of L_dr (3), or of L_ls (1) where `drlc` is off."""
+    """Weight of the dynamic region loss L_dr (3), or of the local selection loss L_ls (1) if `drlc` is off."""
     lambda3: Annotated[NonNegative, Setting("objective", changes_cost=False, headline=True)] = 0.1
-    """Weight of feature matching L_f (2)."""
+    """Weight of the feature matching loss L_f (2)."""
     drlc: Annotated[bool, Setting("objective")] = True
-    """Dynamic region loss: both discriminators judge each branch (3). Off: each branch by its own discriminator only (1)."""
+    """Dynamic region loss correction: both discriminators score each branch (3). Off: only its own discriminator scores a branch (1)."""
     drlc_weighting: Annotated[
         Literal["sum_of_masked_means", "eq3_mean_all", "eq3_mean_selected"], Setting("objective", acts_from="region loss")
     ] = "sum_of_masked_means"
-    """How the weights 2, 1, 0 of (3) are averaged: as the sum of both discriminators' means over their own selections (the release's
-    semantics), over all pixels, or over the pixels that either selects."""
+    """How the weights 2, 1 and 0 of (3) are averaged. `sum_of_masked_means`: for each discriminator the mean over the pixels that it
+    selects, added (released code). `eq3_mean_all`: over all pixels. `eq3_mean_selected`: over the pixels that either selects."""
     region_upsample: Annotated[
         Literal["bilinear", "nearest", "footprint", "threshold_first"], Setting("objective", acts_from="region loss")
     ] = "bilinear"
-    """How a region map becomes a pixel mask. `footprint`: each region covers its true cells, the rest of the crop is never selected.
-    `threshold_first`: bilinear, but the thresholded map is up-sampled and cut at 1/2."""
+    """How a map of region scores becomes a mask of pixels. `bilinear` and `nearest`: the scores are up-sampled, then compared with `eps`.
+    `footprint`: each selected region fills the pixels that it was computed from; pixels outside all regions are never selected.
+    `threshold_first`: the scores are compared with `eps`, up-sampled bilinearly and cut at 1/2."""
     gate: Annotated[Literal["ge", "gt"], Setting("objective", changes_cost=False, acts_from="region loss")] = "ge"
-    """A region is selected where rc >= eps (paper) or rc > eps (release)."""
+    """Comparison of a score rc with `eps`. `ge`: a region is selected if rc >= eps (paper). `gt`: if rc > eps (released code)."""
     region_label: Annotated[Literal["own", "teacher", "cross"], Setting("objective", acts_from="region loss")] = "own"
-    """Target of the region loss: the branch's own argmax on the mixed image, its teacher's mixed label, or the other teacher's."""
+    """Target of the region loss. `own`: the classes that the branch predicts for the mixed image. `teacher`: the mixed pseudo-label of the
+    same branch. `cross`: that of the other branch."""
     region_loss_from_epoch: Annotated[int, Field(ge=0), Setting("objective", changes_cost=False)] = 1
-    """Cold start: L_dr is zero before this epoch (counted from 0)."""
+    """First epoch, counted from 0, with a region loss. Before it the loss is 0."""
     judge_dropout: Annotated[bool, Setting("objective")] = True
-    """Dropout of the discriminators stays active while they judge (as released). Off: a deterministic gate."""
+    """Whether dropout of the discriminators stays active while they score the branches (released code). Off: the selection is
+    deterministic."""
     discriminator_scaling: Annotated[Literal["batch", "per_image", "unnormalise"], Setting("objective")] = "batch"
-    """How an image is brought to [0, 1] for the discriminators: min/max over the batch, over each image, or the stored pixel value."""
+    """How images are scaled to [0, 1] for the discriminators. `batch`: by minimum and maximum over the batch. `per_image`: over each image.
+    `unnormalise`: back to the stored pixel values."""
     mask_void: Annotated[bool, Setting("objective")] = False
-    """Zero the discriminators' whole input where the labelled image is void (255)."""
+    """Whether the discriminators' input is 0 in all channels at pixels where the labelled image is void (255)."""
     feature_matching: Annotated[Literal["mean", "sum"], Setting("objective")] = "mean"
-    """L_f as the mean over channels (release) or the L1 norm (2)."""
+    """L_f as the mean over the channels of the feature (`mean`, released code) or as the L1 norm of (2) (`sum`)."""
     discriminator_lr: Annotated[Positive, Setting("optimisation", changes_cost=False)] = 1e-4
-    """Constant learning rate of the discriminators (Adam)."""
+    """Constant learning rate of Adam, which trains the discriminators."""
 
     @model_validator(mode="after")
     def _fits_the_crop(self) -> Self:
-        """The discriminators halve the crop four times: refuse what does not fit their last map, with the arithmetic."""
+        """Refuse kernels that do not fit the discriminators' last map. Four convolutions halve the crop to it."""
         side = self.conv4_side
         shape = f"crop {self.crop} gives a conv4 map of {side} x {side} (crop / 16)"
         if self.discriminator == "patch" and self.region_kernel > side:
@@ -111,12 +117,12 @@ class Settings(CutMixSettings):
 
     @property
     def conv4_side(self) -> int:
-        """Side of the discriminator's last feature map for a training crop."""
+        """Side of the discriminators' last feature map (conv4) for a training crop."""
         return self.crop // 16
 
     @property
     def pool_kernel(self) -> int:
-        """`feature_pool` resolved for this crop; the whole map where it is global."""
+        """`feature_pool` as a kernel size for this crop; the side of the map if the pooling is global."""
         side = self.conv4_side
         if isinstance(self.feature_pool, int):
             return self.feature_pool
@@ -127,33 +133,34 @@ class Settings(CutMixSettings):
 
 @dataclass(frozen=True)
 class DiscriminatorInputs:
-    """What the discriminators see, (B, K + 3, H, W) each: class maps joined with images in [0, 1]."""
+    """Inputs of the discriminators, (B, K + 3, H, W) each: class maps concatenated with images in [0, 1]."""
 
     predicted1: Tensor
-    """Branch 1's probabilities of the mix, with gradient."""
+    """The mixed images with the class probabilities that branch 1 predicts; with gradient."""
     predicted2: Tensor
+    """The same for branch 2."""
     labeled: Tensor
-    """The ground truth of the labelled images."""
+    """The labelled images with their one-hot ground truth."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """One branch's prediction of the mix, and what the discriminators say of it."""
+    """One branch's prediction for the mixed images, and the discriminators' selection of it."""
 
     z: Tensor
     """Logits, with gradient; (B, K, H, W)."""
     label: Tensor
-    """What the branch is to learn where it is trusted, (B, H, W) int64."""
+    """Target of the region loss, (B, H, W) int64."""
     share: Tensor
-    """Share of the branch's regions that its own discriminator selects; a scalar."""
+    """Share of regions that the branch's own discriminator selects; a scalar."""
     own: Tensor
-    """Pixels that this discriminator selects; (B, H, W) bool."""
+    """Pixels that the branch's own discriminator selects; (B, H, W) bool."""
     cross: Tensor
-    """Pixels that the other branch's discriminator selects; without DRLC it is not asked, and selects none."""
+    """Pixels that the other branch's discriminator selects, (B, H, W) bool; none without DRLC."""
     feature: Tensor
-    """The discriminator's feature of the prediction, with gradient to the branch; (B, C, 1, 1)."""
+    """Feature of the prediction by the branch's own discriminator, with gradient to the branch; (B, C, 1, 1)."""
     feature_labeled: Tensor
-    """Its feature of the ground truth."""
+    """Feature of the ground truth by the same discriminator, (B, C, 1, 1)."""
 
 
 def build_networks(config: Settings, num_classes: int) -> Quartet:
@@ -186,13 +193,16 @@ def backward(quartet: Quartet, batch: Batch, config: Settings, *, epoch: int, av
 
 
 def total_loss(terms: Terms, config: Settings) -> Tensor:
-    """L of (7, 8)."""
+    """L (7, 8): the weighted sum of the unweighted terms."""
     loss = terms["loss_sup"] + config.lambda1 * terms["loss_cps"]
     return loss + config.lambda2 * terms["loss_dr"] + config.lambda3 * terms["loss_f"]
 
 
 def discriminator_inputs(mixed: MixedImages, batch: Batch, config: Settings) -> DiscriminatorInputs:
-    """Inputs of the discriminators; with `mask_void`, both streams are blank where the labelled image is void: it gives neither away."""
+    """Inputs of the discriminators for the mixed and the labelled images.
+
+    With `mask_void`, the inputs of both streams are 0 where the labelled image is void, so that void pixels do not tell them apart.
+    """
     scale = partial(losses.scale_image, scaling=config.discriminator_scaling, mean=batches.IMAGENET_MEAN, std=batches.IMAGENET_STD)
     keep = batch.y != losses.VOID if config.mask_void else None
     image = scale(mixed.image)
@@ -206,7 +216,7 @@ def discriminator_inputs(mixed: MixedImages, batch: Batch, config: Settings) -> 
 
 
 def judge(quartet: Quartet, mixed: MixedImages, inputs: DiscriminatorInputs, config: Settings) -> tuple[Verdict, Verdict]:
-    """Each branch judged by its own discriminator and, for DRLC, by the other; the discriminators learn nothing from it."""
+    """Score each branch by its own discriminator and, for DRLC, by the other. The discriminators receive no gradient."""
     d1, d2 = networks.judges(quartet, config)
     with _judging(quartet, dropout=config.judge_dropout):
         score1, feature1 = d1(inputs.predicted1)
@@ -223,7 +233,12 @@ def judge(quartet: Quartet, mixed: MixedImages, inputs: DiscriminatorInputs, con
 
 
 def selections(score: Tensor, cross: Tensor | None, config: Settings, *, size: torch.Size) -> tuple[Tensor, Tensor, Tensor]:
-    """Score logits of both discriminators to `share`, `own` and `cross` of `Verdict`; the one place that decides by `eps`."""
+    """Score logits of the own and the other discriminator to `share`, `own` and `cross` of `Verdict`. Only this function applies `eps`.
+
+    Args:
+        score, cross: score logits in the shape that `Discriminator.forward` returns; `cross` is None without DRLC.
+        size: (H, W) of the masks.
+    """
     gate = partial(losses.select, eps=config.eps, gate=config.gate)
     mask = partial(_mask, config=config, size=size, gate=gate, upsample=config.region_upsample)
     rc = score.detach().sigmoid()
@@ -232,12 +247,12 @@ def selections(score: Tensor, cross: Tensor | None, config: Settings, *, size: t
 
 
 def region_side(config: Settings, size: torch.Size) -> int:
-    """Side in pixels of the area that one score was computed from, in a crop of `size`."""
+    """Side in pixels of the area that one score is computed from, in a crop of `size`."""
     return {"patch": 16 * config.region_kernel, "image": max(size), "pixel": 1}[config.discriminator]
 
 
 def region_terms(verdicts: tuple[Verdict, Verdict], config: Settings, *, epoch: int) -> Terms:
-    """L_dr (3), or L_ls (1) without DRLC, and L_f (2), each summed over the branches."""
+    """L_dr (3), or L_ls (1) without DRLC, and L_f (2), each summed over the branches. `epoch` is counted from 0."""
     loss_dr1, loss_dr2 = (region_loss(verdict, config) for verdict in verdicts)
     loss_f1, loss_f2 = (losses.feature_matching_loss(v.feature_labeled, v.feature, reduction=config.feature_matching) for v in verdicts)
     loss_dr = loss_dr1 + loss_dr2
@@ -246,7 +261,7 @@ def region_terms(verdicts: tuple[Verdict, Verdict], config: Settings, *, epoch: 
 
 
 def discriminator_terms(quartet: Quartet, inputs: DiscriminatorInputs, config: Settings) -> Terms:
-    """L_D of both discriminators in passes of their own, with fresh dropout, and their mean scores."""
+    """L_D of both discriminators and their mean scores, from separate passes with new dropout."""
     terms: Terms = {}
     predictions = (inputs.predicted1, inputs.predicted2)
     for i, (discriminator, predicted) in enumerate(zip(networks.judges(quartet, config), predictions, strict=True), start=1):
@@ -257,7 +272,12 @@ def discriminator_terms(quartet: Quartet, inputs: DiscriminatorInputs, config: S
 
 
 def region_maps(quartet: Quartet, images: Tensor, logits: Tensor, config: Settings) -> Tensor:
-    """rc and selection of D1, then of D2, (B, 4, H, W), of both branches' logits (B, 2, K, H, W) of normalised images (B, 3, H, W)."""
+    """Maps for the pictures of a run: rc and selection of D1, then of D2, (B, 4, H, W) in 0..1.
+
+    Args:
+        images: normalised, (B, 3, H, W).
+        logits: of both branches, (B, 2, K, H, W). Each is scored by its own discriminator.
+    """
     pixels = losses.scale_image(images, scaling=config.discriminator_scaling, mean=batches.IMAGENET_MEAN, std=batches.IMAGENET_STD)
     size = images.shape[2:]
     upsample: Any = "bilinear" if config.region_upsample == "threshold_first" else config.region_upsample
@@ -279,7 +299,7 @@ def _region_labels(mixed: MixedImages, config: Settings) -> tuple[Tensor, Tensor
 
 
 def region_loss(verdict: Verdict, config: Settings) -> Tensor:
-    """L_dr (3) of one branch, or L_ls (1) without DRLC."""
+    """L_dr (3) of one branch, or L_ls (1) without DRLC; a scalar."""
     ce = losses.pixel_cross_entropy(verdict.z, verdict.label)
     if not config.drlc:
         return losses.local_selection_loss(ce, verdict.own)
@@ -292,7 +312,7 @@ def _mask(rc: Tensor, *, config: Settings, size: torch.Size, gate: Callable[[Ten
 
 @contextmanager
 def _judging(quartet: Quartet, *, dropout: bool) -> Iterator[None]:
-    """Discriminators whose parameters are constants and, without `dropout`, whose answers are deterministic."""
+    """Within, the discriminators' parameters have no gradient and, without `dropout`, their scores are deterministic."""
     both = quartet.discriminators()
     for discriminator in both:
         discriminator.requires_grad_(False).train(dropout)
@@ -304,15 +324,18 @@ def _judging(quartet: Quartet, *, dropout: bool) -> Iterator[None]:
 
 
 def _accuracy(mixed: MixedImages, verdicts: tuple[Verdict, Verdict]) -> Terms:
-    """Counts of right and of all labels of the region loss where the truth is known, inside and outside each branch's own selection."""
+    """Counts of correct and of all labels of the region loss, inside and outside each branch's own selection.
+
+    Only pixels with a known true label count.
+    """
     known = mixed.hidden != losses.VOID
-    hits = [known & (verdict.label == mixed.hidden) for verdict in verdicts]
+    correct = [known & (verdict.label == mixed.hidden) for verdict in verdicts]
     own = [verdict.own for verdict in verdicts]
     return {
         "selected1": verdicts[0].share,
         "selected2": verdicts[1].share,
-        "correct_inside": losses.count_pixels(hit & inside for hit, inside in zip(hits, own, strict=True)),
+        "correct_inside": losses.count_pixels(hit & inside for hit, inside in zip(correct, own, strict=True)),
         "total_inside": losses.count_pixels(known & inside for inside in own),
-        "correct_outside": losses.count_pixels(hit & ~inside for hit, inside in zip(hits, own, strict=True)),
+        "correct_outside": losses.count_pixels(hit & ~inside for hit, inside in zip(correct, own, strict=True)),
         "total_outside": losses.count_pixels(known & ~inside for inside in own),
     }

@@ -1,4 +1,4 @@
-"""Supervised training of both branches on the labelled images alone: the lower bound of every table."""
+"""Supervised training of both branches on the labelled images alone: the baseline of semi-supervised methods."""
 
 from __future__ import annotations
 
@@ -25,10 +25,11 @@ REGION_MAPS = None
 
 
 class Settings(TrainConfig):
-    """L_sup (4) of both branches."""
+    """L = L_sup (4), summed over both branches."""
 
     unlabeled_streams: ClassVar[int] = 0
     method: Annotated[Literal["supervised"], METHOD] = "supervised"
+    """The name of this method."""
 
 
 def build_networks(config: Settings, num_classes: int) -> Quartet:
@@ -43,8 +44,11 @@ def backward(quartet: Quartet, batch: Batch, config: Settings, *, epoch: int, av
 
 
 def supervised_term(s1: Tensor, s2: Tensor, batch: Batch, config: TrainConfig) -> Tensor:
-    """L_sup (4) of both branches, whose logits of the labelled images are `s1` and `s2`, (B, K, H, W); plain or OHEM."""
+    """L_sup (4) summed over both branches, plain or with OHEM.
+
+    `s1` and `s2` are the branches' logits of the labelled images, (B, K, H, W).
+    """
     if config.supervised_ce == "plain":
         return losses.supervised_loss(s1, batch.y) + losses.supervised_loss(s2, batch.y)
-    hard = partial(losses.ohem_loss, threshold=config.ohem_threshold, min_kept=config.ohem_min_kept * config.batch_size)
-    return hard(s1, batch.y) + hard(s2, batch.y)
+    ohem = partial(losses.ohem_loss, threshold=config.ohem_threshold, min_kept=config.ohem_min_kept * config.batch_size)
+    return ohem(s1, batch.y) + ohem(s2, batch.y)

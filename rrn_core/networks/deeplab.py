@@ -1,4 +1,4 @@
-"""DeepLabv3+: ASPP and decoder on a ResNet; one of the two branches."""
+"""A branch: DeepLabv3+, which is ASPP and a decoder on a ResNet (Chen et al., ECCV 2018)."""
 
 from __future__ import annotations
 
@@ -12,9 +12,12 @@ from rrn_core.networks.resnet import BranchSpec, ResNet, branch_spec, conv, conv
 
 
 class Branch(nn.Module):
-    """DeepLabv3+ at output stride 16 (METHOD.md 1.1); parameter names are those of the released weights.
+    """DeepLabv3+ at output stride 16, as in the released CPS code (see docs/method.md). Parameters have the names of the released weights.
 
     In train mode a batch needs at least two images: the ASPP normalises a 1x1 map over the batch.
+
+    Raises:
+        ConfigError: an unknown backbone.
     """
 
     def __init__(self, backbone: str, num_classes: int) -> None:
@@ -25,18 +28,18 @@ class Branch(nn.Module):
         self.classifier = nn.Conv2d(spec.decoder, num_classes, 1)
         _initialise(self.backbone, mode="fan_out")
         _initialise(self.head, mode="fan_in")
-        # Its bias keeps the library's own draw, as in the release.
+        # The bias keeps torch's default initialisation, as in the released code.
         nn.init.kaiming_normal_(self.classifier.weight, mode="fan_in", nonlinearity="relu")
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images (B, 3, H, W) to logits (B, K, H, W), float32 also under autocast (float64 stays float64)."""
+        """Images (B, 3, H, W) to logits (B, K, H, W), in float32 also under autocast; float64 stays float64."""
         fine, coarse = self.backbone(images)
         logits = self.classifier(self.head(fine, coarse))
         return resize(at_least_float32(logits), images.shape[-2:])
 
 
 class _Decoder(nn.Module):
-    """ASPP of the coarse map, up-sampled to the fine one, joined and refined."""
+    """ASPP of the coarse map, up-sampled to the size of the fine map, concatenated with it and refined by two convolutions."""
 
     def __init__(self, spec: BranchSpec) -> None:
         super().__init__()
@@ -46,14 +49,14 @@ class _Decoder(nn.Module):
         self.last_conv = nn.Sequential(*conv_bn_relu(joined, spec.decoder, 3), *conv_bn_relu(spec.decoder, spec.decoder, 3))
 
     def forward(self, fine: Tensor, coarse: Tensor) -> Tensor:
-        """Maps at strides 4 and 16 to the classifier's input at stride 4."""
+        """Backbone maps at strides 4 and 16 to the classifier's input (B, C, H / 4, W / 4)."""
         context = resize(self.aspp(coarse), fine.shape[-2:])
         refined: Tensor = self.last_conv(torch.cat([context, self.reduce(fine)], dim=1))
         return refined
 
 
 class _ASPP(nn.Module):
-    """Parallel dilated convolutions under one normalisation, plus a global branch that is added (not joined)."""
+    """Parallel dilated convolutions with one joint normalisation; a global branch is added, not concatenated."""
 
     def __init__(self, inputs: int, width: int, rates: tuple[int, int, int]) -> None:
         super().__init__()
@@ -76,7 +79,7 @@ class _ASPP(nn.Module):
 
 
 def _initialise(module: nn.Module, *, mode: Literal["fan_in", "fan_out"]) -> None:
-    """He-normal convolutions; normalisation layers already start at weight 1 and bias 0."""
+    """Draw convolutions He-normal. Normalisation layers already start at weight 1 and bias 0."""
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d):
             nn.init.kaiming_normal_(layer.weight, mode=mode, nonlinearity="relu")

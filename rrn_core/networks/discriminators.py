@@ -1,4 +1,4 @@
-"""Discriminators: region (patch), image or pixel scores of a label map, and a feature."""
+"""Discriminators: scores of a label map for regions (patch), the image or pixels, and a feature."""
 
 from __future__ import annotations
 
@@ -10,12 +10,15 @@ from rrn_core.maps import at_least_float32, resize
 
 
 class Discriminator(nn.Module):
-    """Tells a predicted from a true label map, given the image; four strided convolutions, then a judge per `kind`.
+    """Distinguishes predicted from true label maps, given the image: four strided convolutions, then a classifier.
+
+    `image` is the discriminator of the released RRN code (from s4GAN), `patch` that of the paper.
 
     Args:
-        kind: `patch`: a score for each region of 16 * `region_kernel` pixels. `image`: one score. `pixel`: one per pixel.
+        kind: `patch`: a score for each region with a side of 16 * `region_kernel` pixels. `image`: one score. `pixel`: a score for each
+            pixel.
         width: channels of the first convolution.
-        pool: kernel of the average pooling of the last map (1/16 of the input) for the feature, which must come out 1x1.
+        pool: kernel of the average pooling of the last map (1/16 of the input) to the feature, which must be 1x1.
     """
 
     def __init__(
@@ -46,7 +49,7 @@ class Discriminator(nn.Module):
     def forward(self, pairs: Tensor) -> tuple[Tensor, Tensor]:
         """Label map and image (B, K + 3, H, W) to score logits and feature (B, 8 * width, 1, 1), both at least float32.
 
-        Scores: `patch` (B, 1, h, w) with h = H // (16 * region_kernel), `image` (B, 1), `pixel` (B, 1, H, W); before the sigmoid.
+        Score logits (before the sigmoid): `patch` (B, 1, h, w) with h = H // (16 * region_kernel), `image` (B, 1), `pixel` (B, 1, H, W).
         """
         maps = pairs
         for conv in (self.conv1, self.conv2, self.conv3):

@@ -1,4 +1,4 @@
-"""ResNet v1c with a dilated last stage: the backbone of a branch, and the sizes of all of its parts by name."""
+"""ResNet v1c with a dilated last stage, which is the backbone of a branch, and the sizes of a branch by name."""
 
 from __future__ import annotations
 
@@ -8,27 +8,33 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from rrn_core.errors import ConfigError
+
 
 @dataclass(frozen=True)
 class BranchSpec:
-    """Sizes of a branch; the defaults are ResNet-50's."""
+    """Sizes of a branch. The defaults are those of ResNet-50."""
 
     block: Literal["basic", "bottleneck"] = "bottleneck"
+    """Kind of residual block."""
     blocks: tuple[int, int, int, int] = (3, 4, 6, 3)
-    """Blocks per stage."""
+    """Number of blocks in each stage."""
     widths: tuple[int, int, int, int] = (64, 128, 256, 512)
-    """Channels inside the blocks of each stage; a bottleneck puts out four times as many."""
+    """Channels inside the blocks of each stage. The output of a bottleneck has four times as many."""
     stem: int = 64
-    """Channels of the first two stem convolutions; the third has twice as many."""
+    """Channels of the first two stem convolutions. The third has twice as many."""
     aspp: int = 256
+    """Channels of the ASPP."""
     rates: tuple[int, int, int] = (6, 12, 18)
     """Dilations of the ASPP."""
     skip: int = 48
     """Channels to which the stride-4 map is reduced before the decoder."""
     decoder: int = 256
+    """Channels of the decoder."""
 
     @property
     def expansion(self) -> int:
+        """Channels of a block's output, as a multiple of the channels inside it."""
         return 4 if self.block == "bottleneck" else 1
 
 
@@ -36,7 +42,7 @@ def branch_spec(backbone: str) -> BranchSpec:
     """Sizes by name. `tiny` is for CPUs and small images: its ASPP rates fit a map of a few cells.
 
     Raises:
-        ValueError: an unknown name.
+        ConfigError: an unknown name.
     """
     match backbone:
         case "resnet50":
@@ -49,11 +55,11 @@ def branch_spec(backbone: str) -> BranchSpec:
             return BranchSpec(
                 block="basic", blocks=(1, 1, 1, 1), widths=(16, 32, 48, 64), stem=8, aspp=16, rates=(1, 2, 3), skip=16, decoder=32
             )
-    raise ValueError(f'unknown backbone "{backbone}"; choose tiny, resnet18, resnet50 or resnet101')
+    raise ConfigError(f'backbone: unknown name "{backbone}"; choose tiny, resnet18, resnet50 or resnet101')
 
 
 class ResNet(nn.Module):
-    """ResNet v1c; the last stage keeps the resolution and dilates block i by 2 * 2^i, so the output stride is 16."""
+    """ResNet v1c. The last stage keeps the resolution and dilates block i by 2 * 2^i, so the output stride is 16."""
 
     def __init__(self, spec: BranchSpec) -> None:
         super().__init__()
@@ -69,14 +75,14 @@ class ResNet(nn.Module):
         self.layer4 = _stage(spec, 3, outs[2], stride=1, multi_grid=True)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Images (B, 3, H, W) to the maps at stride 4 (first stage) and 16 (last stage)."""
+        """Images (B, 3, H, W) to the maps at stride 4 (first stage) and at stride 16 (last stage)."""
         maps = self.maxpool(self.relu(self.bn1(self.conv1(images))))
         fine = self.layer1(maps)
         return fine, self.layer4(self.layer3(self.layer2(fine)))
 
 
 class _Bottleneck(nn.Module):
-    """1x1, 3x3 (which carries the stride), 1x1, and a shortcut."""
+    """Convolutions 1x1, 3x3 with the stride and the dilation, and 1x1, with a shortcut."""
 
     def __init__(self, inputs: int, width: int, *, stride: int, dilation: int) -> None:
         super().__init__()
@@ -99,7 +105,7 @@ class _Bottleneck(nn.Module):
 
 
 class _BasicBlock(nn.Module):
-    """3x3 (which carries the stride), 3x3, and a shortcut; both convolutions are dilated."""
+    """Convolutions 3x3 with the stride, and 3x3, with a shortcut. Both are dilated."""
 
     def __init__(self, inputs: int, width: int, *, stride: int, dilation: int) -> None:
         super().__init__()
@@ -135,11 +141,13 @@ def _shortcut(inputs: int, outputs: int, stride: int) -> nn.Sequential | None:
 
 
 def conv_bn_relu(inputs: int, outputs: int, kernel: int, *, stride: int = 1) -> Iterator[nn.Module]:
+    """A convolution as `conv` makes it, batch normalisation and ReLU."""
     yield conv(inputs, outputs, kernel, stride=stride)
     yield nn.BatchNorm2d(outputs)
     yield nn.ReLU(inplace=True)
 
 
 def conv(inputs: int, outputs: int, kernel: int, *, stride: int = 1, dilation: int = 1) -> nn.Conv2d:
+    """A convolution without bias. At stride 1 it keeps the size of the map."""
     padding = dilation * (kernel // 2)
     return nn.Conv2d(inputs, outputs, kernel, stride=stride, padding=padding, dilation=dilation, bias=False)

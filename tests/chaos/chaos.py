@@ -1,4 +1,4 @@
-"""Chaos: a sweep on the real stack, under random faults, must end exactly as the undisturbed one; `--help` says how to run it."""
+"""Chaos test: a sweep under random faults on the real stack must give the same results as an undisturbed one."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-sys.path.append(str(Path(__file__).parent.parent))  # a script finds its own folder only
+sys.path.extend(str(Path(__file__).parents[level]) for level in (2, 1))  # the root first: else tests/infra hides infra
 
 import chaos_invariants as invariants
 from chaos_faults import Bucket, Disk, Scene, kinds
-from chaos_rounds import Deck, Report, Round, Story
+from chaos_rounds import Deck, Log, Report, Round
 from faulty_proxy import FaultyProxy
 from mlflow import MlflowClient
 from processes import Sweep, run_sweep
@@ -42,81 +42,82 @@ retries: {{lost: 1000, unavailable: 1000, code: 3, memory: 3}}
 """
 LOGS = ("*.log", "*.log.old", "*.out", "*.err", "log-*.txt")
 
-LACKS = "MLflow lacks something"
-"""What a driver says when MLflow, or its place for files, was away to the very end."""
+MLFLOW_INCOMPLETE = ("MLflow lacks something", "MLflow is incomplete")
+"""Messages of a driver that ended while MLflow or its artifact store was unavailable."""
 
 MARK = "RRN_CHAOS"
-"""Set in the environment of all that the harness starts, so that nothing of it is left behind."""
+"""Environment variable of every process that the harness starts, so that it can kill all of them."""
 
 
 class Chaos:
-    """The stack, the undisturbed sweep, and rounds of disturbed ones."""
+    """Runs an undisturbed sweep, then sweeps under faults, and checks the invariants after each."""
 
-    def __init__(self, stack: Stack, scene: Scene, folder: Path, environment: Mapping[str, str], story: Story, report: Report) -> None:
+    def __init__(self, stack: Stack, scene: Scene, folder: Path, environment: Mapping[str, str], log: Log, report: Report) -> None:
         self._stack, self._scene, self._folder, self._environment = stack, scene, folder, environment
-        self._story, self._report = story, report
-        self._calm: list[Manifest] = []
+        self._log, self._report = log, report
+        self._undisturbed: list[Manifest] = []
 
     def run(self) -> None:
         scene, report = self._scene, self._report
         draw = random.Random(report.seed)
         deck = Deck(kinds(scene), draw)
-        self._undisturbed()
+        self._run_undisturbed()
         while report.dealt.total() < report.faults:
             report.rounds += 1
             name = f"round-{report.rounds}"
             self._write(name)
-            self._story.tell(f"{name} begins")
-            Round(scene, name, deck, draw, self._story, report).run()
-            self._story.tell(f"{name} is finished")
-            wrong = self._judged(name)
-            scene.violations += wrong
-            self._story.tell(f"{name} is judged: {len(wrong)} violations")
+            self._log.write(f"{name} begins")
+            Round(scene, name, deck, draw, self._log, report).run()
+            self._log.write(f"{name} is finished")
+            violations = self._check(name)
+            scene.violations += violations
+            self._log.write(f"{name} is checked: {len(violations)} violations")
 
-    def _undisturbed(self) -> None:
-        self._write("calm")
-        code, text = self._command("calm.yaml", deadline_s=900)
+    def _run_undisturbed(self) -> None:
+        self._write("undisturbed")
+        code, text = self._command("undisturbed.yaml", deadline_s=900)
         assert code == 0, text
-        self._calm = self._scene.bucket.manifests("calm")
-        self._story.tell(f"the undisturbed sweep is finished: {len(self._calm)} trials")
+        self._undisturbed = self._scene.bucket.manifests("undisturbed")
+        self._log.write(f"the undisturbed sweep is finished: {len(self._undisturbed)} trials")
 
-    def _judged(self, name: str) -> list[str]:
-        """What is wrong after a round."""
-        bucket, calm = self._scene.bucket, self._calm
+    def _check(self, name: str) -> list[str]:
+        """The violated invariants after a round."""
+        bucket, undisturbed = self._scene.bucket, self._undisturbed
         for part in self._stack.parts.values():
             wait_until(part.healthy, deadline_s=60, what=f"{part.name} healthy")
-        last_words = self._scene.driver.text if self._scene.driver else ""
-        found = invariants.released(bucket, name, last_words)
+        output = self._scene.driver.text if self._scene.driver else ""
+        found = invariants.released(bucket, name, output)
         code, text = self._command("gc", f"{name}.yaml")
-        found += [] if code == 0 else [f"rrn-sweep gc ended with {code}: {text}"]
+        found += [] if code == 0 else [f"rrn-sweep gc exited with {code}: {text}"]
         found += invariants.litter(bucket, name)
         manifests = bucket.manifests(name)
         self._report.account(manifests)
-        found += invariants.results(bucket, manifests, calm) + invariants.books(manifests)
-        wrong, superseded = invariants.tracked(MlflowClient(tracking_uri=self._stack.environment["MLFLOW_TRACKING_URI"]), name, "calm")
+        found += invariants.results(bucket, manifests, undisturbed) + invariants.accounting(manifests)
+        client = MlflowClient(tracking_uri=self._stack.environment["MLFLOW_TRACKING_URI"])
+        faults, superseded = invariants.tracked(client, name, "undisturbed")
         self._report.superseded += superseded
-        if LACKS in last_words:  # the run that is given now adds it, the next one has nothing to do
+        if any(message in output for message in MLFLOW_INCOMPLETE):  # this run completes MLflow; the next one must have nothing to do
             self._command(f"{name}.yaml")
         code, text = self._command(f"{name}.yaml")
-        found += [] if code == 0 and "nothing to do" in text else [f"the finished sweep's command ended with {code}: {text}"]
-        return found + wrong + invariants.leaks(self._secrets(), self._places(name))
+        found += [] if code == 0 and "nothing to do" in text else [f"the command of the finished sweep exited with {code}: {text}"]
+        return found + faults + invariants.leaks(self._secrets(), self._places(name))
 
     def _secrets(self) -> dict[str, bytes]:
-        return {name: self._chosen()[name].encode() for name in ("password", "access_key", "secret_key", "token")}
+        return {name: self._settings()[name].encode() for name in ("password", "access_key", "secret_key", "token")}
 
-    def _chosen(self) -> dict[str, Any]:
-        """What the stack chose for itself."""
+    def _settings(self) -> dict[str, Any]:
+        """Ports, folders and secrets that the stack chose."""
         return json.loads((self._folder / "stack" / "stack.json").read_text())
 
     def _places(self, name: str) -> Iterator[tuple[str, bytes]]:
-        """Where no secret may stand."""
+        """Names and contents of everything that must not contain a secret."""
         yield from ((key, self._scene.bucket.read(key)) for key in self._scene.bucket.keys(f"{name}/"))
-        logs = (path for root in (self._folder, Path(self._chosen()["scratch"])) for pattern in LOGS for path in root.rglob(pattern))
+        logs = (path for root in (self._folder, Path(self._settings()["scratch"])) for pattern in LOGS for path in root.rglob(pattern))
         yield from ((str(path), path.read_bytes()) for path in logs if path.is_file())
         yield "MLflow's database", self._dump()
 
     def _dump(self) -> bytes:
-        command = [program("pg_dump") or "pg_dump", "-h", "127.0.0.1", "-p", str(self._chosen()["postgres"]), "-U", "mlflow", "mlflow"]
+        command = [program("pg_dump") or "pg_dump", "-h", "127.0.0.1", "-p", str(self._settings()["postgres"]), "-U", "mlflow", "mlflow"]
         environment = os.environ | {"PGPASSFILE": str(self._folder / "stack" / "pgpass")}
         return subprocess.run(command, env=environment, check=True, capture_output=True, timeout=60).stdout
 
@@ -132,30 +133,30 @@ def main() -> int:
     arguments = _arguments()
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs start with SIGINT ignored
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    story, report = Story(), Report(arguments.seed, arguments.faults)
+    log, report = Log(), Report(arguments.seed, arguments.faults)
     folder = Path(tempfile.mkdtemp(prefix="rrn-chaos-"))
     try:
-        with _everything(folder, story, report) as chaos:
+        with _harness(folder, log, report) as chaos:
             chaos.run()
-    except Exception as error:  # among them a sweep that hangs
+    except Exception as error:  # including a sweep that hangs
         traceback.print_exc()
         report.violations.append(str(error))
     finally:
         if not report.violations and not arguments.keep:
             Stack(folder / "stack").delete()
             shutil.rmtree(folder)
-    report.seconds = round(story.seconds, 1)
-    _say(report, folder, arguments.out)
+    report.seconds = round(log.seconds, 1)
+    _print_report(report, folder, arguments.out)
     return 1 if report.violations else 0
 
 
 @contextmanager
-def _everything(folder: Path, story: Story, report: Report) -> Iterator[Chaos]:
-    """The whole scene; nothing of it is left when the context ends."""
+def _harness(folder: Path, log: Log, report: Report) -> Iterator[Chaos]:
+    """Stack, proxy, disks and harness; everything is stopped when the context ends."""
     os.environ[MARK] = mark = f"{os.getpid()}-{time.monotonic_ns()}"
     with ExitStack() as stack:
         stack.callback(_kill, mark)
-        disks = _mounted(stack, folder, story, report)
+        disks = _mounted(stack, folder, log, report)
         proxy = FaultyProxy()
         stack.callback(proxy.close)
         parts = Stack(folder / "stack")
@@ -167,7 +168,7 @@ def _everything(folder: Path, story: Story, report: Report) -> Iterator[Chaos]:
             parts.parts[name]._environment |= {"AWS_ENDPOINT_URL": proxy.endpoint}
             parts.parts[name]._environment |= {"TMPDIR": str(disks["trials"].folder)} if disks else {}
         parts.up()
-        story.tell("the stack is up")
+        log.write("the stack is up")
         ours = parts.environment | {"AWS_ENDPOINT_URL": proxy.endpoint, "PYTHONFAULTHANDLER": "1"}
         ours |= {"TMPDIR": str(disks["driver"].folder)} if disks else {}
         scene = Scene(
@@ -180,18 +181,18 @@ def _everything(folder: Path, story: Story, report: Report) -> Iterator[Chaos]:
             violations=report.violations,
         )
         stack.callback(scene.over.set)
-        yield Chaos(parts, scene, folder, ours, story, report)
+        yield Chaos(parts, scene, folder, ours, log, report)
 
 
-def _mounted(stack: ExitStack, folder: Path, story: Story, report: Report) -> dict[str, Disk]:
-    """Small disks for the driver and the trials; none without the right to mount."""
+def _mounted(stack: ExitStack, folder: Path, log: Log, report: Report) -> dict[str, Disk]:
+    """Small disks for the driver and the trials; empty without the permission to mount."""
     disks = {whose: Disk(folder / f"disk-{whose}") for whose in ("driver", "trials")}
     for disk in disks.values():
         try:
             disk.mount()
         except (OSError, subprocess.CalledProcessError):
-            report.skipped.append("full disks: no right to mount")
-            story.tell(report.skipped[-1])
+            report.skipped.append("full disks: no permission to mount")
+            log.write(report.skipped[-1])
             return {}
         stack.callback(disk.unmount)
     return disks
@@ -205,7 +206,7 @@ def _address(endpoint: str) -> tuple[str, int]:
 
 
 def _processes(mark: str) -> dict[int, str]:
-    """Pids and commands of all others that carry the mark."""
+    """PIDs and commands of all other processes with the mark."""
     found = {}
     for entry in Path("/proc").iterdir():
         with suppress(OSError):
@@ -214,25 +215,25 @@ def _processes(mark: str) -> dict[int, str]:
     return {pid: command for pid, command in found.items() if pid != os.getpid()}
 
 
-def _kill(mark: str, words: str = "") -> None:
-    """What carries the mark and has `words` in its command."""
+def _kill(mark: str, part: str = "") -> None:
+    """Kill the processes with the mark whose command contains `part`."""
     for pid, command in _processes(mark).items():
-        if words in command:
+        if part in command:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
 
-def _say(report: Report, folder: Path, out: Path | None) -> None:
-    """Print the report, and how to repeat what went wrong."""
-    told = {**vars(report), "effort": {name: round(seconds, 1) for name, seconds in report.effort.items()}}
-    print(json.dumps(told, indent=2))
+def _print_report(report: Report, folder: Path, out: Path | None) -> None:
+    """Print the report and, after a violation, how to repeat the run."""
+    record = {**vars(report), "effort": {name: round(seconds, 1) for name, seconds in report.effort.items()}}
+    print(json.dumps(record, indent=2))
     if out:
-        out.write_text(json.dumps(told, indent=2))
+        out.write_text(json.dumps(record, indent=2))
     for violation in report.violations:
         print(f"VIOLATED (seed {report.seed}): {violation}")
     if report.violations:
-        print(f"again: python tests/chaos/chaos.py --seed {report.seed} --faults {report.faults}")
-        print(f"logs: {folder}, and the scratch folder that {folder}/stack/stack.json names")
+        print(f"repeat: python tests/chaos/chaos.py --seed {report.seed} --faults {report.faults}")
+        print(f"logs: {folder}, and the scratch folder named in {folder}/stack/stack.json")
 
 
 def _arguments() -> argparse.Namespace:
@@ -240,7 +241,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--faults", type=int, default=30)
     parser.add_argument("--out", type=Path, help="JSON file for the report")
-    parser.add_argument("--keep", action="store_true", help="leave logs and data even when all went well")
+    parser.add_argument("--keep", action="store_true", help="keep logs and data even without a violation")
     return parser.parse_args()
 
 

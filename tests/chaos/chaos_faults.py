@@ -1,4 +1,4 @@
-"""The faults that tests/chaos/chaos.py deals: what each does, what it makes unavailable, and how it is mended."""
+"""The faults of tests/chaos/chaos.py: injection, affected resources and recovery."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from processes import Sweep
 from orchestration.record.manifest import Manifest
 
 DRIVER_ENDS_S = 100.0
-"""After SIGTERM, or when it is refused: 25 s for the last checkpoints, 60 s for MLflow."""
+"""Limit for a driver after SIGTERM or a refused lease: 25 s for the last checkpoints, 60 s for MLflow."""
 
 
 class Bucket:
-    """The store's bucket, past the proxy; quick to give up, since the server is often away."""
+    """The store's bucket without the proxy, with short timeouts, because the server is often down."""
 
     def __init__(self, environment: dict[str, str], endpoint: str) -> None:
         import boto3
@@ -62,12 +62,12 @@ class Bucket:
 
 @dataclass(frozen=True)
 class Disk:
-    """A small file system of its own, to be filled up."""
+    """A small file system to fill up."""
 
     folder: Path
 
     def mount(self) -> None:
-        """Raises CalledProcessError without the right to mount."""
+        """Raises CalledProcessError without the permission to mount."""
         self.folder.mkdir(parents=True)
         subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "chaos", self.folder], check=True, capture_output=True, timeout=10)
 
@@ -85,67 +85,67 @@ class Disk:
 
 @dataclass
 class Scene:
-    """What there is to break while a sweep runs."""
+    """The parts of a running sweep that faults can hit."""
 
     parts: dict[str, Any]
     proxy: FaultyProxy
     bucket: Bucket
     disks: dict[str, Disk]
-    """By whose TMPDIR it is: `driver`, `trials`; empty without the right to mount."""
+    """TMPDIR of `driver` and `trials`; empty without the permission to mount."""
     command: Callable[[], Sweep]
-    """Starts the driver's command once more."""
+    """Starts the driver's command again."""
     processes: Callable[[], dict[int, str]]
-    """Pids and commands of all that the harness started."""
+    """PIDs and commands of all processes of the harness."""
     sweep: str = ""
     driver: Sweep | None = None
-    """The one that runs now."""
+    """The current driver."""
     violations: list[str] = field(default_factory=list)
     over: threading.Event = field(default_factory=threading.Event)
-    """Set when everything is to be taken down: nothing is mended any more."""
+    """Set during the shutdown of the harness: nothing is restarted any more."""
 
-    def violated(self, words: str) -> None:
-        """Something that must not be was seen; what is seen while everything is taken down means nothing."""
+    def violated(self, text: str) -> None:
+        """Record a violation; during the shutdown of the harness it is ignored."""
         if not self.over.is_set():
-            self.violations.append(words)
+            self.violations.append(text)
 
-    def leads(self) -> bool:
-        """Whether the driver is at work, after taking the lease."""
+    def driver_works(self) -> bool:
+        """Whether the driver runs and has the lease."""
         return self.driver is not None and self.driver.process.poll() is None and f"sweep {self.sweep}: " in self.driver.text
 
     def trials(self) -> list[int]:
-        """Processes that train, or are about to."""
+        """PIDs of the workers."""
         return sorted(pid for pid, command in self.processes().items() if command.startswith("ray::ResourceTrainable"))
 
 
 @dataclass(frozen=True)
-class Blow:
-    """A fault that was dealt."""
+class Injected:
+    """A fault that was injected."""
 
     what: str
-    mend: Callable[[], bool] = lambda: True
-    """Blocks until it is over; whether it really hit something."""
+    recover: Callable[[], bool] = lambda: True
+    """Blocks until the fault is over. Returns whether it hit anything."""
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of fault. `cards`: how often it is among thirty; `touches`: no two faults at once touch the same thing."""
+    """A kind of fault. `cards`: how often it occurs in thirty faults; `touches`: resources that no two faults affect at once."""
 
     name: str
     cards: int
     touches: frozenset[str]
-    deal: Callable[[Scene, random.Random], Blow | None]
-    """None: there is nothing to hit now."""
+    deal: Callable[[Scene, random.Random], Injected | None]
+    """Inject the fault; None if there is nothing to hit."""
 
 
 def kinds(scene: Scene) -> list[Kind]:
-    """All that can be dealt on this machine."""
+    """All kinds of fault that this machine allows."""
     workers = frozenset({"ray-worker-1", "ray-worker-2"})
     found = [
         Kind("driver killed", 3, frozenset({"driver"}), _kill_driver),
-        Kind("driver told to end", 2, frozenset({"driver"}), _end_driver),
+        Kind("driver terminated", 2, frozenset({"driver"}), _end_driver),
         Kind("second driver", 2, frozenset({"driver"}), _second_driver),
         Kind("trial killed", 3, frozenset(), partial(_signal_trial, number=signal.SIGKILL)),
-        Kind("trial told to end", 3, frozenset(), partial(_signal_trial, number=signal.SIGTERM)),
+        Kind("trial terminated", 3, frozenset(), partial(_signal_trial, number=signal.SIGTERM)),
         Kind("checkpoint damaged", 2, frozenset(), _damage_checkpoint),
         Kind("node killed", 2, workers, _kill_node),
         Kind("head killed", 1, workers | {"ray-head"}, _kill_head),
@@ -161,63 +161,63 @@ def kinds(scene: Scene) -> list[Kind]:
 
 
 RAY_ABORTED = "You have likely discovered a bug in Ray"
-"""What Ray says when it aborts a driver whose head was killed under it."""
+"""Ray's message when it aborts a driver whose head node was killed."""
 
 
-def _kill_driver(scene: Scene, draw: random.Random) -> Blow | None:
+def _kill_driver(scene: Scene, draw: random.Random) -> Injected | None:
     if scene.driver is None or scene.driver.process.poll() is not None:
         return None
     scene.driver.process.kill()
-    return Blow(f"pid {scene.driver.process.pid}")
+    return Injected(f"pid {scene.driver.process.pid}")
 
 
-def _end_driver(scene: Scene, draw: random.Random) -> Blow | None:
-    """Its exit code must be 75, or 0 where it was done anyway; another one only where Ray itself has aborted the process meanwhile."""
+def _end_driver(scene: Scene, draw: random.Random) -> Injected | None:
+    """SIGTERM. Exit code must be 75, or 0 if the sweep was finished; any code if Ray aborted the process."""
     driver = scene.driver
-    if driver is None or not scene.leads():
+    if driver is None or not scene.driver_works():
         return None
     driver.process.terminate()
 
     def ended() -> bool:
-        code = _awaited(driver)
+        code = _exit_code(driver)
         if code not in (75, 0) and RAY_ABORTED not in driver.text:
-            scene.violated(f"a driver that got SIGTERM ended with {code}, expected 75: {driver.log}")
+            scene.violated(f"a driver exited with {code} after SIGTERM, expected 75: {driver.log}")
         return True
 
-    return Blow(f"pid {driver.process.pid}", ended)
+    return Injected(f"pid {driver.process.pid}", ended)
 
 
-def _second_driver(scene: Scene, draw: random.Random) -> Blow | None:
-    """Must be refused while the first one leads."""
+def _second_driver(scene: Scene, draw: random.Random) -> Injected | None:
+    """A second driver must be refused while the first one has the lease."""
     first = scene.driver
-    if first is None or not scene.leads():
+    if first is None or not scene.driver_works():
         return None
     second = scene.command()
 
     def refused() -> bool:
-        code = _awaited(second)
+        code = _exit_code(second)
         second.end()
         if first.process.poll() is not None:
-            return False  # whether it may have run can't be told
+            return False  # the first one ended: the second one may have run
         if code != 2:
-            scene.violated(f"a second driver ended with {code}, expected 2: {second.log}")
+            scene.violated(f"a second driver exited with {code}, expected 2: {second.log}")
         return code == 2
 
-    return Blow(f"pid {second.process.pid}", refused)
+    return Injected(f"pid {second.process.pid}", refused)
 
 
-def _signal_trial(scene: Scene, draw: random.Random, *, number: int) -> Blow | None:
+def _signal_trial(scene: Scene, draw: random.Random, *, number: int) -> Injected | None:
     if not (pids := scene.trials()):
         return None
     pid = draw.choice(pids)
     with suppress(ProcessLookupError):
         os.kill(pid, number)
-        return Blow(f"pid {pid}")
+        return Injected(f"pid {pid}")
     return None
 
 
-def _damage_checkpoint(scene: Scene, draw: random.Random) -> Blow | None:
-    """The newest one of some unfinished trial; then all trial processes are killed, so that it has to be read."""
+def _damage_checkpoint(scene: Scene, draw: random.Random) -> Injected | None:
+    """Damage the newest checkpoint of an unfinished trial, then kill all workers, so that it is read."""
     from botocore.exceptions import BotoCoreError, ClientError
 
     try:
@@ -231,40 +231,40 @@ def _damage_checkpoint(scene: Scene, draw: random.Random) -> Blow | None:
         at = draw.randrange(len(body))
         flipped = body[:at] + bytes([body[at] ^ (1 << draw.randrange(8))]) + body[at + 1 :]
         scene.bucket.write(key, damaged := draw.choice([body[:at], flipped]))
-    except (BotoCoreError, ClientError):  # the server is away, or the checkpoint was replaced just now
+    except (BotoCoreError, ClientError):  # the server is down, or the checkpoint was just replaced
         return None
     for pid in pids:
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-    return Blow(f"{key} {'truncated' if len(damaged) < len(body) else 'flipped a bit'} at {at} of {len(body)}, killed {pids}")
+    return Injected(f"{key} {'truncated' if len(damaged) < len(body) else 'flipped a bit'} at {at} of {len(body)}, killed {pids}")
 
 
-def _kill_node(scene: Scene, draw: random.Random) -> Blow | None:
+def _kill_node(scene: Scene, draw: random.Random) -> Injected | None:
     return _kill_part(scene, draw, name=draw.choice(["ray-worker-1", "ray-worker-2"]))
 
 
-def _kill_part(scene: Scene, draw: random.Random, *, name: str) -> Blow | None:
+def _kill_part(scene: Scene, draw: random.Random, *, name: str) -> Injected | None:
     part = scene.parts[name]
     if not part.running():
         return None
     away_s = draw.uniform(1, 6)
     part.kill()
-    return Blow(f"{name} for {away_s:.1f} s", lambda: _back(scene, [name], away_s))
+    return Injected(f"{name} for {away_s:.1f} s", lambda: _restart(scene, [name], away_s))
 
 
-def _kill_head(scene: Scene, draw: random.Random) -> Blow | None:
-    """The worker nodes can't outlive it; they are started anew after it."""
+def _kill_head(scene: Scene, draw: random.Random) -> Injected | None:
+    """Worker nodes end with the head; they are restarted after it."""
     if not scene.parts["ray-head"].running():
         return None
     away_s = draw.uniform(1, 6)
     names = ["ray-head", "ray-worker-1", "ray-worker-2"]
     for name in names:
         scene.parts[name].kill()
-    return Blow(f"all of Ray for {away_s:.1f} s", lambda: _back(scene, names, away_s))
+    return Injected(f"all of Ray for {away_s:.1f} s", lambda: _restart(scene, names, away_s))
 
 
-def _disturb(scene: Scene, draw: random.Random, *, mode: Mode) -> Blow | None:
-    if not scene.leads():
+def _disturb(scene: Scene, draw: random.Random, *, mode: Mode) -> Injected | None:
+    if not scene.driver_works():
         return None
     seconds, before = draw.uniform(4, 10), scene.proxy.hits
 
@@ -273,12 +273,12 @@ def _disturb(scene: Scene, draw: random.Random, *, mode: Mode) -> Blow | None:
             scene.over.wait(seconds)
         return scene.proxy.hits > before
 
-    return Blow(f"for {seconds:.1f} s", over)
+    return Injected(f"for {seconds:.1f} s", over)
 
 
-def _fill(scene: Scene, draw: random.Random, *, whose: str) -> Blow | None:
-    """With the store hanging too, since it is then that a trial needs its disk."""
-    if not scene.leads() or (whose == "trials" and not scene.trials()):
+def _fill(scene: Scene, draw: random.Random, *, whose: str) -> Injected | None:
+    """Fill a disk while the store hangs, because only then a trial needs its disk."""
+    if not scene.driver_works() or (whose == "trials" and not scene.trials()):
         return None
     seconds, disk = draw.uniform(4, 10), scene.disks[whose]
     disk.fill()
@@ -291,19 +291,19 @@ def _fill(scene: Scene, draw: random.Random, *, whose: str) -> Blow | None:
             disk.free()
         return True
 
-    return Blow(f"for {seconds:.1f} s", over)
+    return Injected(f"for {seconds:.1f} s", over)
 
 
-def _back(scene: Scene, names: list[str], away_s: float) -> bool:
-    """Start parts again, one after the other."""
+def _restart(scene: Scene, names: list[str], away_s: float) -> bool:
+    """Restart parts one after the other."""
     scene.over.wait(away_s)
     for name in [] if scene.over.is_set() else names:
         scene.parts[name].start()
     return True
 
 
-def _awaited(driver: Sweep) -> int:
-    """Its exit code; -9 where it had to be killed."""
+def _exit_code(driver: Sweep) -> int:
+    """The exit code; -9 if the driver had to be killed."""
     try:
         return driver.wait(deadline_s=DRIVER_ENDS_S)
     except TimeoutError:

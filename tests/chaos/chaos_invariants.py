@@ -1,4 +1,4 @@
-"""What must hold after any faults; each function returns the violations as sentences."""
+"""Invariants that must hold after any faults; each function returns its violations as text."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from mlflow.entities import Run
 from orchestration.record.manifest import Attempt, Manifest, sha256_of
 
 SLACK_S = 2.0
-EXPECTED = ("finished", "stopped", "lost", "unavailable")
-"""How an attempt can end under the faults that are dealt."""
+EXPECTED = ("finished", "interrupted", "lost", "unavailable")
+"""Outcomes of attempts that the injected faults can cause."""
 
 _TIMINGS = ("perf/", "effort/", "system/")
 
 
-def results(bucket: Bucket, manifests: Sequence[Manifest], calm: Sequence[Manifest]) -> list[str]:
-    """Final weights and metrics equal those of the undisturbed sweep, bit for bit and point for point."""
-    ours, theirs = ({manifest.trial_id: manifest for manifest in found} for found in (manifests, calm))
+def results(bucket: Bucket, manifests: Sequence[Manifest], undisturbed: Sequence[Manifest]) -> list[str]:
+    """Final weights equal those of the undisturbed sweep bit by bit, and metrics point by point."""
+    ours, theirs = ({manifest.trial_id: manifest for manifest in found} for found in (manifests, undisturbed))
     if ours.keys() != theirs.keys():
-        return [f"trials {sorted(ours)} instead of {sorted(theirs)}"]
+        return [f"trials {sorted(ours)}, expected {sorted(theirs)}"]
     found = []
     for trial_id, manifest in ours.items():
         ref, expected = _weights(manifest), _weights(theirs[trial_id])
@@ -39,8 +39,8 @@ def results(bucket: Bucket, manifests: Sequence[Manifest], calm: Sequence[Manife
     return found
 
 
-def books(manifests: Iterable[Manifest]) -> list[str]:
-    """The attempts' seconds and steps add up: no step is useful twice, and none is missing."""
+def accounting(manifests: Iterable[Manifest]) -> list[str]:
+    """Seconds and steps of the attempts add up: every step is useful exactly once."""
     found = []
     for manifest in manifests:
         attempts, outcomes = manifest.attempts, [attempt.outcome for attempt in manifest.attempts]
@@ -53,31 +53,35 @@ def books(manifests: Iterable[Manifest]) -> list[str]:
     return found
 
 
-def tracked(client: MlflowClient, sweep: str, calm: str) -> tuple[list[str], int]:
-    """MLflow shows every trial once, as the store has it; and how many runs it shows as superseded."""
-    ours, theirs = _runs(client, sweep), _runs(client, calm)
+def tracked(client: MlflowClient, sweep: str, undisturbed: str) -> tuple[list[str], int]:
+    """MLflow shows every trial once, with the metrics of the store. Returns violations and the number of superseded runs."""
+    ours, theirs = _runs(client, sweep), _runs(client, undisturbed)
     kinds = Counter((run.data.tags["rrn.kind"], run.data.tags.get("trial_id", ""), run.info.status) for run in ours)
     superseded = sum(count for (kind, _, _), count in kinds.items() if kind == "superseded")
-    wanted = Counter((run.data.tags["rrn.kind"], run.data.tags.get("trial_id", ""), "FINISHED") for run in theirs)
+    expected = Counter((run.data.tags["rrn.kind"], run.data.tags.get("trial_id", ""), "FINISHED") for run in theirs)
     shown = Counter({run: count for run, count in kinds.items() if run[0] != "superseded"})
-    found = [f"MLflow: experiment {sweep} shows {dict(shown - wanted)} and lacks {dict(wanted - shown)}"] if shown != wanted else []
+    found = (
+        [f"MLflow: experiment {sweep}: unexpected runs {dict(shown - expected)}, missing runs {dict(expected - shown)}"]
+        if shown != expected
+        else []
+    )
     found += [f"MLflow: run {run.info.run_id} is RUNNING" for run in [*ours, *theirs] if run.info.status == "RUNNING"]
-    if (mine := _points(client, ours)) != (undisturbed := _points(client, theirs)):
-        more, less = sorted((mine - undisturbed).items())[:3], sorted((undisturbed - mine).items())[:3]
+    if (mine := _points(client, ours)) != (reference := _points(client, theirs)):
+        more, less = sorted((mine - reference).items())[:3], sorted((reference - mine).items())[:3]
         found.append(
-            f"MLflow: experiment {sweep} has {mine.total()} points, undisturbed {undisturbed.total()}: too many {more}, missing {less}"
+            f"MLflow: experiment {sweep} has {mine.total()} points, expected {reference.total()}: unexpected {more}, missing {less}"
         )
     return found, superseded
 
 
-def released(bucket: Bucket, sweep: str, last_words: str) -> list[str]:
-    """The lease is free, unless the last driver said that the store was away just then; the next one looks it up."""
-    free = json.loads(bucket.read(f"{sweep}/lease.json"))["released"] or "not released, the store does not answer" in last_words
+def released(bucket: Bucket, sweep: str, output: str) -> list[str]:
+    """The lease is released, unless the last driver printed that the store did not answer."""
+    free = json.loads(bucket.read(f"{sweep}/lease.json"))["released"] or "not released, the store does not answer" in output
     return [] if free else [f"the lease of {sweep} is not released"]
 
 
 def litter(bucket: Bucket, sweep: str) -> list[str]:
-    """Nothing that no manifest names; after `rrn-sweep gc`."""
+    """After `rrn-sweep gc` the store holds exactly the objects that manifests name."""
     named = {ref.key for manifest in bucket.manifests(sweep) for ref in manifest.objects}
     keys = bucket.keys(f"{sweep}/")
     ours = {key for key in keys if key.endswith("/manifest.json")} | {f"{sweep}/lease.json", f"{sweep}/tracking.json"}
@@ -86,8 +90,8 @@ def litter(bucket: Bucket, sweep: str) -> list[str]:
 
 
 def leaks(secrets: Mapping[str, bytes], places: Iterable[tuple[str, bytes]]) -> list[str]:
-    """No secret stands in any of the places, given by name and content."""
-    return [f"the secret {name} stands in {where}" for where, content in places for name, secret in secrets.items() if secret in content]
+    """No place, given by name and content, contains a secret."""
+    return [f"{where} contains the secret {name}" for where, content in places for name, secret in secrets.items() if secret in content]
 
 
 def _weights(manifest: Manifest) -> Any:
@@ -103,7 +107,7 @@ def _history(manifest: Manifest) -> list[tuple[int, int, dict[str, float]]]:
 
 
 def _gaps(manifest: Manifest) -> list[str]:
-    """Steps that no attempt has committed, or that two have although none of it was accounted as repeated."""
+    """Steps that no attempt committed, or that two committed without seconds accounted as repeated."""
     found, reached = [], 0
     for attempt in (attempt for attempt in manifest.attempts if attempt.last_step):
         steps = f"attempt {attempt.number} trained steps {attempt.first_step} to {attempt.last_step}, and {reached} were committed before"
@@ -118,11 +122,11 @@ def _unbalanced(attempt: Attempt) -> list[str]:
         return ["never closed"]
     lasted_s = (attempt.ended_ms - attempt.started_ms) / 1000
     parts = f"useful {attempt.useful_s:.1f}, repeated {attempt.repeated_s:.1f}, lost {attempt.lost_s:.1f}"
-    words = f"{attempt.outcome} ({attempt.reason}) after {lasted_s:.1f} s, but {parts}"
+    fault = f"{attempt.outcome} ({attempt.reason}) after {lasted_s:.1f} s, but {parts}"
     if attempt.outcome not in EXPECTED:
-        return [f"ended as {attempt.outcome}, which no fault here is: {attempt.reason}"]
-    in_order = attempt.outcome in ("finished", "stopped")
-    return [words] if attempt.seconds > lasted_s + SLACK_S or (in_order and attempt.seconds < lasted_s - SLACK_S) else []
+        return [f"ended as {attempt.outcome}, expected one of {', '.join(EXPECTED)}: {attempt.reason}"]
+    in_order = attempt.outcome in ("finished", "interrupted")
+    return [fault] if attempt.seconds > lasted_s + SLACK_S or (in_order and attempt.seconds < lasted_s - SLACK_S) else []
 
 
 def _runs(client: MlflowClient, sweep: str) -> list[Run]:
@@ -131,7 +135,7 @@ def _runs(client: MlflowClient, sweep: str) -> list[Run]:
 
 
 def _points(client: MlflowClient, runs: Iterable[Run]) -> Counter[tuple[str, str, int, float]]:
-    """Every stored point of the trials but the timings; one that was logged twice counts twice."""
+    """All metric points of the trials except timings; a point that was logged twice counts twice."""
     found: Counter[tuple[str, str, int, float]] = Counter()
     for run in runs:
         if run.data.tags["rrn.kind"] == "trial":

@@ -1,4 +1,4 @@
-"""A sweep under random faults: a supervisor that starts its driver again and again, and a deck of faults to deal meanwhile."""
+"""Run one sweep under random faults, and restart its driver until it exits with 0."""
 
 from __future__ import annotations
 
@@ -10,35 +10,35 @@ from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from chaos_faults import Blow, Kind, Scene
+from chaos_faults import Injected, Kind, Scene
 
 from orchestration.record.manifest import Manifest
 
 PAUSE_S = (1.0, 5.0)
 """Between two faults."""
 
-PATIENT = 1 / 4
-"""This share of the faults waits for a commit after the one before, at most MOST_PATIENCE_S."""
+AFTER_COMMIT = 1 / 4
+"""This share of the faults waits for a commit after the previous fault, at most COMMIT_TIMEOUT_S."""
 
-MOST_PATIENCE_S = 30.0
+COMMIT_TIMEOUT_S = 30.0
 
 FIRST_FAULT_AFTER_S = 8.0
 
 RESTART_AFTER_S = 1.0
-"""A supervisor's pause before it gives the driver's command again."""
+"""Pause before the driver is restarted."""
 
 WITHOUT_PROGRESS_S = 240.0
-"""Without a fault and without a new commit for so long, a sweep hangs."""
+"""A sweep without a fault and without a commit for this long hangs."""
 
 MOST_RESTARTS = 20
-"""Besides two for each fault."""
+"""In addition to two per fault."""
 
-MENDED_WITHIN_S = 180.0
+RECOVERY_TIMEOUT_S = 180.0
 
 
 @dataclass
 class Report:
-    """What happened, for people and as JSON."""
+    """Counts and violations of a run, printed as JSON."""
 
     seed: int
     faults: int
@@ -46,13 +46,13 @@ class Report:
     rounds: int = 0
     dealt: Counter[str] = field(default_factory=Counter)
     exits: Counter[int] = field(default_factory=Counter)
-    """Exit codes of drivers; each but 0 led to a restart."""
+    """Exit codes of drivers; each except 0 led to a restart."""
     skipped: list[str] = field(default_factory=list)
     attempts: Counter[str] = field(default_factory=Counter)
     effort: Counter[str] = field(default_factory=Counter)
     superseded: int = 0
     slowest_recovery_s: float = 0.0
-    """From the last of some faults to the next commit of any trial."""
+    """From a fault to the next commit of any trial."""
     slowest_recovery_from: str = ""
     violations: list[str] = field(default_factory=list)
 
@@ -63,8 +63,8 @@ class Report:
             self.effort.update({name: getattr(attempt, name) for name in ("useful_s", "repeated_s", "lost_s")})
 
 
-class Story:
-    """Says what happens and when, so that a seed can be followed."""
+class Log:
+    """Prints events with their time since the start."""
 
     def __init__(self) -> None:
         self._began_s = time.monotonic()
@@ -73,19 +73,19 @@ class Story:
     def seconds(self) -> float:
         return time.monotonic() - self._began_s
 
-    def tell(self, words: str) -> None:
-        print(f"[{self.seconds:7.1f} s] {words}", flush=True)
+    def write(self, text: str) -> None:
+        print(f"[{self.seconds:7.1f} s] {text}", flush=True)
 
 
 class Deck:
-    """The kinds of fault in a random order, each as often as it has cards, over and over."""
+    """A shuffled deck of fault kinds, each with its number of cards; refilled when empty."""
 
     def __init__(self, all_kinds: list[Kind], draw: random.Random) -> None:
         self._kinds, self._draw = all_kinds, draw
         self._cards: list[Kind] = []
 
-    def deal(self, scene: Scene, busy: set[str]) -> tuple[Kind, Blow] | None:
-        """The first card that can hit something now; None where none can."""
+    def deal(self, scene: Scene, busy: set[str]) -> tuple[Kind, Injected] | None:
+        """Inject the first fault that can hit something now; None if none can."""
         if not self._cards:
             self._cards = [kind for kind in self._kinds for _ in range(kind.cards)]
             self._draw.shuffle(self._cards)
@@ -94,39 +94,39 @@ class Deck:
             if card.name in tried or card.touches & busy:
                 continue
             tried.add(card.name)
-            if blow := card.deal(scene, self._draw):
+            if injected := card.deal(scene, self._draw):
                 self._cards.remove(card)
-                return card, blow
+                return card, injected
         return None
 
     def put_back(self, card: Kind) -> None:
-        """It hit nothing after all."""
+        """Return a card whose fault hit nothing."""
         self._cards.insert(self._draw.randrange(len(self._cards) + 1), card)
 
 
 class Round:
-    """One sweep from its first start until its command ends with 0, started again by a supervisor whenever it ends otherwise."""
+    """One sweep from its first start until its driver exits with 0; after any other exit code the driver is restarted."""
 
-    def __init__(self, scene: Scene, name: str, deck: Deck, draw: random.Random, story: Story, report: Report) -> None:
-        self._scene, self._name, self._deck, self._draw, self._story, self._report = scene, name, deck, draw, story, report
+    def __init__(self, scene: Scene, name: str, deck: Deck, draw: random.Random, log: Log, report: Report) -> None:
+        self._scene, self._name, self._deck, self._draw, self._log, self._report = scene, name, deck, draw, log, report
         self._busy: set[str] = set()
-        self._mending: list[threading.Thread] = []
+        self._recovering: list[threading.Thread] = []
         self._progress = -1
         self._progress_s = self._start_at_s = self._next_fault_s = time.monotonic()
         self._last: tuple[str, float] | None = None  # the newest fault, until a commit follows
-        self._patient = False
+        self._after_commit = False
 
     def run(self) -> None:
-        """Raises TimeoutError for a sweep that hangs."""
+        """Raises TimeoutError if the sweep hangs."""
         self._scene.sweep, self._scene.driver = self._name, None
         self._next_fault_s = time.monotonic() + FIRST_FAULT_AFTER_S
         while not self._supervise():
-            self._look()
+            self._watch_progress()
             if self._report.dealt.total() < self._report.faults and self._due():
-                self._strike()
+                self._inject()
             time.sleep(0.3)
-        for thread in self._mending:
-            thread.join(MENDED_WITHIN_S)
+        for thread in self._recovering:
+            thread.join(RECOVERY_TIMEOUT_S)
 
     def _supervise(self) -> bool:
         """Whether the sweep is finished."""
@@ -142,17 +142,17 @@ class Round:
         if code == 0:
             return True
         if self._report.exits.total() > MOST_RESTARTS + 2 * self._report.dealt.total():
-            raise TimeoutError(f"the driver was started again {self._report.exits.total()} times for {self._report.dealt.total()} faults")
+            raise TimeoutError(f"the driver was restarted {self._report.exits.total()} times after {self._report.dealt.total()} faults")
         last = (scene.driver.text.strip().splitlines() or [""])[-1]
-        self._story.tell(f"driver ended with {code}: {last}")
+        self._log.write(f"driver exited with {code}: {last}")
         if _died_of_a_traceback(scene.driver.text):
-            scene.violated(f"a driver died of an exception: {last} ({scene.driver.log})")
+            scene.violated(f"a driver died with an exception: {last} ({scene.driver.log})")
         scene.driver, self._start_at_s = None, now + RESTART_AFTER_S
         return False
 
-    def _look(self) -> None:
-        """Note how far the sweep is, past every disturbance."""
-        with suppress(Exception):  # the server is away, which is no news
+    def _watch_progress(self) -> None:
+        """Record the committed steps, read without the proxy. Raises TimeoutError without progress."""
+        with suppress(Exception):  # the server is down because of a fault
             progress = sum(manifest.reached for manifest in self._scene.bucket.manifests(self._name))
             if progress > self._progress:
                 self._progressed(progress)
@@ -160,7 +160,7 @@ class Round:
             raise TimeoutError(f"no commit for {WITHOUT_PROGRESS_S:g} s: {self._name} hangs since {self._last}:\n{self._stacks()}")
 
     def _stacks(self) -> str:
-        """Where each thread of the driver hangs: Python's fault handler writes that when a process is aborted."""
+        """Stack of each thread of the driver, which Python's fault handler prints on SIGABRT."""
         if (driver := self._scene.driver) is None:
             return "no driver runs"
         driver.process.send_signal(signal.SIGABRT)
@@ -177,38 +177,38 @@ class Round:
         self._last = None
 
     def _due(self) -> bool:
-        """Time for the next fault: some come in quick succession, some when the sweep has recovered."""
+        """Whether it is time for the next fault: some follow quickly, some after a commit."""
         now = time.monotonic()
-        recovering = self._patient and self._last is not None and now < self._next_fault_s + MOST_PATIENCE_S
+        recovering = self._after_commit and self._last is not None and now < self._next_fault_s + COMMIT_TIMEOUT_S
         return now >= self._next_fault_s and not recovering
 
-    def _strike(self) -> None:
+    def _inject(self) -> None:
         if (dealt := self._deck.deal(self._scene, self._busy)) is None:
             return
-        (kind, blow), now = dealt, time.monotonic()
+        (kind, injected), now = dealt, time.monotonic()
         self._report.dealt[kind.name] += 1
-        self._story.tell(f"fault {self._report.dealt.total()}: {kind.name}: {blow.what}")
+        self._log.write(f"fault {self._report.dealt.total()}: {kind.name}: {injected.what}")
         self._busy |= kind.touches
-        self._last, self._patient = (kind.name, now), self._draw.random() < PATIENT
+        self._last, self._after_commit = (kind.name, now), self._draw.random() < AFTER_COMMIT
         self._progress_s = now
         self._next_fault_s = now + self._draw.uniform(*PAUSE_S)
-        self._mending.append(threading.Thread(target=self._mend, args=(kind, blow), daemon=True))
-        self._mending[-1].start()
+        self._recovering.append(threading.Thread(target=self._recover, args=(kind, injected), daemon=True))
+        self._recovering[-1].start()
 
-    def _mend(self, kind: Kind, blow: Blow) -> None:
+    def _recover(self, kind: Kind, injected: Injected) -> None:
         try:
-            hit = blow.mend()
+            hit = injected.recover()
         except Exception as error:
-            self._scene.violated(f"{kind.name}: could not be mended: {error}")
+            self._scene.violated(f"{kind.name}: recovery failed: {error}")
             hit = True
         self._busy -= kind.touches
         if not hit:
             self._report.dealt[kind.name] -= 1
             self._deck.put_back(kind)
-            self._story.tell(f"{kind.name}: hit nothing, doesn't count")
+            self._log.write(f"{kind.name}: hit nothing, not counted")
 
 
 def _died_of_a_traceback(text: str) -> bool:
-    """An exception that nobody caught stands at the end; libraries also log some that did no harm."""
+    """Whether the output ends with an uncaught exception; libraries also log harmless ones earlier."""
     _, traceback, tail = text.rpartition("Traceback (most recent call last)")
     return bool(traceback) and sum(not line.startswith(" ") for line in tail.strip().splitlines()[1:]) <= 1

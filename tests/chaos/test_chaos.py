@@ -1,4 +1,4 @@
-"""Thirty random faults on the real stack; and the proxy that makes some of them."""
+"""Thirty random faults on the real stack, and tests of the proxy and the accounting that the chaos test uses."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import boto3
 import pytest
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
-from chaos_invariants import books
+from chaos_invariants import accounting
 from faulty_proxy import FaultyProxy, Mode
 from servers import S3Server
 
@@ -48,7 +48,7 @@ def client(server: S3Server, endpoint: str, *, read_timeout_s: float = 2):
 
 
 @pytest.mark.parametrize("mode", ["busy", "hang", "cut"])
-def test_the_proxy_disturbs_what_it_shall_and_then_passes_again(s3_server: S3Server, proxy: FaultyProxy, mode: Mode):
+def test_the_proxy_disturbs_requests_and_then_passes_them_again(s3_server: S3Server, proxy: FaultyProxy, mode: Mode):
     through = client(s3_server, proxy.endpoint)
     through.put_object(Bucket="rrn-test", Key="faulty-proxy", Body=BODY)
     assert proxy.hits == 0
@@ -59,7 +59,7 @@ def test_the_proxy_disturbs_what_it_shall_and_then_passes_again(s3_server: S3Ser
     assert through.get_object(Bucket="rrn-test", Key="faulty-proxy")["Body"].read() == BODY
 
 
-def test_a_request_that_hung_arrives_after_all(s3_server: S3Server, proxy: FaultyProxy):
+def test_a_request_that_hung_arrives_later(s3_server: S3Server, proxy: FaultyProxy):
     through = client(s3_server, proxy.endpoint, read_timeout_s=30)
     with proxy.disturbed("hang"):
         writing = threading.Thread(target=through.put_object, kwargs={"Bucket": "rrn-test", "Key": "late", "Body": b"late"})
@@ -71,7 +71,7 @@ def test_a_request_that_hung_arrives_after_all(s3_server: S3Server, proxy: Fault
 
 
 def manifest(*attempts: dict) -> Manifest:
-    """A trial with these attempts, each of ten seconds and in order where it isn't told otherwise."""
+    """A trial with these attempts; by default each takes ten seconds and is complete."""
     usual = {"number": 1, "driver": 1, "node": "n", "started_ms": 0, "ended_ms": 10_000, "outcome": "finished", "useful_s": 10.0}
     usual |= {"last_step": 9}
     made = tuple(Attempt(**usual | attempt) for attempt in attempts)
@@ -79,7 +79,7 @@ def manifest(*attempts: dict) -> Manifest:
 
 
 @pytest.mark.parametrize(
-    ("attempts", "words"),
+    ("attempts", "violation"),
     [
         ([{"outcome": "lost", "useful_s": 3.0}, {"number": 3}], "numbered [1, 3]"),
         ([{}, {"number": 2}], "ended ['finished', 'finished']"),
@@ -94,11 +94,11 @@ def manifest(*attempts: dict) -> Manifest:
         ([{"outcome": "lost", "last_step": 4}, {"number": 2, "first_step": 4, "useful_s": 9.0, "repeated_s": 1.0}], "1.0 s repeated"),
     ],
 )
-def test_books_that_do_not_add_up_are_told(attempts: list[dict], words: str):
+def test_attempts_that_do_not_add_up_are_violations(attempts: list[dict], violation: str):
     lost = {"outcome": "lost", "useful_s": 3.0, "lost_s": 2.0, "last_step": 4}
-    assert books([manifest(lost, {"number": 2, "first_step": 4})]) == []
-    assert books([manifest(lost, {"number": 2, "first_step": 2, "useful_s": 9.0, "repeated_s": 1.0})]) == []
-    assert any(words in fault for fault in books([manifest(*attempts)]))
+    assert accounting([manifest(lost, {"number": 2, "first_step": 4})]) == []
+    assert accounting([manifest(lost, {"number": 2, "first_step": 2, "useful_s": 9.0, "repeated_s": 1.0})]) == []
+    assert any(violation in fault for fault in accounting([manifest(*attempts)]))
 
 
 @pytest.mark.slow
@@ -113,9 +113,9 @@ def test_a_sweep_under_thirty_faults_ends_exactly_as_the_undisturbed_one(tmp_pat
     with log.open("wb") as output:
         harness = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
     try:
-        code = harness.wait(timeout=960)  # 417 to 577 s were seen on two busy cores
+        code = harness.wait(timeout=960)  # takes 417 to 577 s on two busy cores
     finally:
-        harness.terminate()  # nothing where it has ended; else it takes down all that it started
+        harness.terminate()  # no effect if it ended; otherwise it stops everything that it started
         harness.wait(timeout=90)
     assert code == 0, log.read_text()[-5000:]
     assert sum(json.loads(out.read_text())["dealt"].values()) >= 30

@@ -160,7 +160,7 @@ def test_images_of_ones_own_are_checked_trained_evaluated_and_predicted(tmp_path
     assert "4 labelled, 4 unlabelled, 2 validation images" in text
     code, text = run_sweep("plan", "own.yaml", *place, "--probe", cwd=tmp_path)
     assert code == 0
-    assert "CPU-hours for what is to run" in text
+    assert "CPU-hours for the trials to run" in text
 
     code, text = run_sweep("own.yaml", *place, cwd=tmp_path)
     assert code == 0, text

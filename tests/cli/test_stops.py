@@ -30,9 +30,9 @@ def test_a_stopped_sweep_goes_on_to_the_same_weights(here, undisturbed, deadly):
         assert code == {signal.SIGKILL: -signal.SIGKILL, signal.SIGTERM: 75, signal.SIGINT: 130}[deadly], running.text
         if deadly != signal.SIGKILL:
             assert f"stopped by {deadly.name}: the trials commit a last checkpoint and end" in running.text
-            assert "the same command goes on" in running.text
+            assert "the same command resumes" in running.text
             assert "RUNNING" not in mlflow_statuses(here)
-            assert outcomes(here) <= {"stopped", "finished"}
+            assert outcomes(here) <= {"interrupted", "finished"}
         resumed_code, resumed_text = run_sweep("small.yaml", cwd=here)
 
     assert resumed_code == 0, resumed_text
@@ -53,7 +53,7 @@ def test_a_trial_process_that_ends_is_started_again_and_goes_on(here, deadly):
         for pid in ended:
             os.kill(pid, deadly)
         assert running.wait(deadline_s=180) == 0, running.text
-        assert "starting again from the last checkpoint" in running.text
+        assert "restarting from the last checkpoint" in running.text
         assert "resumed at epoch" in running.text
     attempts = [trial["attempts"] for trial in status(here, "--set", "epochs=8").values()]
     broken = [attempt for trial in attempts for attempt in trial[:-1]]

@@ -1,4 +1,4 @@
-"""results.py, comparison.py: which trials are compared with which, at which epoch, and what is said of them."""
+"""results.py, comparison.py, notes.py: which trials are compared with which, at which epoch, and the notes about them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import pytest
 from finished import train
 
 from orchestration.compare.comparison import Comparison, compare
+from orchestration.compare.notes import notes
 from orchestration.compare.results import TrialResult, common_epoch, results
 from orchestration.errors import SweepError
 from orchestration.plan.sweep_file import check
@@ -50,7 +51,7 @@ def values(comparison: Comparison) -> dict[str, dict[int, float]]:
 
 
 def note(comparison: Comparison, start: str) -> str:
-    (found,) = [note for note in comparison.notes if note.startswith(start)]
+    (found,) = [note for note in notes(comparison) if note.startswith(start)]
     return found
 
 
@@ -69,10 +70,10 @@ def test_cells_are_trials_that_differ_in_nothing_but_the_seed_in_a_group_for_eac
 def test_a_cell_is_compared_with_the_first_of_its_group_on_the_seeds_that_both_have(store):
     found = compare(grid(store, {("1/8", 0.2): (0.5, 0.6, 0.5), ("1/8", 0.4): (0.7, 0.9)}))
     baseline, other = found.groups[0].cells
-    assert (found.groups[0].baseline, baseline.difference) == ("eps=0.2", None)
+    assert (found.groups[0].baseline, baseline.label, baseline.difference) == (baseline, "eps=0.2", None)
     assert other.difference.seeds == (0, 1)
     assert other.difference.values == pytest.approx((20, 30))
-    assert "1/8: eps=0.4 and eps=0.2 do not share seed 2, left out of their difference" in found.notes
+    assert "1/8: eps=0.4 and eps=0.2 do not share seed 2, left out of their difference" in notes(found)
 
 
 def test_another_baseline_is_named_by_its_label(store):
@@ -85,8 +86,8 @@ def test_a_group_without_the_baseline_says_so(store):
     for plan in plans:
         train(store, plan, [0.5])
     found = compare(known(store, plans), baseline="eps=0.2")
-    assert [group.baseline for group in found.groups] == ["eps=0.2", ""]
-    assert "1/4: no such baseline, so no differences" in found.notes
+    assert [group.baseline and group.baseline.label for group in found.groups] == ["eps=0.2", None]
+    assert "1/4: no such baseline, so no differences" in notes(found)
 
 
 def test_holms_correction_goes_over_the_whole_table(store):
@@ -126,8 +127,8 @@ def test_only_finished_trials_have_a_last_and_a_best_epoch(store, at, value, epo
     assert values(found) == {"1/8 eps=0.2": {0: value}, "1/8 eps=0.4": {}}
     assert found.groups[0].cells[0].epochs == {0: epoch}
     assert [result.label for result in found.left_out] == ["eps=0.4 seed 0"]
-    assert found.notes[0] == words
-    assert "left out, resumable at epoch 2: eps=0.4 seed 0" in found.notes
+    assert notes(found)[0] == words
+    assert "left out, interrupted at epoch 2: eps=0.4 seed 0" in notes(found)
 
 
 def test_the_best_epoch_is_the_first_with_the_best_val_miou_whatever_is_compared(store):
@@ -135,7 +136,7 @@ def test_the_best_epoch_is_the_first_with_the_best_val_miou_whatever_is_compared
     train(store, plan, [{"val/miou": 0.9, "train/loss": 3}, {"val/miou": 0.9, "train/loss": 1}, {"val/miou": 0.8, "train/loss": 0.5}])
     found = compare(known(store, [plan]), metric="train/loss", at="best")
     assert values(found) == {"1/8 eps=0.2": {0: 3}}
-    assert found.notes[0].endswith("at each trial's epoch with the best val/miou, chosen on the validation list")
+    assert notes(found)[0].endswith("at each trial's epoch with the best val/miou, chosen on the validation list")
 
 
 def test_the_common_epoch_is_that_of_the_least_advanced_trial_that_has_started(store):
@@ -145,11 +146,11 @@ def test_the_common_epoch_is_that_of_the_least_advanced_trial_that_has_started(s
     found = compare(known(store, plans), at="common")
     assert common_epoch(known(store, plans)) == 2
     assert values(found) == {"1/8 eps=0.2": {0: 90}, "1/8 eps=0.4": {0: 40}, "1/8 eps=0.6": {0: 60}, "1/8 eps=0.8": {}}
-    assert found.notes[0] == (
-        "checkpoint: val/miou after epoch 2, the last that every trial has completed (the least advanced: eps=0.4 seed 0, resumable at"
-        " epoch 2); where trials go on from there, what differs there need not differ at the end"
+    assert notes(found)[0] == (
+        "checkpoint: val/miou after epoch 2, the last that every trial has completed (the least advanced: eps=0.4 seed 0, interrupted at"
+        " epoch 2); training goes on after it, so differences may still change"
     )
-    assert "left out, resumable at epoch 0: eps=0.8 seed 0" in found.notes
+    assert "left out, interrupted at epoch 0: eps=0.8 seed 0" in notes(found)
 
 
 def test_at_the_end_of_every_trial_the_common_epoch_is_the_last_one(store):
@@ -157,7 +158,7 @@ def test_at_the_end_of_every_trial_the_common_epoch_is_the_last_one(store):
     for plan in plans:
         train(store, plan, [0.1, 0.2])
     found = compare(known(store, plans), at="common")
-    assert found.notes[0] == "checkpoint: val/miou after epoch 2, the last that every trial has completed"
+    assert notes(found)[0] == "checkpoint: val/miou after epoch 2, the last that every trial has completed"
     assert values(found) == values(compare(known(store, plans), at="last"))
 
 
@@ -166,7 +167,7 @@ def test_before_any_epoch_there_is_nothing_to_compare_and_nothing_breaks(store):
     for at in ("last", "best", "common"):
         found = compare(known(store, plans), at=at, metric="val/anything")
         assert values(found) == {"1/8 eps=0.2": {}, "1/8 eps=0.4": {}}
-        assert "left out, new: eps=0.2 seed 0; eps=0.4 seed 0" in found.notes
+        assert "left out, new: eps=0.2 seed 0; eps=0.4 seed 0" in notes(found)
     assert compare([]).groups == ()
 
 
@@ -178,7 +179,7 @@ def test_a_failed_trial_is_left_out_with_the_class_of_its_failure(store):
     assert (
         "left out, failed (memory) at epoch 1: eps=0.2 seed 1; eps=0.4 seeds 0, 1; eps=0.5 seeds 0, 1; eps=0.6 seeds 0, 1;"
         " eps=0.7 seeds 0, 1 and 2 more"
-    ) in compare(known(store, plans)).notes
+    ) in notes(compare(known(store, plans)))
 
 
 def test_a_finished_trial_without_the_metric_is_left_out(store):
@@ -187,7 +188,7 @@ def test_a_finished_trial_without_the_metric_is_left_out(store):
     train(store, plans[1], [{"train/loss_dr": 1.0}])
     found = compare(known(store, plans), metric="train/loss_dr")
     assert values(found) == {"1/8 method=cps": {}, "1/8 method=rrn": {0: 1}}
-    assert "left out, finished without this metric: method=cps seed 0" in found.notes
+    assert "left out, finished without this metric: method=cps seed 0" in notes(found)
 
 
 def test_of_a_loss_less_is_better_and_it_is_not_shown_in_percent(store):
@@ -235,7 +236,33 @@ def test_several_settings_part_the_trials_by_their_combinations(store):
     assert [group.label for group in found.groups] == ["1/8 eps=0.2", "1/8 eps=0.4", "1/4 eps=0.2", "1/4 eps=0.4"]
 
 
-def test_sweeps_are_told_apart_by_what_only_their_files_say(store):
+def mixed(**document) -> Sequence[TrialResult]:
+    """Trials of which only those of rrn have the setting eps."""
+    return results([(sweep(grid={"method": ["supervised", "rrn"], "eps": [0.2, 0.4]}, **document), {})])
+
+
+@pytest.mark.parametrize(
+    ("by", "labels"),
+    [
+        ((), {"all trials": ["method=supervised", "method=rrn eps=0.2", "method=rrn eps=0.4"]}),
+        (("method",), {"method=supervised": ["eps=-"], "method=rrn": ["eps=0.2", "eps=0.4"]}),
+        (("eps",), {"eps=-": ["method=supervised"], "eps=0.2": ["method=rrn"], "eps=0.4": ["method=rrn"]}),
+        (("eps", "method"), {"method=supervised": ["base"], "eps=0.2 method=rrn": ["base"], "eps=0.4 method=rrn": ["base"]}),
+    ],
+)
+def test_a_setting_that_a_method_does_not_have_is_absent_from_its_labels(by, labels):
+    found = compare(mixed(), by=by)
+    assert {group.label: [cell.label for cell in group.cells] for group in found.groups} == labels
+    assert "eps" not in found.groups[0].settings
+    assert "eps" not in found.groups[0].cells[0].settings
+
+
+def test_an_unknown_setting_is_answered_with_all_that_vary_also_those_that_the_first_trial_does_not_have():
+    with pytest.raises(SweepError, match=r"settings that vary in this sweep: method, eps$"):
+        compare(mixed(), by=("nothing",))
+
+
+def test_sweeps_are_distinguished_by_settings_that_differ_only_between_their_files(store):
     ours = sweep(grid={"eps": [0.2, 0.4]}, seeds=[0, 1])
     theirs = sweep(name="other", base={"method": "cps"}, seeds=[0, 1])
     for plan in (*ours, *theirs):
@@ -252,11 +279,11 @@ def test_a_trial_of_two_sweeps_counts_once_and_the_finished_one_counts(store):
     train(store, theirs[0], [0.5])
     found = compare(known(store, ours, theirs))
     assert values(found) == {"1/8 eps=0.2": {0: 50}, "1/8 eps=0.4": {0: 40}}
-    assert "in several of the sweeps, counted once: eps=0.2 seed 0" in found.notes
+    assert "in several of the sweeps, counted once: eps=0.2 seed 0" in notes(found)
     assert values(compare(known(store, ours, ours))) == {"1/8 eps=0.2": {}, "1/8 eps=0.4": {0: 40}}
 
 
-def test_trials_that_only_their_images_tell_apart_are_never_one_cell(store):
+def test_trials_that_differ_only_in_their_images_are_never_one_cell(store):
     (plan,) = sweep(grid={"eps": [0.2]})
     split = {"labeled": 2, "unlabeled": 6, "val": 3}
     others = [
@@ -276,15 +303,15 @@ def test_trials_that_only_their_images_tell_apart_are_never_one_cell(store):
 def test_every_note_that_a_table_needs_is_there(store):
     scores = [0.5 + 0.01 * seed for seed in range(6)]
     found = compare(grid(store, {("1/8", 0.2): scores, ("1/8", 0.4): scores[::-1]}))
-    assert [note.partition(":")[0] for note in found.notes] == [
+    assert [note.partition(":")[0] for note in notes(found)] == [
         "checkpoint",
-        "mean, sd",
+        "mean",
         "difference",
         "p",
         "with 6 seeds the smallest possible p is 0.031",
         "split",
     ]
-    assert "over seeds 0 to 5" in note(found, "mean, sd")
+    assert "over seeds 0 to 5" in note(found, "mean:")
     assert "BCa bootstrap" in note(found, "difference")
     assert found.title == "mIoU (%) after the last epoch"
 
@@ -292,8 +319,11 @@ def test_every_note_that_a_table_needs_is_there(store):
 @pytest.mark.parametrize(
     ("asked", "words"),
     [
-        ({"by": ["partitoin"]}, '--by partitoin: must be a setting, of which partition, eps vary here; did you mean "partition"?'),
-        ({"by": ["seed"]}, "--by seed: trials are paired by seed, so it cannot part them; leave it out"),
+        (
+            {"by": ["partitoin"]},
+            '--by: unknown setting "partitoin"; settings that vary in this sweep: partition, eps; did you mean "partition"?',
+        ),
+        ({"by": ["seed"]}, "--by seed: not possible, because trials are paired by seed; leave it out"),
         ({"metric": "val/mIoU"}, '--metric val/mIoU: must be one of val/miou, val/iou_ensemble/CLASS; did you mean "val/miou"?'),
         ({"baseline": "eps=0.20"}, '--baseline "eps=0.20": must be one of "eps=0.2", "eps=0.4"; did you mean "eps=0.2"?'),
     ],

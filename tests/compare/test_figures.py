@@ -1,4 +1,4 @@
-"""figures.py, heat_maps.py, curves.py: the numbers in the figures, against those worked out by hand; and what is left out."""
+"""figures.py, heat_maps.py, curves.py: the numbers in the figures, against those calculated by hand; and which figures are left out."""
 
 from __future__ import annotations
 
@@ -65,13 +65,13 @@ def test_a_figure_shows_the_values_of_the_rule_and_names_it_with_metric_split_an
     comparison = compare(cut, at=at)
     figure = by_setting(comparison, "eps")
     seeds = "0, 1, 2" if at == "common" else "0, 1"
-    said = f"mIoU (%) on the validation list of digits {rule} | mean and sample standard deviation over seeds {seeds}"
-    assert words(figure) == said
+    expected = f"mIoU (%) on the validation list of digits {rule} | mean and sample standard deviation over seeds {seeds}"
+    assert words(figure) == expected
     assert figure.data[0].y[0] == pytest.approx(first - 0.5 * (at != "common"))
-    assert [words(other).split(" | ")[0] for other in figures(comparison, cut).values()].count(said.split(" | ")[0]) == 4
+    assert [words(other).split(" | ")[0] for other in figures(comparison).values()].count(expected.split(" | ")[0]) == 4
 
 
-def test_single_runs_are_said_to_have_no_spread():
+def test_single_runs_have_no_spread_and_the_subtitle_says_so():
     figure = by_setting(compare(one_by_one({"eps": 0.2}, {"eps": 0.4})), "eps")
     assert "seed 0; one run each, so no spread" in words(figure)
     assert len(figure.data) == 1
@@ -172,7 +172,7 @@ def test_a_setting_that_follows_from_the_partition_is_no_axis():
     ]
     found = trials({"points": points}, score=lambda plan, epoch: 0.3)
     assert free([result.settings for result in found]) == ("partition", "eps")
-    assert "against-epochs" not in figures(compare(found), found)
+    assert "against-epochs" not in figures(compare(found))
 
 
 def test_the_iou_of_each_class_is_read_where_the_cell_was_and_an_absent_class_is_left_out():
@@ -200,7 +200,7 @@ def test_many_cells_show_their_classes_as_a_heat_map():
 
 def test_learning_curves_have_a_panel_a_group_and_the_mean_of_the_finished_seeds_beside_each_seed():
     cut = trials(score=by_hand, epochs=lambda plan: 3 if plan.config.seed == 2 else 8)
-    figure = learning_curves(compare(cut), cut)
+    figure = learning_curves(compare(cut))
     means = [trace for trace in figure.data if trace.name]
     assert [(trace.meta, trace.yaxis) for trace in means] == [(f"{p} eps={e}", "y" if p == "1/16" else "y2") for p, e in MEANS]
     assert (list(means[0].x), list(means[0].y)) == ([*range(1, 9)], pytest.approx([29.5] * 6 + [39.5, 29.5]))
@@ -209,16 +209,33 @@ def test_learning_curves_have_a_panel_a_group_and_the_mean_of_the_finished_seeds
     assert sum(trace.showlegend for trace in means) == 3
 
 
+def test_curves_of_a_partition_that_does_not_vary_are_named_without_it():
+    found = trials({"grid": {"eps": [0.2, 0.4]}, "base": {"epochs": 2}})
+    figure = learning_curves(compare(found))
+    assert [trace.meta for trace in figure.data] == ["eps=0.2", "eps=0.4"]
+    assert not figure.layout.annotations
+
+
+def test_the_best_curve_of_each_of_several_groups_is_in_the_legend():
+    document = {"grid": {"partition": ["1/8", "1/4"], "eps": [0.2 + 0.01 * n for n in range(15)]}, "base": {"epochs": 2}}
+    found = trials(document, score=lambda plan, epoch: plan.config.eps * (1 if plan.config.partition == "1/8" else -1) + 0.5)
+    figure = learning_curves(compare(found))
+    assert [(trace.meta, trace.line.color) for trace in figure.data if trace.showlegend] == [
+        ("1/8 eps=0.34", COLOURS[1]),
+        ("1/4 eps=0.2", COLOURS[1]),
+    ]
+
+
 def test_of_too_many_learning_curves_the_best_stands_out():
     found = trials({"grid": {"eps": [0.2 + 0.01 * n for n in range(15)]}, "base": {"epochs": 2}}, score=lambda plan, epoch: plan.config.eps)
-    figure = learning_curves(compare(found, by=()), found)
+    figure = learning_curves(compare(found, by=()))
     assert [trace.name for trace in figure.data if trace.showlegend] == ["eps=0.34"]
     assert [trace.line.color for trace in figure.data].count(COLOURS[1]) == 1
 
 
 def test_every_term_of_the_loss_is_in_the_menu_and_one_is_shown():
     found = trials()
-    figure = loss_curves(compare(found), found)
+    figure = loss_curves(compare(found))
     (menu,) = figure.layout.updatemenus
     assert [button.label for button in menu.buttons] == sorted(TERMS)
     assert [trace.visible for trace in figure.data] == [True] * 6 + [False] * 36
@@ -232,16 +249,16 @@ def test_every_term_of_the_loss_is_in_the_menu_and_one_is_shown():
 def test_before_the_second_epoch_and_of_a_single_trial_there_are_no_figures_that_make_no_sense():
     for epochs in (0, 1):
         begun = trials(epochs=lambda plan, epochs=epochs: epochs)
-        assert figures(compare(begun), begun) == {}
+        assert figures(compare(begun)) == {}
     running = trials(epochs=lambda plan: 2)
-    assert list(figures(compare(running), running)) == ["learning-curves", "losses"]
+    assert list(figures(compare(running))) == ["learning-curves", "losses"]
     single = one_by_one({"eps": 0.3})
-    assert list(figures(compare(single), single)) == ["classes", "learning-curves", "losses"]
+    assert list(figures(compare(single))) == ["classes", "learning-curves", "losses"]
 
 
 def test_figures_come_in_reading_order():
     found = trials()
-    assert list(figures(compare(found), found)) == [
+    assert list(figures(compare(found))) == [
         "labelled-share",
         "against-eps",
         "heat-map-partition-eps",
@@ -252,7 +269,7 @@ def test_figures_come_in_reading_order():
     ]
 
 
-def test_names_that_look_like_markup_are_shown_as_they_are():
+def test_names_with_markup_are_shown_literally():
     found = trials({**GRID, "seeds": [0]}, classes=("a<b>&", "rest", "absent"))
     assert by_class(compare(found)).data[0].y[0] == "a&lt;b&gt;&amp;"
 

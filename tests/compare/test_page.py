@@ -1,4 +1,4 @@
-"""page.py: one page that needs nothing else, says what its numbers are, and shows whatever a user wrote as text."""
+"""page.py: one page that needs nothing else, explains its numbers, and shows everything that a user wrote as text."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ import json
 from html.parser import HTMLParser
 
 import pytest
-from compared import GRID, entry, plausible, swept, trials
+from compared import GRID, MIXED, entry, plausible, swept, trials
 from plotly.offline import get_plotlyjs
 
 from orchestration.compare.comparison import compare
+from orchestration.compare.notes import notes
 from orchestration.compare.page import page, summary
 from orchestration.compare.published import reproductions
 from orchestration.compare.results import results
@@ -71,8 +72,8 @@ def shown(sweep=None, *, numbers: Published | None = None, **options) -> str:
     sweep = sweep or swept()
     found = results([sweep])
     comparison = compare(found, at=options.pop("at", "last"), by=options.pop("by", ("partition",)))
-    told = {"title": "demo", "source": {"command": "rrn-sweep compare demo.yaml"}, "updated": "2026-01-02 03:04 UTC", **options}
-    return page(comparison, found, published=[(numbers, reproductions(numbers, *sweep))] if numbers else [], **told)
+    filled = {"title": "demo", "source": {"command": "rrn-sweep compare demo.yaml"}, "updated": "2026-01-02 03:04 UTC", **options}
+    return page(comparison, published=[(numbers, reproductions(numbers, *sweep))] if numbers else [], **filled)
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +122,7 @@ def test_the_data_come_with_a_light_and_a_dark_theme_and_without_an_offer_to_sen
     assert parsed.data["config"]["showSendToCloud"] is False
 
 
-def test_whatever_a_user_wrote_is_text():
+def test_everything_that_a_user_wrote_is_shown_as_text():
     sweep = swept({**GRID, "seeds": [0]}, classes=(HOSTILE, "other", "absent"))
     source = {HOSTILE: HOSTILE, "file": f"first\n{HOSTILE}"}
     numbers = Published(source=HOSTILE, rows=[PublishedRow(when={"eps": 0.2}, value=1, name=HOSTILE)])
@@ -152,14 +153,14 @@ def test_numbers_sort_as_numbers_whatever_their_text(body):
 
 def test_the_comparison_is_a_table_a_group_with_its_rule_beside(parsed):
     first, second, published, every = parsed.tables
-    head = ["settings", "mIoU (%)", "± sd", "difference", "95 % interval", "p (Holm)", "P(better)", "by seed"]
+    head = ["cell", "mean", "sd", "difference", "95 % interval", "p (Holm)", "P(better)", "by seed"]
     assert first[0] == second[0] == head
     assert [row[0] for row in first[1:]] == ["eps=0.2", "eps=0.4", "eps=0.6"]
     plans = {plan.label: plan for plan in swept()[0]}
     low, high = ([100 * plausible(plans[f"1/16 eps={eps} seed {seed}"], 8) for seed in range(3)] for eps in (0.2, 0.4))
     assert first[2][1] == f"{sum(high) / 3:.2f}"
     assert first[2][3] == f"{(sum(high) - sum(low)) / 3:+.2f}".replace("-", "−")
-    assert first[2][4] == "too few seeds"
+    assert first[2][4] == "–"
     assert first[2][7] == ", ".join(f"{value:.2f}" for value in high)
     assert first[1][3:] == ["baseline", "–", "–", "–", first[1][7]]
     note = "mIoU (%) on the validation list of digits after the last epoch; mean and sample standard deviation over seeds 0, 1, 2"
@@ -168,15 +169,15 @@ def test_the_comparison_is_a_table_a_group_with_its_rule_beside(parsed):
     assert len(every) == 1 + 18
 
 
-def test_what_must_be_said_of_the_numbers_stands_beside_them(parsed):
-    notes = compare(trials()).notes
-    assert notes
-    assert all(note in parsed.text for note in notes)
+def test_the_notes_of_the_numbers_are_on_the_page(parsed):
+    found = notes(compare(trials()))
+    assert found
+    assert all(note in parsed.text for note in found)
 
 
 def test_published_numbers_stand_beside_ours_of_each_kind_that_fits(parsed):
     head, *rows = parsed.tables[2]
-    assert head == ["row", "metric", "published", "ours, last", "difference", "ours, highest", "difference", "seeds"]
+    assert head == ["row", "metric", "published", "ours: last", "difference", "ours: highest", "difference", "seeds"]
     assert [row[0] for row in rows] == ["1/16 eps=0.2", "1/16 eps=0.4", "1/16 eps=0.6", "1/2"]
     values = [100 * entry(plan, 8).metrics["val/miou"] for plan in swept()[0][:3]]
     ours = sum(values) / 3
@@ -190,7 +191,7 @@ def test_published_numbers_stand_beside_ours_of_each_kind_that_fits(parsed):
 def test_every_trial_is_listed_also_one_that_failed_and_one_that_never_began():
     some = swept({"grid": {"eps": [0.2, 0.4, 0.6]}, "base": {"epochs": 8}}, epochs=lambda plan: {0.2: 8, 0.4: 3, 0.6: 0}[plan.config.eps])
     every = Page(shown(some, plotly_js=False)).tables[-1]
-    assert every[0] == ["trial", "eps", "seed", "state", "epoch", "last", "best", "at epoch"]
+    assert every[0] == ["trial_id", "eps", "seed", "state", "completed", "last", "best", "at epoch"]
     assert [row[1:5] for row in every[1:]] == [
         ["0.2", "0", "finished", "8/8"],
         ["0.4", "0", "failed (memory) at epoch 3", "3/8"],
@@ -200,13 +201,26 @@ def test_every_trial_is_listed_also_one_that_failed_and_one_that_never_began():
     assert every[3][5:] == ["–", "–", "–"]
 
 
-def test_the_summary_says_in_words_who_finished_what_is_best_and_what_the_seeds_can_show():
+def test_a_setting_that_the_method_does_not_have_is_a_dash():
+    parsed = Page(shown(swept({**MIXED, "base": {"epochs": 1}}), plotly_js=False))
+    first, *_, every = parsed.tables
+    assert [row[0] for row in first[1:4]] == ["method=supervised", "method=cps", "method=rrn eps=0.2"]
+    assert every[0][:4] == ["trial_id", "method", "partition", "eps"]
+    assert {(row[1], row[3]) for row in every[1:]} == {("supervised", "–"), ("cps", "–"), ("rrn", "0.2"), ("rrn", "0.4"), ("rrn", "0.6")}
+    assert not [text for row in every for text in row if "None" in text]
+
+
+def test_every_column_says_what_it_holds(parsed):
+    assert all(heading["title"] for tag, heading in parsed.elements if tag == "th")
+
+
+def test_the_summary_counts_finished_trials_and_names_the_best_and_what_the_seeds_can_show():
     def score(plan, epoch: int) -> float:
         return 0.3 + plan.config.eps / 10 + plan.config.seed / 100
 
     found = trials(score=score, epochs=lambda plan: 8 - 4 * (plan.config.partition == "1/4" and plan.config.eps == 0.6))
-    assert summary(compare(found), found) == [
-        "15 of 18 trials of demo finished, 3 failed (memory).",
+    assert summary(compare(found)) == [
+        "15 of 18 trials of demo finished, 3 failed.",
         "1/16: eps=0.6 is highest with 37.00 ± 1.00 % mIoU after the last epoch (seeds 0, 1, 2); +4.00 from eps=0.2"
         " (p = 0.750 after Holm's correction).",
         "1/4: eps=0.4 is highest with 35.00 ± 1.00 % mIoU after the last epoch (seeds 0, 1, 2); +2.00 from eps=0.2"
@@ -220,7 +234,7 @@ def test_the_summary_says_in_words_who_finished_what_is_best_and_what_the_seeds_
 def test_the_summary_counts_what_is_significant_and_gives_its_interval():
     document = {"grid": {"eps": [0.2, 0.4]}, "seeds": [*range(8)], "base": {"epochs": 1}}
     found = trials(document, score=lambda plan, epoch: 0.3 + plan.config.eps / 10 * (1 + 0.01 * plan.config.seed))
-    _, best, claim, possible = summary(compare(found, by=()), found)
+    _, best, claim, possible = summary(compare(found, by=()))
     assert best.startswith(
         "eps=0.4 is highest with 34.14 ± 0.10 % mIoU after the last epoch (seeds 0 to 7); +2.07 from eps=0.2 (95 % interval ["
     )
@@ -232,7 +246,7 @@ def test_of_a_loss_the_lowest_is_best():
     found = trials({"grid": {"eps": [0.2, 0.4]}, "base": {"epochs": 2}})
     comparison = compare(found, by=(), metric="train/loss")
     values = {cell.label: cell.values[0] for cell in comparison.groups[0].cells}
-    assert f"{min(values, key=values.__getitem__)} is lowest with" in summary(comparison, found)[1]
+    assert f"{min(values, key=values.__getitem__)} is lowest with" in summary(comparison)[1]
 
 
 def test_without_the_library_there_are_only_tables():

@@ -31,7 +31,7 @@ MEANS: dict[str, tuple[Draw, float]] = {
 
 
 def false_claims(ps: np.ndarray) -> tuple[float, float]:
-    """Their share at 5 %, and what chance lets it be at most in so many repetitions if 5 % is true (3 standard errors)."""
+    """Their share at 5 %, and the most that chance allows in this number of repetitions if 5 % is true (3 standard errors)."""
     return float((ps <= 0.05).mean()), 0.05 + 3 * (0.05 * 0.95 / len(ps)) ** 0.5
 
 
@@ -199,11 +199,11 @@ def test_a_table_is_corrected_over_all_that_could_be_compared():
     ],
     ids=["1", "3", "6", "6 for 3", "7 for 3", "5000"],
 )
-def test_what_so_many_seeds_can_show_is_said_in_plain_words(counts, words):
+def test_what_a_number_of_seeds_can_show(counts, words):
     assert paired.can_show(counts) == [words]
 
 
-def test_of_comparisons_with_different_seeds_the_best_of_the_short_and_the_least_of_the_others_are_told():
+def test_comparisons_with_different_seeds_have_a_line_for_too_few_and_one_for_enough():
     assert paired.can_show([3, 4, 9, 10]) == [
         "with 4 seeds no difference can be significant at 5 % (the smallest possible p is 0.12, "
         "0.25 after Holm's correction over 4 comparisons); 8 are needed",
@@ -217,7 +217,7 @@ def test_of_comparisons_with_different_seeds_the_best_of_the_short_and_the_least
 
 
 @pytest.mark.parametrize("comparisons", [1, 2, 3, 5, 12])
-def test_the_seeds_said_to_be_needed_suffice_and_one_less_does_not(comparisons):
+def test_the_seeds_that_are_needed_suffice_and_one_less_does_not(comparisons):
     needed = paired.seeds_needed(comparisons)
     for seeds, enough in ((needed, True), (needed - 1, False)):
         one = paired.compare({seed: 1.0 + seed for seed in range(seeds)}, dict.fromkeys(range(seeds), 0.0))

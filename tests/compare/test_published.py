@@ -54,7 +54,7 @@ def test_a_published_number_stands_beside_the_mean_over_seeds_at_the_last_and_at
         finish(store, plan, (0, 0.3), (0, 0.6), (0, last))
     head, row, *notes = shown(store, spec).splitlines()
     assert head.split("  ")[0] == "row"
-    assert row.split() == ["1/8", "miou", "50.50", "51.00", "+-", "1.41", "+0.50", "60.00", "+-", "0.00", "+9.50", "2"]
+    assert row.split() == ["1/8", "mIoU", "50.50", "51.00", "+-", "1.41", "+0.50", "60.00", "+-", "0.00", "+9.50", "2"]
     assert notes[0] == "published: a paper, Table I"
     assert "finished trials (seeds 0, 1)" in notes[1]
     assert notes[1].endswith(
@@ -80,10 +80,10 @@ def test_a_row_without_a_finished_trial_or_without_a_published_value_shows_a_das
     finish(store, cut, (0.5, 0.5), finished=False)
     finish(store, own, (0.5, 0.5))
     assert [line.split() for line in shown(store, spec).splitlines()[1:5]] == [
-        ["new", "miou", "70.00", *"-----"],
-        ["cut", "miou", "70.00", *"-----"],
-        ["own", "miou", "-", "50.00", "-", "50.00", "-", "1"],
-        ["elsewhere", "miou", "70.00", *"-----"],
+        ["new", "mIoU", "70.00", *"-----"],
+        ["cut", "mIoU", "70.00", *"-----"],
+        ["own", "mIoU", "-", "50.00", "-", "50.00", "-", "1"],
+        ["elsewhere", "mIoU", "70.00", *"-----"],
     ]
 
 
@@ -92,6 +92,25 @@ def test_trials_that_differ_in_more_than_the_seed_are_never_averaged(store):
     for plan, score in zip(expand(spec), (0.1, 0.2, 0.3, 0.4), strict=True):
         finish(store, plan, (0, score))
     assert {row.name: row.last for row in compared(store, spec)} == {"1/8 eps=0.3": (10.0, 20.0), "1/8 eps=0.6": (30.0, 40.0)}
+
+
+def test_a_row_that_names_a_setting_fits_only_trials_whose_method_has_it(store):
+    rows = [{"when": {"partition": "1/8"}, "value": 40, "name": "any"}, {"when": {"eps": 0.3}, "value": 50, "name": "eps"}]
+    spec = sweep(rows, grid={"method": ["supervised", "rrn"], "eps": [0.3, 0.6]})
+    for plan, score in zip(expand(spec), (0.1, 0.2, 0.3), strict=True):
+        finish(store, plan, (0, score))
+    assert {row.name: row.last for row in compared(store, spec)} == {
+        "any method=supervised": (10.0,),
+        "any method=rrn eps=0.3": (20.0,),
+        "any method=rrn eps=0.6": (30.0,),
+        "eps": (20.0,),
+    }
+
+
+def test_a_finished_trial_without_the_rows_metric_is_not_counted(store):
+    spec = sweep([{"when": {"eps": 0.3}, "metric": "val/miou_branch2", "value": 1}], grid={"eps": [0.3]})
+    finish(store, expand(spec)[0], (0.5, 0.1))
+    assert [(row.seeds, row.last) for row in compared(store, spec)] == [((), ())]
 
 
 def test_a_row_is_matched_by_value_and_not_by_spelling(store):
@@ -117,10 +136,10 @@ def test_several_partitions_are_the_columns_of_the_table_as_in_a_paper(store):
     lines = shown(store, two_rows(store)).splitlines()
     assert [[cell for cell in re.split(" {2,}", line) if cell] for line in lines[:7]] == [
         ["row", "metric", "number", "seeds", "1/8", "1/4"],
-        ["CPS", "miou", "published", "50.00", "60.00"],
+        ["CPS", "mIoU", "published", "50.00", "60.00"],
         ["ours: last", "2, 1", "51.00 +- 1.41 (+1.00)", "60.00 (+0.00)"],
         ["ours: highest", "2, 1", "80.00 +- 0.00 (+30.00)", "80.00 (+20.00)"],
-        ["RRN", "miou", "published", "55.00", "-"],
+        ["RRN", "mIoU", "published", "55.00", "-"],
         ["ours: last", "2", "59.00 +- 1.41 (+4.00)", "71.00 +- 1.41"],
         ["ours: highest", "2", "80.00 +- 0.00 (+25.00)", "80.00 +- 0.00"],
     ]
@@ -140,7 +159,7 @@ def test_the_same_table_for_markdown_and_for_latex(store):
 def test_a_row_that_is_nothing_but_a_partition_is_named_by_the_method(store):
     rows = [{"when": {"partition": partition}, "value": 50} for partition in ("1/8", "1/4")]
     spec = sweep(rows, grid={"partition": ["1/8", "1/4"]})
-    assert shown(store, spec).splitlines()[1].split() == ["method=rrn", "miou", "published", "50.00", "50.00"]
+    assert shown(store, spec).splitlines()[1].split() == ["method=rrn", "mIoU", "published", "50.00", "50.00"]
 
 
 def test_rows_that_do_not_fit_partition_columns_are_listed_one_by_one(store):

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import re
 import subprocess
 
 import pyarrow.parquet as pq
 import pytest
+from compared import MIXED, trials
 from finished import train
 
 from orchestration.compare.comparison import Comparison, compare
-from orchestration.compare.long_table import as_csv, as_parquet, rows
+from orchestration.compare.long_table import as_csv, as_parquet, long_table
+from orchestration.compare.notes import notes
 from orchestration.compare.results import results
-from orchestration.compare.text_tables import as_latex, as_markdown, as_text
+from orchestration.compare.text_tables import as_latex, as_markdown, as_mlflow_table, as_text
 from orchestration.plan.sweep_file import check
 from orchestration.plan.trial_plan import expand
 from orchestration.record.manifest import read_manifests
@@ -46,8 +49,14 @@ def six(made) -> Comparison:
     return made([given[0] for given in epochs] + [None] * 6, grid=grid, seeds=list(range(6)))
 
 
+def rows(comparison: Comparison) -> list[dict]:
+    """The long table by rows."""
+    columns = long_table(comparison)
+    return [dict(zip(columns, values, strict=True)) for values in zip(*(values for _, values in columns.values()), strict=True)]
+
+
 def test_the_terminal_shows_a_block_for_each_group_with_the_rule_above_and_the_notes_below(six):
-    title, first, second, notes = as_text(six).split("\n\n")
+    title, first, second, below = as_text(six).split("\n\n")
     assert title == "mIoU (%) after the last epoch"
     assert [re.split(r" {2,}", line) for line in first.splitlines()] == [
         ["1/8"],
@@ -56,7 +65,7 @@ def test_the_terminal_shows_a_block_for_each_group_with_the_rule_above_and_the_n
         ["eps=0.4", "6", "51.40", "0.32", "+1.15", "[+1.03, +1.35]", "0.031", "0.031", "100 % of 6"],
     ]
     assert second.splitlines()[3].split() == ["eps=0.4", "0", *"-------"]
-    assert notes.splitlines() == list(six.notes)
+    assert below.splitlines() == list(notes(six))
 
 
 def test_columns_of_all_blocks_stand_below_each_other(six):
@@ -66,14 +75,14 @@ def test_columns_of_all_blocks_stand_below_each_other(six):
 
 
 def test_markdown_has_one_table_with_the_best_mean_of_each_group_in_bold(six):
-    _, table, notes = as_markdown(six).split("\n\n")
+    _, table, below = as_markdown(six).split("\n\n")
     lines = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in table.splitlines()]
     assert lines[0] == ["partition", "cell", "seeds", "mean ± sd", "difference", "95 % interval", "p", "p (Holm)", "P(better)"]
     assert lines[2][:5] == ["1/8", "eps=0.2", "6", "50.25 ± 0.19", "baseline"]
     assert lines[3][:5] == ["1/8", "eps=0.4", "6", "**51.40 ± 0.32**", "+1.15"]
     assert lines[4][3] == "50.25 ± 0.19"  # alone in its group
     assert {len(line) for line in lines if line[0] != "---"} == {9}
-    assert notes.splitlines() == [f"- {note}" for note in (*six.notes, "bold: the best mean of its group, significant or not")]
+    assert below.splitlines() == [f"- {note}" for note in (*notes(six), "bold: the best mean of its group, significant or not")]
 
 
 def test_of_a_loss_the_lowest_mean_is_the_best_and_equal_ones_are_all_bold(made):
@@ -150,12 +159,39 @@ def test_parquet_comes_back_with_types_rule_and_notes(six):
         "drlc": "bool",
         "partition": "string",
     }
-    assert table.schema.metadata[b"notes"].decode().splitlines() == list(six.notes)
+    assert table.schema.metadata[b"notes"].decode().splitlines() == list(notes(six))
 
 
 def test_a_setting_that_is_a_number_here_and_a_word_there_is_a_text_in_parquet(made):
     found = made([[0.5], [0.4], [0.3]], grid={"feature_pool": ["auto", "global", 4]})
     assert pq.read_table(io.BytesIO(as_parquet(found)))["feature_pool"].to_pylist() == ["auto", "global", "4"]
+
+
+def test_a_setting_that_only_some_methods_have_is_in_their_labels_alone_and_empty_in_files():
+    found = compare(trials({**MIXED, "base": {"epochs": 1}}))
+    labels = ["method=supervised", "method=cps", *(f"method=rrn eps={eps}" for eps in (0.2, 0.4, 0.6))]
+    _, first, *_ = as_text(found).split("\n\n")
+    assert [re.split(r" {2,}", line)[0] for line in first.splitlines()] == ["1/8", "cell", *labels]
+    assert [line.split(" | ")[1] for line in as_markdown(found).splitlines()[4:14]] == 2 * labels
+    assert [row["eps"] for row in csv.DictReader(io.StringIO(as_csv(found)))] == 2 * [*[""] * 4, *["0.2"] * 2, *["0.4"] * 2, *["0.6"] * 2]
+    table = pq.read_table(io.BytesIO(as_parquet(found)))
+    assert (str(table.schema.field("eps").type), table["eps"].to_pylist()[3:5]) == ("double", [None, 0.2])
+
+
+def test_every_column_is_described_in_parquet(six):
+    schema = pq.read_table(io.BytesIO(as_parquet(six))).schema
+    assert all(schema.field(name).metadata[b"description"] for name in schema.names)
+    assert b"Threshold" in schema.field("eps").metadata[b"description"]
+
+
+def test_mlflow_heads_the_means_with_the_checkpoint_rule(six):
+    shown = json.loads(as_mlflow_table(six))
+    assert shown["columns"] == [
+        *("partition", "cell", "seeds", "mIoU (%) after the last epoch"),
+        *("difference", "95 % interval", "p", "p (Holm)", "P(better)"),
+    ]
+    assert shown["data"][1] == ["1/8", "eps=0.4", "6", "51.40 +- 0.32", "+1.15", "[+1.03, +1.35]", "0.031", "0.031", "100 % of 6"]
+    assert len(shown["data"]) == 4
 
 
 def test_an_empty_comparison_is_an_empty_table_in_every_form():

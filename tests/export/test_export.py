@@ -1,4 +1,4 @@
-"""The best checkpoint of real trainings (best_checkpoint.py) as a folder that stands alone (export.py, model_card.py, onnx_model.py)."""
+"""best_checkpoint.py, export_folder.py, model_card.py and onnx_model.py on the checkpoints of real trainings."""
 
 from __future__ import annotations
 
@@ -63,22 +63,22 @@ def trained(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def store(trained, tmp_path) -> DirectoryStore:
-    """A copy of it, to damage."""
+    """A copy of that store, which a test may damage."""
     return DirectoryStore(Path(shutil.copytree(trained, tmp_path / "store")))
 
 
 @pytest.fixture(scope="module")
 def exported(trained, tmp_path_factory) -> tuple[BestCheckpoint, Path]:
-    """The best of the four with everything, as a folder."""
-    (taken,) = best(open_store(str(trained)))
+    """The best of the four, exported with all files."""
+    (chosen,) = best(open_store(str(trained)))
     out = tmp_path_factory.mktemp("exported") / "model"
-    return taken, export_one(
-        taken, open_store(str(trained)), out, runtime=ONE_THREAD, commands={taken.best.plan.trial_id: "rrn-sweep x.yaml"}
+    return chosen, export_one(
+        chosen, open_store(str(trained)), out, runtime=ONE_THREAD, commands={chosen.best.plan.trial_id: "rrn-sweep x.yaml"}
     ).folder
 
 
-def export_one(taken: BestCheckpoint, store, out: Path, **how: Any) -> Exported:
-    (done,) = export([taken], store, out, **how)
+def export_one(chosen: BestCheckpoint, store, out: Path, **how: Any) -> Exported:
+    (done,) = export([chosen], store, out, **how)
     return done
 
 
@@ -86,12 +86,12 @@ def best(store, plans: list[TrialPlan] = PLANS, **rule: Any) -> list[BestCheckpo
     return best_checkpoint.best(plans, read_manifests(store, "demo"), **rule)
 
 
-def damage(store: DirectoryStore, taken: best_checkpoint.Candidate) -> None:
-    (store.root / taken.checkpoint.objects["model.safetensors"].key).write_bytes(b"damaged")
+def damage(store: DirectoryStore, chosen: best_checkpoint.Candidate) -> None:
+    (store.root / chosen.checkpoint.objects["model.safetensors"].key).write_bytes(b"damaged")
 
 
 def finish(store, plan: TrialPlan, *scores: float, retention: Retention | None = None, done: bool = True) -> None:
-    """A trial with these mIoUs (0..1) of its epochs, and checkpoints without networks."""
+    """A trial with these mIoUs (0..1), one per epoch, and checkpoints without networks."""
     record = TrialRecord.open(store, plan, retention=retention or Retention(last=9))
     for epoch, score in enumerate(scores, start=1):
         entry = EpochMetrics(epoch=epoch, step=10 * epoch, time_ms=0, metrics=dict.fromkeys(HEADS, score) | {"val/miou_branch1": 1 - score})
@@ -122,57 +122,55 @@ class TestChoice:
         """An empty store."""
         return DirectoryStore(tmp_path / "store")
 
-    def test_the_best_of_all_is_the_highest_epoch_of_a_finished_trial_and_equal_ones_are_told_apart_by_order(self, store):
+    def test_the_best_of_all_is_the_highest_epoch_of_a_finished_trial_and_ties_go_by_order(self, store):
         for plan, scores in zip(PLANS, ((0.2, 0.5), (0.5, 0.1), (0.3, 0.3), (0.9, 0.9)), strict=True):
             finish(store, plan, *scores, done=plan is not PLANS[3])
-        (taken,) = best(store)
-        assert (taken.label, taken.best.entry.epoch, taken.value, taken.trials) == ("1/4 seed 1", 1, 0.5, 3)
-        assert (taken.best.checkpoint.step, taken.notes) == (10, ())
+        (chosen,) = best(store)
+        assert (chosen.label, chosen.best.entry.epoch, chosen.value, chosen.trials) == ("1/4 seed 1", 1, 0.5, 3)
+        assert (chosen.best.checkpoint.step, chosen.notes) == (10, ())
 
-    def test_each_partition_has_its_own_and_the_mean_over_its_seeds_stands_beside_it(self, store):
+    def test_each_partition_has_its_own_best_and_the_mean_over_its_seeds(self, store):
         for plan, scores in zip(PLANS, ((0.2, 0.5), (0.4, 0.1), (0.3, 0.2), (0.25, 0.3)), strict=True):
             finish(store, plan, *scores)
         quarter, half = best(store, per=["partition"])
         assert [quarter.group, half.group] == [{"partition": "1/4"}, {"partition": "1/2"}]
-        assert (quarter.label, quarter.best.cell) == ("1/4 seed 0", {0: 0.5, 1: 0.4})
-        assert (half.label, half.best.cell) == ("1/2 seed 0", {0: 0.3, 1: 0.3})
+        assert (quarter.label, quarter.best.by_seed) == ("1/4 seed 0", {0: 0.5, 1: 0.4})
+        assert (half.label, half.best.by_seed) == ("1/2 seed 0", {0: 0.3, 1: 0.3})
         head, first, second, _, *notes = best_checkpoint.render([quarter, half]).splitlines()
         assert head.split()[:5] == ["partition", "trial", "label", "of", "epoch"]
         assert first.split()[0] == "1/4"
         assert first.split()[4:] == ["0", "2", "2/2", "20", "50.00", "50.00", "50.00", "50.00", "2", "45.00", "+-", "7.07"]
         assert second.split()[-4:] == ["2", "30.00", "+-", "0.00"]
-        assert (
-            "chosen on the very images that it is measured on, the validation list of digits (6 images), so its number is opt" in notes[0]
-        )
-        assert notes[1].startswith("seeds: the best one of several, which is optimistic too")
+        assert "chosen and measured on the same images, the validation list of digits (6 images), so its number is optimistic" in notes[0]
+        assert notes[1].startswith("seeds: the best of several, which is optimistic too")
         assert len(notes) == 2
 
     def test_at_last_only_the_last_epochs_are_compared(self, store):
         for plan, scores in zip(PLANS[:2], ((0.9, 0.2), (0.1, 0.3)), strict=True):
             finish(store, plan, *scores)
-        (taken,) = best(store, at="last")
-        assert (taken.label, taken.best.entry.epoch, taken.best.cell) == ("1/4 seed 1", 2, {0: 0.2, 1: 0.3})
+        (chosen,) = best(store, at="last")
+        assert (chosen.label, chosen.best.entry.epoch, chosen.best.by_seed) == ("1/4 seed 1", 2, {0: 0.2, 1: 0.3})
 
     def test_after_its_last_epoch_a_single_trial_was_not_chosen_on_its_validation_images(self, store):
         finish(store, PLANS[0], 0.9, 0.2)
-        (taken,) = best(store, at="last")
-        assert "on which nothing was chosen" in best_checkpoint.render([taken])
-        assert "seeds:" not in best_checkpoint.render([taken])
+        (chosen,) = best(store, at="last")
+        assert "which was not used to choose it" in best_checkpoint.render([chosen])
+        assert "seeds:" not in best_checkpoint.render([chosen])
 
     def test_another_metric_can_decide(self, store):
         finish(store, PLANS[0], 0.9, 0.2)
-        (taken,) = best(store, metric="val/miou_branch1")
-        assert (taken.best.entry.epoch, taken.value) == (2, pytest.approx(0.8))
+        (chosen,) = best(store, metric="val/miou_branch1")
+        assert (chosen.best.entry.epoch, chosen.value) == (2, pytest.approx(0.8))
 
-    def test_a_best_epoch_that_retention_has_dropped_is_told_and_the_best_kept_one_taken(self, store):
+    def test_a_best_epoch_without_a_stored_checkpoint_is_noted_and_the_best_stored_one_chosen(self, store):
         finish(store, PLANS[0], 0.8, 0.1, 0.3, 0.2, retention=Retention(last=2, best=False))
         finish(store, PLANS[1], 0.1, 0.2)
-        (taken,) = best(store)
-        assert (taken.label, taken.best.entry.epoch) == ("1/4 seed 0", 3)
-        assert taken.notes == (
-            "epoch 1 of 1/4 seed 0 was better (80.00 %), but the store no longer holds its checkpoint: the best kept one is taken",
+        (chosen,) = best(store)
+        assert (chosen.label, chosen.best.entry.epoch) == ("1/4 seed 0", 3)
+        assert chosen.notes == (
+            "epoch 1 of 1/4 seed 0 was better (80.00 %), but its checkpoint is no longer stored; the best stored one is used",
         )
-        assert taken.notes[0] in best_checkpoint.render([taken])
+        assert chosen.notes[0] in best_checkpoint.render([chosen])
 
     def test_a_group_without_a_finished_trial_is_named(self, store):
         finish(store, PLANS[0], 0.5)
@@ -180,15 +178,15 @@ class TestChoice:
         choices = best(store, per=["partition"])
         absent = best_checkpoint.missing(PLANS, choices, per=["partition"])
         assert absent == ["1/2"]
-        assert best_checkpoint.render(choices, absent).splitlines()[-1] == "1/2: no finished trial with a kept checkpoint"
+        assert best_checkpoint.render(choices, absent).splitlines()[-1] == "1/2: no finished trial with a stored checkpoint"
 
-    def test_what_cannot_be_chosen_is_said_in_one_line(self, store):
+    def test_a_choice_that_is_impossible_is_an_error_of_one_line(self, store):
         with pytest.raises(SweepError, match=r"^no trial of this sweep is finished yet"):
             best(store)
         finish(store, PLANS[0], 0.5)
-        with pytest.raises(SweepError, match=r'^--per partitoin: no such setting; did you mean "partition"\?$'):
+        with pytest.raises(SweepError, match=r'^--per partitoin: unknown setting; did you mean "partition"\?$'):
             best(store, per=["partitoin"])
-        with pytest.raises(SweepError, match=r"^--metric train/loss: expected one that begins with val/miou or val/iou$"):
+        with pytest.raises(SweepError, match=r"^--metric train/loss: expected a metric that starts with val/miou or val/iou$"):
             best(store, metric="train/loss")
 
     def test_the_module_loads_without_torch(self):
@@ -199,46 +197,48 @@ class TestChoice:
 
 @needs_onnx
 class TestFolder:
-    def test_the_weights_are_the_very_bytes_of_the_store_and_evaluate_to_the_numbers_of_the_card(self, exported, trained):
-        taken, folder = exported
+    def test_the_weights_are_the_stored_bytes_and_evaluate_to_the_numbers_of_the_card(self, exported, trained):
+        chosen, folder = exported
         assert sorted(file.name for file in folder.iterdir()) == ["README.md", "config.yaml", "model.onnx", "model.safetensors"]
         assert not [file for file in folder.parent.iterdir() if file != folder]
-        stored = trained / taken.best.checkpoint.objects["model.safetensors"].key
+        stored = trained / chosen.best.checkpoint.objects["model.safetensors"].key
         assert (folder / "model.safetensors").read_bytes() == stored.read_bytes()
         found = evaluate_checkpoint(str(folder), ONE_THREAD)
-        reported = taken.best.entry.metrics
-        assert found.miou == {head: reported[f"val/miou_{head}"] for head in ("branch1", "branch2", "ensemble")} | {"reported": taken.value}
+        reported = chosen.best.entry.metrics
+        assert found.miou == {head: reported[f"val/miou_{head}"] for head in ("branch1", "branch2", "ensemble")} | {
+            "reported": chosen.value
+        }
         (result,) = front_matter(folder)["model-index"][0]["results"]
-        assert result["metrics"][0] == {"type": "mean_iou", "name": "mIoU", "value": round(taken.value, 6)}
+        assert result["metrics"][0] == {"type": "mean_iou", "name": "mIoU", "value": round(chosen.value, 6)}
         row = next(line for line in (folder / "README.md").read_text().splitlines() if line.startswith("| background"))
         shown = [float(cell) for cell in row.split("|")[2:-1]]
         assert shown == [round(100 * found.iou[head]["background"], 2) for head in ("branch1", "branch2", "ensemble")]
 
-    def test_the_card_says_rule_data_split_seeds_limits_and_no_licence(self, exported):
-        taken, folder = exported
+    def test_the_card_contains_rule_data_split_seeds_limits_and_no_licence(self, exported):
+        chosen, folder = exported
         text, front = (folder / "README.md").read_text(), front_matter(folder)
         assert {"library_name", "pipeline_tag", "tags", "datasets", "metrics", "model-index"} == set(front)
         assert (front["datasets"], front["metrics"]) == (["digits"], ["mean_iou"])
-        labeled = {"1/4": 4, "1/2": 8}[taken.best.plan.config.partition]
-        for said in (
-            f"epoch {taken.best.entry.epoch} of 2",
-            "chosen on the very images that it is measured on",
+        labeled = {"1/4": 4, "1/2": 8}[chosen.best.plan.config.partition]
+        for line in (
+            f"epoch {chosen.best.entry.epoch} of 2",
+            "chosen and measured on the same images",
             "mean of val/miou over seeds 0, 1 is",
             f"{labeled} labelled, {16 - labeled} unlabelled and 6 validation scenes",
             "`rrn-sweep x.yaml`",
-            taken.best.plan.trial_id,
-            "One training with one seed",
+            chosen.best.plan.trial_id,
+            "one training with one seed",
             "largest difference of two scores",
             "eps: 0.6",
         ):
-            assert said in text, said
+            assert line in text, line
 
     def test_the_settings_are_a_sweep_file_of_the_same_trial(self, exported):
-        taken, folder = exported
+        chosen, folder = exported
         (plan,) = expand(load(folder / "config.yaml"))
-        assert (plan.sweep, plan.trial_id) == ("demo", taken.best.plan.trial_id)
+        assert (plan.sweep, plan.trial_id) == ("demo", chosen.best.plan.trial_id)
 
-    def test_both_snippets_of_the_card_run_and_see_the_same_classes_as_the_evaluation(self, exported, tmp_path, monkeypatch):
+    def test_both_snippets_of_the_card_run_and_predict_the_same_classes_as_the_evaluation(self, exported, tmp_path, monkeypatch):
         _, folder = exported
         place = Path(shutil.copytree(folder, tmp_path / "copy"))
         (image,) = scenes(1)
@@ -253,66 +253,66 @@ class TestFolder:
             exec(snippet, names)
             assert np.array_equal(names["labels"], expected)
 
-    def test_the_same_model_is_renewed_with_the_same_bytes_and_another_refused(self, store, exported, tmp_path):
-        taken, folder = exported
+    def test_the_same_model_is_updated_with_the_same_bytes_and_another_refused(self, store, exported, tmp_path):
+        chosen, folder = exported
         place = Path(shutil.copytree(folder, tmp_path / "model"))
         (place / "notes.txt").write_text("mine")
-        export_one(taken, store, place, runtime=ONE_THREAD)
+        export_one(chosen, store, place, runtime=ONE_THREAD)
         assert (place / "model.onnx").read_bytes() == (folder / "model.onnx").read_bytes()
-        export_one(taken, store, place, runtime=ONE_THREAD, onnx=False)
+        export_one(chosen, store, place, runtime=ONE_THREAD, onnx=False)
         assert sorted(file.name for file in place.iterdir()) == ["README.md", "config.yaml", "model.safetensors", "notes.txt"]
         assert "onnxruntime alone" not in (place / "README.md").read_text()
-        other = next(candidate for candidate in taken.ranking if candidate.checkpoint != taken.best.checkpoint)
-        with pytest.raises(SweepError, match=r"model: holds another model; name another folder, or delete it first$"):
-            export_one(best_checkpoint.BestCheckpoint({}, taken.metric, taken.at, 1, (other,)), store, place, runtime=ONE_THREAD)
+        other = next(candidate for candidate in chosen.ranking if candidate.checkpoint != chosen.best.checkpoint)
+        with pytest.raises(SweepError, match=r"model: holds another model; give another folder, or delete it first$"):
+            export_one(best_checkpoint.BestCheckpoint({}, chosen.metric, chosen.at, 1, (other,)), store, place, runtime=ONE_THREAD)
         (place / "model.safetensors").unlink()
         with pytest.raises(SweepError, match=r"model: is not empty"):
-            export_one(taken, store, place, runtime=ONE_THREAD)
+            export_one(chosen, store, place, runtime=ONE_THREAD)
         with pytest.raises(SweepError, match=r"notes.txt: is a file"):
-            export_one(taken, store, place / "notes.txt", runtime=ONE_THREAD)
+            export_one(chosen, store, place / "notes.txt", runtime=ONE_THREAD)
 
     def test_an_onnx_file_of_other_weights_is_not_left_behind(self, exported, store, tmp_path, monkeypatch):
-        taken, folder = exported
+        chosen, folder = exported
         monkeypatch.setattr(onnx_model, "write_onnx", lambda model, file, facts: shutil.copy(folder / "model.onnx", file))
-        other = best_checkpoint.BestCheckpoint({}, taken.metric, taken.at, 1, taken.ranking[1:])
+        other = best_checkpoint.BestCheckpoint({}, chosen.metric, chosen.at, 1, chosen.ranking[1:])
         with pytest.raises(
-            SweepError, match=r"model\.onnx was not written, all else was: it does not compute what torch does: largest diff"
+            SweepError, match=r"model\.onnx was not written, the other files were: its scores differ from torch: largest diff"
         ):
             export_one(other, store, tmp_path / "model", runtime=ONE_THREAD)
         assert sorted(file.name for file in (tmp_path / "model").iterdir()) == ["README.md", "config.yaml", "model.safetensors"]
-        assert "ONNX: not written, because it does not compute" in (tmp_path / "model" / "README.md").read_text()
+        assert "ONNX: not written, because its scores differ from torch" in (tmp_path / "model" / "README.md").read_text()
         assert sorted(file.name for file in tmp_path.iterdir()) == ["model", "store"]
 
 
 class TestWithoutOnnx:
-    def test_without_the_packages_everything_else_is_written_and_the_line_says_what_to_install(self, store, tmp_path, monkeypatch):
+    def test_without_the_packages_everything_else_is_written_and_the_error_names_the_command(self, store, tmp_path, monkeypatch):
         monkeypatch.setitem(sys.modules, "onnxscript", None)
         with pytest.raises(SweepError, match=r"onnxscript.* not installed: pip install 'rrn-sweep\[export\]', or .* --no-onnx$") as caught:
             export_one(best(store)[0], store, tmp_path / "model", runtime=ONE_THREAD)
         assert "\n" not in str(caught.value)
         assert sorted(file.name for file in (tmp_path / "model").iterdir()) == ["README.md", "config.yaml", "model.safetensors"]
 
-    def test_a_damaged_checkpoint_is_passed_over_for_the_next_best_and_that_is_said(self, store, tmp_path):
-        (taken,) = best(store)
-        damage(store, taken.best)
-        done = export_one(taken, store, tmp_path / "model", runtime=ONE_THREAD, onnx=False)
-        assert done.choice.best == taken.ranking[1]
-        assert done.choice.notes[0].startswith(f"{taken.best.where} cannot be used (demo/{taken.best.plan.trial_id}/checkpoints/")
+    def test_a_damaged_checkpoint_is_replaced_by_the_next_best_with_a_note(self, store, tmp_path):
+        (chosen,) = best(store)
+        damage(store, chosen.best)
+        done = export_one(chosen, store, tmp_path / "model", runtime=ONE_THREAD, onnx=False)
+        assert done.choice.best == chosen.ranking[1]
+        assert done.choice.notes[0].startswith(f"{chosen.best.where} is unusable (demo/{chosen.best.plan.trial_id}/checkpoints/")
         assert done.choice.notes[0] in str(done)
         assert done.choice.notes[0].removeprefix("e") in (tmp_path / "model" / "README.md").read_text()
 
-    def test_a_group_without_any_whole_checkpoint_is_told_and_does_not_keep_the_others_back(self, store, tmp_path):
+    def test_a_group_without_a_readable_checkpoint_is_an_error_and_does_not_stop_the_others(self, store, tmp_path):
         quarter, half = best(store, per=["partition"])
         for candidate in quarter.ranking:
             damage(store, candidate)
         exports = export([quarter, half], store, tmp_path / "out", runtime=ONE_THREAD, onnx=False)
         done = next(exports)
         assert done.folder == tmp_path / "out" / slug(half.label)
-        with pytest.raises(SweepError, match=r"cannot be used .*, and no other checkpoint is left to export$"):
+        with pytest.raises(SweepError, match=r"is unusable .*, and no other checkpoint is left to export$"):
             next(exports)
         assert [folder.name for folder in (tmp_path / "out").iterdir()] == [slug(half.label)]
 
-    def test_a_folder_is_named_after_the_trial_that_was_taken_in_the_end(self, store, tmp_path):
+    def test_a_folder_is_named_after_the_trial_that_was_exported(self, store, tmp_path):
         quarter, half = best(store, per=["partition"])
         rest = [candidate for candidate in quarter.ranking if candidate.plan != quarter.best.plan]
         for candidate in quarter.ranking:
@@ -332,11 +332,11 @@ class TestWithoutOnnx:
             ("...", "model"),
         ],
     )
-    def test_a_label_becomes_a_folder_name_that_is_safe_anywhere(self, label, name):
+    def test_a_label_becomes_a_folder_name_that_is_valid_anywhere(self, label, name):
         assert slug(label) == name
         assert len(slug(label * 50)) <= 80
 
-    def test_labels_that_would_share_a_name_get_the_identity_too(self, tmp_path):
+    def test_labels_that_would_share_a_name_get_the_id_appended(self, tmp_path):
         spec = check({"name": "demo", "preset": "digits", "base": SMALL, "grid": {"eps": [0.60001, 0.60002, 0.7]}})
         store = open_store(str(tmp_path / "store"))
         for plan in (plans := expand(spec)):
@@ -348,7 +348,7 @@ class TestWithoutOnnx:
             plans[2].trial_id: "eps-0.7",
         }
 
-    def test_class_names_keep_the_order_of_the_label_values_even_where_a_head_lacks_one(self):
+    def test_class_names_keep_the_order_of_the_label_values_even_if_a_head_has_no_iou(self):
         metrics = {"val/iou_branch1/sky": 0.1, "val/iou_branch1/car": 0.2, "val/iou_ensemble/sky": 0.3, "val/miou": 0.5}
         assert class_names(metrics) == ("sky", "car")
 
@@ -363,7 +363,7 @@ class TestScores:
         assert np.array_equal(labels.numpy(), predict(model.quartet, image, model.config, torch.device("cpu")))
 
     @needs_onnx
-    def test_probabilities_are_exported_for_any_size_and_nothing_of_this_machine_is_in_the_file(self, tmp_path):
+    def test_probabilities_are_exported_for_any_size_without_paths_of_this_machine(self, tmp_path):
         import onnx
 
         model = model_of(ensemble="prob", ensemble_weight=0.3)
@@ -388,7 +388,7 @@ class TestScores:
         assert b".py" not in (tmp_path / "m.onnx").read_bytes()
 
     @needs_onnx
-    def test_one_bias_that_was_tampered_with_is_noticed(self, exported, tmp_path):
+    def test_one_changed_bias_is_detected(self, exported, tmp_path):
         import onnx
 
         _, folder = exported
@@ -403,7 +403,7 @@ class TestScores:
         assert not agreement.holds
 
     @needs_onnx
-    def test_another_ones_weights_or_scores_that_are_no_numbers_are_told_apart(self, exported):
+    def test_other_weights_and_nan_scores_are_detected(self, exported):
         _, folder = exported
         (image,) = scenes(1)
         assert compare(folder / "model.onnx", load_model(folder), [image], "a scene", threads=1).holds
@@ -414,7 +414,7 @@ class TestScores:
         assert not compare(folder / "model.onnx", broken, [image], "a scene", threads=1).holds
 
     @needs_onnx
-    def test_a_file_that_onnxruntime_refuses_is_told_in_one_line(self, tmp_path):
+    def test_a_file_that_onnxruntime_cannot_load_is_an_error_of_one_line(self, tmp_path):
         (tmp_path / "m.onnx").write_bytes(b"not a model")
         with pytest.raises(OnnxError, match=r"^onnxruntime cannot load it \(") as caught:
             compare(tmp_path / "m.onnx", model_of(), scenes(1), "a scene", threads=1)
@@ -422,7 +422,7 @@ class TestScores:
 
     @needs_onnx
     @pytest.mark.skipif(not CAMVID.is_dir(), reason="needs CamVid")
-    def test_on_real_photographs_in_windows_larger_than_those_it_was_exported_with_it_agrees_too(self, exported):
+    def test_it_agrees_on_real_photographs_in_larger_windows_than_at_export(self, exported):
         _, folder = exported
         images = [np.asarray(Image.open(file).convert("RGB")) for file in sorted(CAMVID.iterdir())[::40]]
         agreement = compare(folder / "model.onnx", load_model(folder, changes={"crop": 256}), images, "photographs", threads=1)

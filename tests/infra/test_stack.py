@@ -1,4 +1,4 @@
-"""The production parts on one machine: PostgreSQL, MLflow, S3, a Ray head and two worker nodes, started and ended as a user would."""
+"""The local stack: PostgreSQL, MLflow, S3, a Ray head and two worker nodes, started and stopped as a user does it."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """A stack that is up; tests may kill its parts, and bring them back."""
+    """A running stack. Tests may kill its parts and restart them."""
     stack = Stack(tmp_path_factory.mktemp("stack"))
     try:
         stack.up()
@@ -48,7 +48,7 @@ def test_up_makes_every_part_healthy(stack: Stack):
     assert [name for name, part in stack.parts.items() if not part.healthy()] == []
 
 
-def test_up_on_a_running_stack_starts_nothing_again(stack: Stack):
+def test_up_on_a_running_stack_restarts_nothing(stack: Stack):
     before = {name: part.pid for name, part in stack.parts.items()}
     command = [sys.executable, "-m", "infra.local.stack", "up", "--folder", str(folder(stack))]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
@@ -57,7 +57,7 @@ def test_up_on_a_running_stack_starts_nothing_again(stack: Stack):
     assert {name: part.pid for name, part in Stack(folder(stack)).parts.items()} == before
 
 
-def test_a_shell_reads_the_secrets_that_only_their_owner_can(stack: Stack):
+def test_only_the_owner_can_read_the_secrets_and_a_shell_can_load_them(stack: Stack):
     for name in ("secrets.env", "stack.json", "pgpass", "s3.json", "ray-token"):
         assert (folder(stack) / name).stat().st_mode & 0o777 == 0o600, name
     show = f"{shlex.quote(sys.executable)} -c 'import json, os; print(json.dumps(dict(os.environ)))'"
@@ -66,9 +66,9 @@ def test_a_shell_reads_the_secrets_that_only_their_owner_can(stack: Stack):
     assert stack.environment.items() <= seen.items()
 
 
-def test_no_secret_stands_in_a_command_line_or_a_log(stack: Stack):
-    kept = json.loads((folder(stack) / "stack.json").read_text())
-    secrets = [kept[name].encode() for name in ("password", "access_key", "secret_key", "token")]
+def test_no_command_line_or_log_contains_a_secret(stack: Stack):
+    stored = json.loads((folder(stack) / "stack.json").read_text())
+    secrets = [stored[name].encode() for name in ("password", "access_key", "secret_key", "token")]
     processes = living(stack)
     assert len(processes) >= len(NAMES)
     for pid in processes:
@@ -95,7 +95,7 @@ def test_postgresql_refuses_a_wrong_password_and_any_other_user(stack: Stack, tm
         experiments(stack, passfile=wrong, user="postgres")
 
 
-def test_s3_takes_its_own_keys_and_no_others(stack: Stack):
+def test_s3_accepts_only_its_own_keys(stack: Stack):
     client(stack).put_object(Bucket="rrn", Key="hello", Body=b"1")
     with pytest.raises(ClientError, match="InvalidAccessKeyId"):
         client(stack, access_key="foreign").list_objects_v2(Bucket="rrn")
@@ -103,7 +103,7 @@ def test_s3_takes_its_own_keys_and_no_others(stack: Stack):
         client(stack, secret_key="foreign").list_objects_v2(Bucket="rrn")
 
 
-def test_a_trial_has_the_keys_of_the_store_and_runs_on_a_worker_node(stack: Stack, tmp_path: Path):
+def test_a_trial_gets_the_keys_of_the_store_and_runs_on_a_worker_node(stack: Stack, tmp_path: Path):
     done = driver(
         "task = ray.remote(num_cpus=1)(lambda: {name: os.environ.get(name) for name in ('AWS_ENDPOINT_URL', 'AWS_SECRET_ACCESS_KEY')})",
         "print(json.dumps([sorted(node['Resources'].get('CPU', 0) for node in ray.nodes() if node['Alive']), ray.get(task.remote())]))",
@@ -128,14 +128,14 @@ def test_a_ray_driver_without_the_token_is_refused(stack: Stack, tmp_path: Path,
 
 
 def holds(stack: Stack, key: str, body: bytes) -> bool:
-    """Whether an object is there; SeaweedFS answers 500 while its volumes are still coming up."""
+    """Whether the object exists. SeaweedFS answers 500 while its volumes start."""
     try:
         return client(stack).get_object(Bucket="rrn", Key=key)["Body"].read() == body
     except ClientError:
         return False
 
 
-def test_killed_servers_come_back_with_up_and_keep_their_data(stack: Stack):
+def test_up_restarts_killed_servers_with_their_data(stack: Stack):
     client(stack).put_object(Bucket="rrn", Key="kept", Body=b"2")
     MlflowClient(tracking_uri=stack.environment["MLFLOW_TRACKING_URI"]).create_experiment("survives")
     untouched = stack.parts["ray-head"].pid
@@ -149,7 +149,7 @@ def test_killed_servers_come_back_with_up_and_keep_their_data(stack: Stack):
     assert stack.parts["ray-head"].pid == untouched
 
 
-def test_mlflow_outlives_a_postgresql_that_is_killed_and_back(stack: Stack):
+def test_mlflow_survives_a_restart_of_postgresql(stack: Stack):
     stack.parts["postgres"].kill()
     assert not stack.parts["mlflow"].healthy()
     before = stack.parts["mlflow"].pid
@@ -157,7 +157,7 @@ def test_mlflow_outlives_a_postgresql_that_is_killed_and_back(stack: Stack):
     assert (stack.parts["mlflow"].pid, stack.parts["mlflow"].healthy()) == (before, True)
 
 
-def test_a_killed_worker_node_takes_its_trials_with_it_and_comes_back(stack: Stack, tmp_path: Path):
+def test_a_killed_worker_node_kills_its_trials_and_can_be_restarted(stack: Stack, tmp_path: Path):
     nodes = [stack.parts["ray-worker-1"], stack.parts["ray-worker-2"]]
     running = start_driver(
         "task = ray.remote(num_cpus=1, max_retries=0)(lambda: (print(flush=True), time.sleep(600)))",
@@ -182,9 +182,7 @@ def test_a_sweep_waits_for_the_first_worker_node(stack: Stack, tmp_path: Path):
     for name in ("ray-worker-1", "ray-worker-2"):
         stack.parts[name].kill()
     count = "print(sum(node['Alive'] for node in ray.nodes()), 'nodes')"
-    wait_until(
-        lambda: "1 nodes" in driver(count, environment=stack.environment, home=tmp_path).stdout, deadline_s=60, what="a head by itself"
-    )
+    wait_until(lambda: "1 nodes" in driver(count, environment=stack.environment, home=tmp_path).stdout, deadline_s=60, what="a head alone")
     (tmp_path / "one.yaml").write_text("name: one\npreset: digits\nbase: {train_images: 32, val_images: 4, batch_size: 4, epochs: 1}\n")
     with sweep("one.yaml", cwd=tmp_path, environment=stack.environment) as running:
         running.wait_for("no worker node has joined the cluster yet")
@@ -192,17 +190,17 @@ def test_a_sweep_waits_for_the_first_worker_node(stack: Stack, tmp_path: Path):
         assert running.wait(deadline_s=200) == 0, running.text
 
 
-def test_a_new_head_gets_its_worker_nodes_back(stack: Stack, tmp_path: Path):
+def test_a_restarted_head_gets_its_worker_nodes_back(stack: Stack, tmp_path: Path):
     stack.parts["ray-head"].kill()
     stack.up()
     done = driver("print(sum(node['Alive'] for node in ray.nodes()), 'nodes')", environment=stack.environment, home=tmp_path)
     assert "3 nodes" in done.stdout, done.stderr
 
 
-def test_down_ends_all_of_it_and_keeps_its_data(stack: Stack):
+def test_down_stops_all_parts_and_keeps_their_data(stack: Stack):
     client(stack).put_object(Bucket="rrn", Key="kept over down", Body=b"4")
     pids = living(stack)
-    Stack(folder(stack)).down()  # as another command would
+    Stack(folder(stack)).down()  # as another command does it
     assert not [pid for pid in pids if alive(pid)]
     assert living(stack) == set()
     again = Stack(folder(stack))
@@ -211,7 +209,7 @@ def test_down_ends_all_of_it_and_keeps_its_data(stack: Stack):
     wait_until(lambda: holds(stack, "kept over down", b"4"), deadline_s=60, what="the object after a stop")
 
 
-def test_a_process_that_got_a_recorded_number_later_is_left_alone(tmp_path: Path):
+def test_a_later_process_with_a_recorded_pid_is_not_killed(tmp_path: Path):
     part = StackPart("mine", [sys.executable, "-c", "import time; time.sleep(600)"], log=tmp_path / "mine.log", check=lambda: True)
     with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True) as bystander:
         try:
@@ -225,18 +223,18 @@ def test_a_process_that_got_a_recorded_number_later_is_left_alone(tmp_path: Path
             bystander.kill()
 
 
-def test_a_part_that_ends_says_so_in_one_line_with_its_last_words(tmp_path: Path):
+def test_a_part_that_exits_during_start_is_one_line_with_the_end_of_its_log(tmp_path: Path):
     part = StackPart("mine", [sys.executable, "-c", "raise SystemExit('no such disk')"], log=tmp_path / "mine.log", check=lambda: False)
-    with pytest.raises(StackError, match="mine ended instead of starting: no such disk") as caught:
+    with pytest.raises(StackError, match="mine: exited during start: no such disk") as caught:
         part.start()
     assert "\n" not in str(caught.value)
 
 
-def test_what_a_dead_leader_left_behind_is_ended_with_it(tmp_path: Path):
+def test_children_of_a_dead_leader_are_killed(tmp_path: Path):
     script = "import subprocess, sys; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'], start_new_session=True)"
     part = StackPart("mine", [sys.executable, "-c", script], log=tmp_path / "mine.log", check=lambda: False)
     part.launch()
-    wait_until(lambda: not part.running(), deadline_s=60, what="the leader's end")
+    wait_until(lambda: not part.running(), deadline_s=60, what="the end of the leader")
     (orphan,) = marked(part)
     part.kill()
     assert not alive(orphan)
@@ -247,7 +245,7 @@ def folder(stack: Stack) -> Path:
 
 
 def living(stack: Stack) -> set[int]:
-    """Pids of all its processes that carry a mark."""
+    """PIDs of all its processes that carry the mark."""
     return set().union(*(marked(part) for part in stack.parts.values()))
 
 
@@ -261,7 +259,7 @@ def marked(part: StackPart) -> set[int]:
 
 
 def trials(part: StackPart) -> set[int]:
-    """Pids of Ray's workers of that node that run a task."""
+    """PIDs of the Ray workers of that node that run a task."""
     return {pid for pid in marked(part) if "ray::<lambda>" in Path(f"/proc/{pid}/cmdline").read_text(errors="replace")}
 
 
@@ -295,7 +293,7 @@ def client(stack: Stack, *, access_key: str | None = None, secret_key: str | Non
 
 
 def driver(*lines: str, environment: dict[str, str], home: Path) -> subprocess.CompletedProcess[str]:
-    """A Ray driver of its own, with no settings but `environment`."""
+    """Run a Ray driver in its own process, with no settings except `environment`."""
     running = start_driver(*lines, environment=environment, home=home)
     try:
         out, errors = running.communicate(timeout=150)

@@ -1,4 +1,4 @@
-"""live.py and status.py: what a terminal shows while a sweep runs, what a log gets, and the table at the end."""
+"""live.py and status.py: the live table, the lines of a log, and the summary at the end."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import io
 from rich.console import Console
 
 from orchestration.observe import status
-from orchestration.observe.events import Event
+from orchestration.observe.events import Event, TrialProgress
 from orchestration.observe.live import LiveView
-from orchestration.observe.progress import TrialProgress
 from orchestration.plan.sweep_file import check
 from orchestration.plan.trial_plan import expand
 from orchestration.record.manifest import EpochMetrics, Manifest
+from orchestration.record.trial_state import TrialState
 
 PLANS = expand(check({"name": "demo", "preset": "digits", "grid": {"partition": ["1/8"], "eps": [0.3, 0.6, 0.7]}}))
 
@@ -28,40 +28,40 @@ def screen(view: LiveView) -> str:
     return console.file.getvalue()
 
 
-def test_the_screen_counts_the_trials_and_shows_each_running_one():
+def test_the_table_counts_the_trials_and_shows_each_running_one():
     view = LiveView(Console(file=io.StringIO(), width=100), total=3, finished=0)
     first, second, _ = PLANS
-    view(Event("started", first))
-    view(Event("started", second))
-    view(Event("update", first, update(first)))
+    view(Event(first, TrialState.RUNNING))
+    view(Event(second, TrialState.RUNNING))
+    view(Event(first, TrialState.RUNNING, update(first)))
     text = screen(view)
     assert "3 trials: 1 waiting, 2 running, 0 done, 0 failed" in text
     (line,) = [line for line in text.splitlines() if "eps=0.3" in line]
     assert [word for word in line.split() if "━" not in word] == ["1/8", "eps=0.3", "2/5", "1.250", "0.321", "1:15"]
-    view(Event("finished", first))
-    view(Event("failed", second, reason="ValueError: no"))
+    view(Event(first, TrialState.FINISHED))
+    view(Event(second, TrialState.FAILED, reason="ValueError: no"))
     assert "3 trials: 1 waiting, 0 running, 1 done, 1 failed" in screen(view)
 
 
-def test_a_log_gets_plain_lines_for_what_matters():
+def test_a_log_gets_plain_lines_for_events():
     console = Console(file=io.StringIO(), width=200)
     view = LiveView(console, total=3, finished=1)
     plan = PLANS[1]
-    view(Event("started", plan))
-    view(Event("update", plan, update(plan, attempt=2, resumed_step=40, note="checkpoint of step 60 is unusable")))
-    view(Event("retry", plan, reason="worker lost: killed"))
-    view(Event("finished", plan))
+    view(Event(plan, TrialState.RUNNING))
+    view(Event(plan, TrialState.RUNNING, update(plan, attempt=2, resumed_step=40, note="checkpoint of step 60 is unusable")))
+    view(Event(plan, TrialState.RESTARTING, reason="worker lost: killed"))
+    view(Event(plan, TrialState.FINISHED))
     text = console.file.getvalue()
     assert "\x1b" not in text
-    for words in (
+    for line in (
         "[1/3 done] 1/8 eps=0.6: started",
         "1/8 eps=0.6: checkpoint of step 60 is unusable",
         "1/8 eps=0.6: resumed at epoch 2 of 5 (step 40)",
         "1/8 eps=0.6: epoch 2/5, loss 1.250, mIoU 0.321, 1:15 left",
-        "1/8 eps=0.6: worker lost: killed; starting again from the last checkpoint",
+        "1/8 eps=0.6: worker lost: killed; restarting from the last checkpoint",
         "[2/3 done] 1/8 eps=0.6: finished, mIoU 0.321",
     ):
-        assert words in text
+        assert line in text
 
 
 def manifest(plan, *, status: str, mious=(), reason=None) -> Manifest:
@@ -75,7 +75,7 @@ def manifest(plan, *, status: str, mious=(), reason=None) -> Manifest:
     return Manifest(**common, **times, status=status, reason=reason, history=tuple(history))
 
 
-def test_the_summary_puts_failures_first_and_tells_last_from_best():
+def test_the_summary_lists_failures_first_and_separates_last_from_best():
     finished, failed, new = PLANS
     known = [manifest(finished, status="finished", mious=(0.1, 0.5, 0.4)), manifest(failed, status="failed", reason="ValueError: no")]
     lines = status.summary(PLANS, {m.trial_id: m for m in known}).splitlines()

@@ -1,4 +1,4 @@
-"""status.py: states, and the ledger of effort."""
+"""status.py: states, and the effort of attempts."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from orchestration.observe import status
 from orchestration.plan.sweep_file import check
 from orchestration.plan.trial_plan import TrialPlan, expand
 from orchestration.record.manifest import Attempt, EpochMetrics, Manifest
+from orchestration.record.trial_state import TrialState
 
 HEADS = ("val/miou", "val/miou_branch1", "val/miou_branch2", "val/miou_ensemble")
 
@@ -45,7 +46,7 @@ def attempt(number: int, outcome: str | None, *seconds: float, node: str = "a") 
     )
 
 
-def test_effort_adds_up_by_trial_in_all_and_by_node():
+def test_effort_adds_up_by_trial_in_total_and_by_node():
     done, cut, _ = plans = varied(0.3, 0.6, 0.7)
     manifests = {
         done.trial_id: trial(
@@ -73,26 +74,26 @@ def test_effort_of_a_sweep_that_has_not_started_is_nothing():
 
 
 @pytest.mark.parametrize(
-    ("stored", "failure", "state", "cell"),
+    ("stored", "failure", "text", "cell"),
     [
         ("failed", "memory", "failed (memory) at epoch 3", "failed (memory)"),
         ("failed", None, "failed at epoch 3", "failed"),
-        ("running", "lost", "resumable (lost) at epoch 3", "unfinished (lost)"),
-        ("running", None, "resumable at epoch 3", "unfinished"),
+        ("interrupted", "lost", "interrupted (lost) at epoch 3", "interrupted (lost)"),
+        ("interrupted", None, "interrupted at epoch 3", "interrupted"),
     ],
 )
-def test_a_state_names_the_class_of_the_failure(stored, failure, state, cell):
+def test_a_state_names_the_class_of_the_failure(stored, failure, text, cell):
     (plan,) = varied(0.3)
     manifests = {plan.trial_id: trial(plan, status=stored, failure=failure)}
-    assert status.state(manifests[plan.trial_id]) == state
+    assert status.state_text(TrialState(stored), manifests[plan.trial_id]) == text
     assert f"  {cell}  " in status.summary([plan], manifests)
 
 
-def test_a_failed_trial_is_told_with_its_class_and_reason_and_the_ledger_is_there_for_other_programs():
+def test_a_failed_trial_has_class_and_reason_and_its_attempts_are_in_the_json():
     (plan,) = varied(0.3)
-    ledger = attempt(1, "memory", 1, 2, 3)
-    manifests = {plan.trial_id: trial(plan, ledger, status="failed", failure="memory")}
+    memory = attempt(1, "memory", 1, 2, 3)
+    manifests = {plan.trial_id: trial(plan, memory, status="failed", failure="memory")}
     assert status.failures([plan], manifests) == [f"FAILED {plan.trial_id} {plan.label}: [memory] too little"]
     (known,) = json.loads(json.dumps(status.as_json([plan], manifests)))
     assert known["failure"] == "memory"
-    assert [Attempt.model_validate(record) for record in known["attempts"]] == [ledger]
+    assert [Attempt.model_validate(record) for record in known["attempts"]] == [memory]

@@ -1,4 +1,4 @@
-"""check.py, estimate.py and inspection.py: planted faults are found in real files, stores and servers, and sound ones pass."""
+"""check.py, estimate.py and inspection.py: faults in real files, stores and servers are found; correct ones pass."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ EVERY_CLASS = np.arange(60 * 80, dtype=np.uint8).reshape(60, 80) % len(CLASSES)
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """Eight training and three validation images, with nothing wrong."""
+    """Eight training and three validation images without a fault."""
     root = tmp_path / "camvid"
     for split, names in (("train", TRAIN), ("val", VAL)):
         (root / split).mkdir(parents=True)
@@ -76,14 +76,14 @@ def spec_of(**document: Any) -> SweepSpec:
 # data
 
 
-def test_sound_data_have_no_fault_and_no_warning(root):
+def test_correct_data_have_no_fault_and_no_warning(root):
     findings = inspected(root)
     assert {finding.level for finding in findings} == {"ok"}
     assert findings[0].detail == "4 labelled, 4 unlabelled, 3 validation images"
     assert "8 of 8 images are smaller than the crop of 64" in findings[-1].detail
 
 
-def test_the_embedded_data_are_sound():
+def test_the_embedded_data_are_correct():
     config = configure(dataset="digits", crop=64, region_kernel=4, train_images=64, val_images=16)
     assert {finding.level for finding in inspect_data(config, Runtime())} == {"ok"}
 
@@ -92,18 +92,18 @@ def test_a_missing_image_is_a_fault(root):
     (root / "train.txt").write_text("\n".join([*TRAIN, "t98", "t99"]))
     text = only(inspected(root))
     assert "2 of 10 training images are missing: t98, t99; " in text
-    assert text.endswith("t98.png or t98.jpg is missing, train lists it")
+    assert text.endswith("t98.png or t98.jpg is missing, but the train list names it")
 
 
 def test_a_missing_label_of_a_labelled_image_is_a_fault_and_of_an_unlabelled_one_is_not(root):
     (root / "trainannot" / "t1.png").unlink()
     assert wrong(inspected(root)) == []
     (root / "trainannot" / "t2.png").unlink()
-    assert "t2: to be labelled, but without a label file" in only(inspected(root))
+    assert "labelled images without a label file: t2; " in only(inspected(root))
 
 
 def test_labels_of_unlabelled_images_may_be_removed_but_not_broken(root):
-    advice = "; mend the masks, or simply remove them: unlabelled images need none"
+    advice = "; correct the masks or remove them: unlabelled images need none"
     (root / "trainannot" / "t1.png").write_bytes(b"no image")
     text = only(inspected(root))
     assert text.startswith("camvid 1/2 unlabelled: 1 of 4 no label image: t1; ")
@@ -112,7 +112,7 @@ def test_labels_of_unlabelled_images_may_be_removed_but_not_broken(root):
     label(root, "t3", EVERY_CLASS + 100)
     sizes, values = wrong(inspected(root))
     assert "1 of 4 labels differ in size from their images: t1; " in sizes
-    assert "1 of 4 labels hold values that mean nothing: t3; " in values
+    assert "1 of 4 labels hold values that are not allowed: t3; " in values
     assert sizes.endswith(advice)
     assert values.endswith(advice)
     for name in ("t1", "t3"):
@@ -129,13 +129,13 @@ def test_a_truncated_image_is_a_fault(root, suffix):
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)).save(file)
     assert wrong(inspected(root)) == []
     file.write_bytes(file.read_bytes()[:-1000])
-    assert only(inspected(root)).endswith(f"t1.{suffix}: not a readable image, or not a whole one")
+    assert only(inspected(root)).endswith(f"t1.{suffix}: not a readable image, or truncated")
 
 
 def test_an_image_that_trains_and_validates_is_a_fault(root):
     for folder in ("", "annot"):
         (root / f"val{folder}" / "t0.png").write_bytes((root / f"train{folder}" / "t0.png").read_bytes())
-    assert "t0 is both a training and a validation image" in only(inspected(root))
+    assert "both training and validation images: t0; " in only(inspected(root))
 
 
 def test_every_label_of_another_size_is_counted(root):
@@ -147,12 +147,12 @@ def test_every_label_of_another_size_is_counted(root):
     assert val.startswith("camvid validation: 1 of 3 ")
 
 
-def test_values_that_mean_nothing_are_told_with_their_files(root):
+def test_meaningless_label_values_are_reported_with_their_files(root):
     for name in ("t0", "t4", "t6"):
         label(root, name, np.full((60, 80), 31, np.uint8))
     text = only(findings := inspected(root))
     assert "void" not in " ".join(wrong(findings, "warn"))
-    assert "3 of 4 labels hold values that mean nothing: t0, t4, t6; " in text
+    assert "3 of 4 labels hold values that are not allowed: t0, t4, t6; " in text
     assert "t0.png: labels must be 0..11 or 255, got 31; if these are Cityscapes' labelIds" in text
 
 
@@ -193,13 +193,13 @@ def test_void_labels_are_warned_about(root):
     assert wholly.startswith("camvid 1/2 labelled: 3 of 4 labels are wholly void: t0, t2, t4")
 
 
-def test_classes_that_nobody_labelled_are_named(root):
+def test_classes_without_labels_are_named(root):
     for name in TRAIN[::2]:
         label(root, name, EVERY_CLASS % 9)
     assert only(inspected(root), "warn") == "camvid 1/2 labelled: 2 of 11 classes do not occur: pedestrian, bicyclist"
 
 
-def test_a_photograph_that_its_header_turns_is_measured_as_training_decodes_it(root):
+def test_an_image_with_exif_rotation_is_measured_as_training_decodes_it(root):
     turned = Image.Exif()
     turned[0x0112] = 6
     (root / "train" / "t0.png").unlink()
@@ -208,16 +208,16 @@ def test_a_photograph_that_its_header_turns_is_measured_as_training_decodes_it(r
 
 
 def test_files_that_two_configurations_share_are_read_once_and_progress_reaches_the_end(root):
-    looks, told = {}, []
-    inspected(root, looks=looks, progress=lambda done, total: told.append((done, total)))
-    assert told[-1] == (11, 11)
-    before = dict(looks)
-    inspected(root, CAMVID.model_copy(update={"partition": "1/4"}), looks=looks)
-    assert all(looks[key] is look for key, look in before.items())
+    cache, progress = {}, []
+    inspected(root, cache=cache, progress=lambda done, total: progress.append((done, total)))
+    assert progress[-1] == (11, 11)
+    before = dict(cache)
+    inspected(root, CAMVID.model_copy(update={"partition": "1/4"}), cache=cache)
+    assert all(cache[record] is statistics for record, statistics in before.items())
 
 
 @pytest.mark.skipif(not SPLITS.is_dir(), reason="the published lists are not in ../shared/data/splits")
-def test_the_published_partition_of_cityscapes_is_told_from_another(tmp_path):
+def test_the_published_partition_of_cityscapes_is_recognised(tmp_path):
     names = read_list(SPLITS / "train.txt")
     for folder in ("images", "segmentation"):
         (tmp_path / folder).mkdir()
@@ -234,7 +234,7 @@ def test_the_published_partition_of_cityscapes_is_told_from_another(tmp_path):
     assert Finding("ok", "cityscapes 1/8", "equals the published CPS list") in findings
 
 
-def test_each_choice_of_images_is_inspected_and_equal_lines_are_told_once(root):
+def test_each_selection_of_images_is_inspected_and_equal_findings_are_reported_once(root):
     configs = [CAMVID.model_copy(update=change) for change in ({}, {"eps": 0.2}, {"partition": "1/4"})]
     findings = checks.check_data(configs, Runtime(data_root=root))
     assert [finding.what for finding in findings if "images" in finding.detail and finding.what in ("camvid 1/2", "camvid 1/4")] == [
@@ -245,7 +245,7 @@ def test_each_choice_of_images_is_inspected_and_equal_lines_are_told_once(root):
 
 
 @pytest.mark.parametrize("here", [None, Path("nowhere")])
-def test_data_that_are_not_there_are_a_fault_with_what_to_pass(here):
+def test_missing_data_are_a_fault_that_names_the_option(here):
     assert "--data-root" in only(checks.check_data([CAMVID], Runtime(data_root=here)))
 
 
@@ -257,31 +257,31 @@ def test_a_folder_that_only_the_cluster_has_is_no_fault():
 # store
 
 
-def test_a_sound_folder_passes_and_is_left_empty(tmp_path):
+def test_a_working_folder_passes_and_stays_empty(tmp_path):
     store = open_store(str(tmp_path / "store"))
     assert checks.check_store(store, "demo").level == "ok"
     assert list(store.keys("")) == []
 
 
-def test_a_sound_bucket_passes_and_is_left_empty(s3_environment: S3Server):
+def test_a_working_bucket_passes_and_stays_empty(s3_environment: S3Server):
     store = open_store(f"s3://rrn-test/{uuid.uuid4().hex}", deadline_s=30)
     assert checks.check_store(store, "demo").level == "ok"
     assert list(store.keys("")) == []
 
 
-def test_a_folder_that_cannot_be_is_a_fault(tmp_path):
+def test_a_folder_that_cannot_be_created_is_a_fault(tmp_path):
     (tmp_path / "store").write_text("a file")
     finding = checks.check_store(open_store(str(tmp_path / "store")), "demo")
     assert finding.level == "fault"
     assert str(tmp_path / "store") in finding.detail
 
 
-def test_a_bucket_that_refuses_is_a_fault_with_what_to_do(s3_environment: S3Server, monkeypatch):
+def test_a_bucket_that_denies_access_is_a_fault_with_advice(s3_environment: S3Server, monkeypatch):
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "other")
     assert "check AWS_ACCESS_KEY_ID" in only([checks.check_store(open_store("s3://rrn-test/x", deadline_s=5), "demo")])
 
 
-class Careless(DirectoryStore):
+class Unconditional(DirectoryStore):
     """A store that ignores the condition of a conditional put, as some S3 servers do."""
 
     def replace(self, key: str, body: bytes, *, expected: str | None) -> str:
@@ -290,17 +290,17 @@ class Careless(DirectoryStore):
 
 
 def test_a_store_without_conditional_puts_is_a_fault(tmp_path):
-    finding = checks.check_store(Careless(tmp_path / "store"), "demo")
+    finding = checks.check_store(Unconditional(tmp_path / "store"), "demo")
     assert (finding.level, "conditional put" in finding.detail) == ("fault", True)
 
 
-# room
+# disk space
 
 
 def test_more_checkpoints_than_the_disk_holds_are_a_fault(tmp_path):
     store, paper = open_store(str(tmp_path / "not" / "yet")), configure(dataset="voc")
-    sound = checks.check_disk([paper], Runtime(), trials=0, retention=Retention(), store=store)
-    assert [finding.level for finding in sound] == ["ok"]
+    enough = checks.check_disk([paper], Runtime(), trials=0, retention=Retention(), store=store)
+    assert [finding.level for finding in enough] == ["ok"]
     full = checks.check_disk([paper], Runtime(), trials=10**9, retention=Retention(), store=store)
     assert "1000000000 trials x 3 checkpoints x 716 MB need up to " in only(full)
 
@@ -308,9 +308,9 @@ def test_more_checkpoints_than_the_disk_holds_are_a_fault(tmp_path):
 # tracking
 
 
-def test_a_database_that_is_not_there_yet_is_not_made_by_looking(tmp_path):
+def test_a_missing_database_is_not_created_by_the_check(tmp_path):
     path = tmp_path / "runs" / "mlflow.db"
-    assert checks.check_tracking(f"sqlite:///{path}", "demo").detail == f"{path}: will be made"
+    assert checks.check_tracking(f"sqlite:///{path}", "demo").detail == f"{path}: will be created"
     assert not path.parent.exists()
 
 
@@ -327,9 +327,9 @@ def test_a_server_that_answers_passes(mlflow_server: MlflowServer):
     assert MlflowClient(mlflow_server.uri).get_experiment_by_name("demo")
 
 
-def test_a_server_that_is_away_is_a_fault_and_no_password_is_shown():
+def test_an_unreachable_server_is_a_fault_and_its_password_is_hidden():
     finding = checks.check_tracking(f"http://user:secret@127.0.0.1:{free_port()}", "demo")
-    assert "is it up" in only([finding])
+    assert "check that MLflow is running" in only([finding])
     assert "secret" not in finding.detail
 
 
@@ -341,7 +341,7 @@ def test_an_address_of_another_kind_is_a_fault():
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-def test_a_gpu_that_is_asked_for_and_absent_is_a_fault_here_and_none_on_a_cluster():
+def test_a_missing_gpu_is_a_fault_here_and_none_on_a_cluster():
     assert "resources.gpu is 0.5" in only(checks.check_device([CAMVID], Resources(gpu=0.5), Runtime(device="cuda")))
     assert wrong(checks.check_device([CAMVID], Resources(gpu=0.5), Runtime(device="cuda"), local=False)) == []
 
@@ -376,14 +376,14 @@ def test_weights_that_fit_pass(tmp_path):
     assert [finding.level for finding in findings] == ["ok"]
 
 
-# the whole
+# all checks
 
 
-def test_a_sound_sweep_has_no_fault_and_a_broken_one_tells_all_of_them(tmp_path, root):
+def test_a_correct_sweep_has_no_fault_and_a_broken_one_reports_all_of_them(tmp_path, root):
     spec = spec_of(grid={"partition": ["1/8", "1/4"]}, base={"train_images": 64})
     where = {"tracking": f"sqlite:///{tmp_path / 'm.db'}", "runtime": Runtime(device="cpu")}
-    sound = checks.check(spec, expand(spec), store=open_store(str(tmp_path / "store")), **where)
-    assert not checks.faulty(sound), checks.render(sound)
+    correct = checks.check(spec, expand(spec), store=open_store(str(tmp_path / "store")), **where)
+    assert not checks.faulty(correct), checks.render(correct)
     (tmp_path / "file").write_text("")
     broken = checks.check(
         parse({"name": "demo", "base": {"dataset": "camvid"}}),
@@ -412,7 +412,7 @@ def test_planning_with_estimates_needs_no_torch():
 
 
 def trained(tmp_path: Path, plan: TrialPlan, *, epochs: list[tuple[float, float]]) -> dict[str, Any]:
-    """The manifests of a store in which the plan had epochs of so many seconds of training and evaluation."""
+    """Manifests of a store with one trial; `epochs`: seconds of training and of evaluation."""
     store = open_store(str(tmp_path / "store"))
     record = TrialRecord.open(store, plan, retention=Retention())
     per_epoch = plan.iterations // plan.config.epochs
@@ -423,14 +423,14 @@ def trained(tmp_path: Path, plan: TrialPlan, *, epochs: list[tuple[float, float]
     return read_manifests(store, "demo")
 
 
-def test_a_trial_of_equal_cost_tells_what_another_takes(tmp_path):
+def test_a_trial_of_equal_cost_is_the_basis_of_an_estimate(tmp_path):
     short, long, other = expand(spec_of(points=[{"epochs": 2}, {"epochs": 4, "eps": 0.3, "val_images": 128}, {"batch_size": 8}]))
     manifests = trained(tmp_path, short, epochs=[(30.0, 6.0), (30.0, 6.0)])
-    told = estimate([short, long, other], manifests)
-    assert told[short.trial_id].seconds == pytest.approx(72)
-    assert told[long.trial_id].seconds == pytest.approx(4 * (30 + 2 * 6))
-    assert told[long.trial_id].peak_memory_mb == 200
-    assert told[other.trial_id] is None
+    estimates = estimate([short, long, other], manifests)
+    assert estimates[short.trial_id].seconds == pytest.approx(72)
+    assert estimates[long.trial_id].seconds == pytest.approx(4 * (30 + 2 * 6))
+    assert estimates[long.trial_id].peak_memory_mb == 200
+    assert estimates[other.trial_id] is None
 
 
 def test_an_epoch_that_was_interrupted_does_not_spoil_the_estimate(tmp_path):
@@ -440,8 +440,8 @@ def test_an_epoch_that_was_interrupted_does_not_spoil_the_estimate(tmp_path):
 
 
 def test_one_probe_serves_all_trials_of_equal_cost():
-    plans, told = expand(spec_of(base={"epochs": 1}, grid={"lambda1": [0.3, 0.6], "method": ["supervised", "cps"]})), []
-    found = probed(plans, Runtime(device="cpu", threads=1), progress=lambda done, total: told.append((done, total)))
-    assert told == [(1, 2), (2, 2)]
+    plans, progress = expand(spec_of(base={"epochs": 1}, grid={"lambda1": [0.3, 0.6], "method": ["supervised", "cps"]})), []
+    found = probed(plans, Runtime(device="cpu", threads=1), progress=lambda done, total: progress.append((done, total)))
+    assert progress == [(1, 2), (2, 2)]
     assert set(found) == {plan.trial_id for plan in plans}
     assert all(value.seconds > 0 for value in found.values())

@@ -1,4 +1,4 @@
-"""garbage.py: what goes, what stays, and that nothing which anybody names or may still name is ever missing."""
+"""garbage.py: what is deleted, what is kept, and that no object is missing that a manifest names or may still name."""
 
 from __future__ import annotations
 
@@ -53,11 +53,11 @@ def collected(store: Store, rule: FinishedRetention | None = None, *, driver: in
 
 
 def epochs(store: Store) -> list[list[int]]:
-    """Of each trial the epochs whose checkpoints its manifest names; these and the pictures that it names are all readable."""
+    """For each trial, the epochs of its checkpoints. Asserts that all named checkpoints and pictures can be read."""
     manifests = read_manifests(store, "demo")
     for manifest in manifests.values():
-        for drawn in manifest.pictures:
-            assert store.read(drawn.objects["predictions.png"].key)[0] == b"p%d" % drawn.epoch
+        for pictures in manifest.pictures:
+            assert store.read(pictures.objects["predictions.png"].key)[0] == b"p%d" % pictures.epoch
         for checkpoint in manifest.checkpoints:
             assert read_checkpoint(store, checkpoint)["model.safetensors"] == b"w%d" % checkpoint.epoch
     return [[c.epoch for c in manifests[trial_id].checkpoints] for trial_id in IDS if trial_id in manifests]
@@ -83,7 +83,7 @@ RULES = [
     ({"last": 2, "best_per_sweep": 0}, [[2, 3], [1, 2], [2, 3], [1]]),
     ({"last": 0, "best_per_sweep": 0}, [[], [], [], []]),
     ({"last": 0, "best_per_sweep": 1}, [[], [1], [], []]),
-    ({"last": 0, "best_per_sweep": 3}, [[2], [1], [1], []]),  # the third is a tie, which the earliest step wins
+    ({"last": 0, "best_per_sweep": 3}, [[2], [1], [1], []]),  # the third is a tie: the earliest step wins
     ({"last": 0, "best_per_sweep": 0, "best_per_partition": 1}, [[], [1], [1], []]),
     ({"last": 0, "best_per_sweep": 0, "best_per_trial": 1}, [[2], [1], [1], [1]]),
     ({"last": 1, "best_per_sweep": 1, "best_per_partition": 1}, [[3], [1, 2], [1, 3], [1]]),
@@ -104,7 +104,7 @@ def test_of_finished_trials_the_rule_keeps_the_newest_and_the_best(store, rule, 
     assert {trial_id: manifest.history for trial_id, manifest in read_manifests(store, "demo").items()} == history
 
 
-def test_pictures_stay_when_the_checkpoint_of_their_epoch_goes(store):
+def test_pictures_are_kept_when_the_checkpoint_of_their_epoch_is_deleted(store):
     record = opened(store)
     for epoch in (1, 2, 3):
         commit(record, epoch, drawn=epoch != 2)
@@ -113,10 +113,10 @@ def test_pictures_stay_when_the_checkpoint_of_their_epoch_goes(store):
     assert epochs(store) == [[3]]
     assert {item.kind for item in found.items} == {"retired"}
     (manifest,) = read_manifests(store, "demo").values()
-    assert [drawn.epoch for drawn in manifest.pictures] == [1, 3]
+    assert [pictures.epoch for pictures in manifest.pictures] == [1, 3]
 
 
-def test_mlflow_is_told_again_of_trials_that_lost_checkpoints(store):
+def test_trials_that_lost_checkpoints_are_sent_to_mlflow_again(store):
     for trial, mious in enumerate([[0.5, 0.4], [0.3], [0.2, 0.1]]):
         finished(store, trial, mious)
     write_tracked(store, "demo", "sqlite:///m.db", [*IDS[:3], "another"])
@@ -138,24 +138,24 @@ def test_a_checkpoint_without_a_score_is_never_the_best(store):
 
 
 @pytest.mark.parametrize("end", [TrialRecord.stop, lambda record: record.fail(failure="code", reason="x"), lambda record: None])
-def test_a_trial_that_is_not_finished_keeps_all_that_it_names(store, end):
+def test_an_unfinished_trial_keeps_everything_that_it_names(store, end):
     record = opened(store)
     for epoch in (1, 2, 3):
         commit(record, epoch)
     end(record)
     assert collected(store, FinishedRetention(last=0, best_per_sweep=0)).items == ()
     assert epochs(store) == [[1, 2, 3]]
-    heir = opened(store, driver=3)
-    assert next(heir.usable_checkpoints())[0].epoch == 3
+    resumed = opened(store, driver=3)
+    assert next(resumed.usable_checkpoints())[0].epoch == 3
 
 
-def test_uploads_that_no_manifest_names_go_also_where_the_manifest_is_gone(store):
+def test_uploads_that_no_manifest_names_are_deleted_even_without_a_manifest(store):
     finished(store, 0, [0.5])
     commit(opened(store, 1), 1)
     finished(store, 2, [0.5])
-    gone = [key for key in store.keys(f"demo/{IDS[2]}/") if "/checkpoints/" in key]
+    nameless = [key for key in store.keys(f"demo/{IDS[2]}/") if "/checkpoints/" in key]
     store.delete([manifest_key("demo", IDS[2])])
-    orphans = [orphan(IDS[0]), orphan(IDS[1]), *gone, orphan("unheard-of"), f"demo/{IDS[0]}/pictures/0009-1/predictions.png"]
+    orphans = [orphan(IDS[0]), orphan(IDS[1]), *nameless, orphan("unknown"), f"demo/{IDS[0]}/pictures/0009-1/predictions.png"]
     for key in orphans:
         store.write(key, b"12345")
     found = collected(store)
@@ -165,7 +165,7 @@ def test_uploads_that_no_manifest_names_go_also_where_the_manifest_is_gone(store
     assert unnamed(store) == []
 
 
-def test_nothing_else_is_touched(store):
+def test_nothing_else_is_deleted(store):
     finished(store, 0, [0.5])
     kept = [
         "demo/lease.json",
@@ -182,11 +182,11 @@ def test_nothing_else_is_touched(store):
     assert everything(store) == before
 
 
-def test_a_zombie_is_shut_out_before_its_uploads_go(store):
+def test_a_zombie_is_fenced_before_its_uploads_are_deleted(store):
     zombie = opened(store)
     commit(zombie, 1)
     upload = orphan(IDS[0], "00000020-1/model.safetensors")
-    store.write(upload, b"w2")  # the first line of its commit; the manifest would come next
+    store.write(upload, b"w2")  # the first step of a commit; the manifest would be the next
     found = collected(store)
     assert (found.settled, found.open, [item.place for item in found.items]) == ((IDS[0],), (), [upload])
     with pytest.raises(Fenced):
@@ -197,7 +197,7 @@ def test_a_zombie_is_shut_out_before_its_uploads_go(store):
 
 
 @pytest.mark.parametrize("step", ["_settle", "_unfinished", "_unnamed", "_delete"])
-def test_an_attempt_that_begins_meanwhile_loses_nothing(store, monkeypatch, step):
+def test_an_attempt_that_starts_meanwhile_loses_nothing(store, monkeypatch, step):
     before = opened(store)
     commit(before, 1)
     before.stop()
@@ -205,13 +205,13 @@ def test_an_attempt_that_begins_meanwhile_loses_nothing(store, monkeypatch, step
     late = []
     real = getattr(garbage, step)
 
-    def do_then_begin(*args, **options):
-        done = real(*args, **options)
+    def do_then_start(*args, **options):
+        result = real(*args, **options)
         late.append(opened(store))
         store.write(orphan(IDS[0], "00000020-2/model.safetensors"), b"w2")
-        return done
+        return result
 
-    monkeypatch.setattr(garbage, step, do_then_begin)
+    monkeypatch.setattr(garbage, step, do_then_start)
     found = collected(store)
     assert found.open == ((IDS[0],) if step in ("_settle", "_unfinished") else ())
     assert f"demo/{IDS[0]}/checkpoints/00000020-2/model.safetensors" in store.keys("demo/")
@@ -219,7 +219,7 @@ def test_an_attempt_that_begins_meanwhile_loses_nothing(store, monkeypatch, step
     assert epochs(store) == [[1, 2]]
 
 
-def test_a_driver_that_was_replaced_collects_nothing(store):
+def test_a_replaced_driver_deletes_nothing(store):
     commit(opened(store, driver=7), 1)
     store.write(orphan(IDS[0]), b"1")
     with pytest.raises(Fenced, match="driver 7 has taken the sweep over from driver 2"):
@@ -227,7 +227,7 @@ def test_a_driver_that_was_replaced_collects_nothing(store):
     assert unnamed(store) == [orphan(IDS[0])]
 
 
-def test_trials_of_other_versions_of_the_file_keep_what_they_name(store):
+def test_trials_that_are_not_in_the_sweep_file_keep_what_they_name(store):
     for trial in (0, 1):
         finished(store, trial, [0.5, 0.4, 0.3])
     found = collected(store, FinishedRetention(last=1, best_per_sweep=0), ids=IDS[:1])
@@ -235,19 +235,19 @@ def test_trials_of_other_versions_of_the_file_keep_what_they_name(store):
     assert (found.others, found.others_bytes) == (1, 3 * len(b"w1s"))
 
 
-def test_a_dry_run_tells_the_same_and_changes_no_byte(store):
+def test_a_dry_run_reports_the_same_and_changes_nothing(store):
     for trial in (0, 1):
         finished(store, trial, [0.5, 0.4, 0.3])
     store.write(orphan(IDS[0]), b"1")
     before = everything(store)
-    told = collected(store, FinishedRetention(), driver=0, dry_run=True)
+    planned = collected(store, FinishedRetention(), driver=0, dry_run=True)
     assert everything(store) == before
     done = collected(store, FinishedRetention())
-    assert told == done
+    assert planned == done
     assert {item.kind for item in done.items} == {"retired", "orphaned"}
 
 
-def test_a_dry_run_keeps_whole_what_an_open_attempt_may_still_name(store):
+def test_a_dry_run_keeps_what_an_open_attempt_may_still_name(store):
     commit(opened(store, driver=7), 1)
     store.write(orphan(IDS[0]), b"1")
     before = everything(store)
@@ -256,7 +256,7 @@ def test_a_dry_run_keeps_whole_what_an_open_attempt_may_still_name(store):
     assert everything(store) == before
 
 
-def test_the_second_time_there_is_nothing_to_do(store):
+def test_a_second_collection_deletes_nothing(store):
     finished(store, 0, [0.5, 0.4, 0.3])
     commit(opened(store, 1), 1)
     store.write(orphan(IDS[1]), b"1")
@@ -267,7 +267,7 @@ def test_the_second_time_there_is_nothing_to_do(store):
     assert everything(store) == before
 
 
-def test_a_manifest_that_cannot_be_read_stops_everything(store):
+def test_an_invalid_manifest_stops_the_collection(store):
     finished(store, 0, [0.5])
     for trial in (0, 1):
         store.write(orphan(IDS[trial]), b"1")
@@ -281,14 +281,15 @@ def test_a_manifest_that_cannot_be_read_stops_everything(store):
 @pytest.mark.parametrize(("source", "target"), [(f"demo/{IDS[0]}", "demo/a-copy"), (f"other/{IDS[0]}", f"demo/{IDS[0]}")])
 def test_a_folder_that_was_copied_by_hand_is_refused(store, source, target):
     finished(store, 0, [0.5])
-    if source.startswith("other"):  # a manifest that says: I am of the sweep "other"
+    if source.startswith("other"):  # a manifest of the sweep "other"
         body = store.read(manifest_key("demo", IDS[0]))[0].replace(b'"sweep": "demo"', b'"sweep": "other"')
         store.write(f"{target}/manifest.json", body)
     else:
         for key in list(store.keys(f"{source}/")):
             store.write(key.replace(source, target), store.read(key)[0])
     before = everything(store)
-    with pytest.raises(StoreError, match=f"{target}/manifest.json: not the manifest of that trial of that sweep; move"):
+    found = f"sweep '{source.split('/')[0]}', trial '{IDS[0]}'"
+    with pytest.raises(StoreError, match=f"{target}/manifest.json: this is the manifest of {found}; move"):
         collected(store, FinishedRetention(last=0))
     assert everything(store) == before
 
@@ -297,21 +298,21 @@ def places(store: Store) -> list[str]:
     return sorted(folder_of(write) for write in store.unfinished(""))
 
 
-def test_half_written_checkpoints_go_and_what_is_young_elsewhere_stays(store):
+def test_half_written_checkpoints_are_deleted_and_young_writes_elsewhere_kept(store):
     finished(store, 0, [0.5])
-    for key in (orphan(IDS[0]), orphan("unheard-of"), "demo/lease.json", f"demo/{IDS[0]}/manifest.json", "demo2/t/checkpoints/1-1/x"):
+    for key in (orphan(IDS[0]), orphan("unknown"), "demo/lease.json", f"demo/{IDS[0]}/manifest.json", "demo2/t/checkpoints/1-1/x"):
         start_half_a_write(store, key)
-    told = collected(store, dry_run=True)
+    planned = collected(store, dry_run=True)
     assert len(places(store)) == 5
     done = collected(store)
-    assert told == done
+    assert planned == done
     assert {item.kind for item in done.items} == {"unfinished"}
-    assert {item.trial_id for item in done.items} == {IDS[0], "unheard-of"}
+    assert {item.trial_id for item in done.items} == {IDS[0], "unknown"}
     assert places(store) == sorted(["demo", f"demo/{IDS[0]}", "demo2/t/checkpoints/1-1"])
     assert epochs(store) == [[1]]
 
 
-def test_an_old_half_written_file_goes_wherever_in_the_sweep_it_lies(tmp_path):
+def test_an_old_half_written_file_is_deleted_anywhere_in_the_sweep(tmp_path):
     store = open_store(str(tmp_path))
     finished(store, 0, [0.5])
     for key in ("demo/lease.json", f"demo/{IDS[0]}/manifest.json", "demo2/lease.json"):
@@ -320,14 +321,14 @@ def test_an_old_half_written_file_goes_wherever_in_the_sweep_it_lies(tmp_path):
     assert places(store) == ["demo2"]
 
 
-def test_in_a_dry_run_the_half_written_checkpoint_of_an_open_attempt_stays(store):
+def test_a_dry_run_keeps_the_half_written_checkpoint_of_an_open_attempt(store):
     opened(store)
     start_half_a_write(store, orphan(IDS[0]))
     assert collected(store, dry_run=True).items == ()
     assert len(collected(store).items) == 1
 
 
-def test_a_bucket_that_hides_unfinished_uploads_is_collected_all_the_same(tmp_path, monkeypatch, caplog):
+def test_a_bucket_that_hides_unfinished_uploads_is_collected_anyway(tmp_path, monkeypatch, caplog):
     store = open_store(str(tmp_path))
     store.write(orphan(IDS[0]), b"1")
 
@@ -336,34 +337,34 @@ def test_a_bucket_that_hides_unfinished_uploads_is_collected_all_the_same(tmp_pa
 
     monkeypatch.setattr(DirectoryStore, "unfinished", refuse)
     assert len(collected(store).items) == 1
-    assert "demo: unfinished uploads cannot be listed: AccessDenied: no" in caplog.text
+    assert "demo: cannot list unfinished uploads, so they are kept: AccessDenied: no" in caplog.text
 
 
-def test_what_is_shown_has_a_line_a_kind_and_a_total():
+def test_the_report_has_one_line_per_kind_and_a_total():
     items = [GarbageItem("retired", orphan("t1", "1-1/a"), 2_000_000), GarbageItem("retired", orphan("t2", "1-1/a"), 1_500_000_000)]
     items += [GarbageItem("orphaned", orphan("t1"), 500), GarbageItem("unfinished", "demo/.new-1", None)]
     found = GarbageReport(items=tuple(items), settled=("t1",), open=("t2", "t3"), others=1, others_bytes=42_000_000)
     assert render(found, dry_run=True).splitlines() == [
         "would be removed                       number  size",
         "checkpoints beyond retention.finished  2       1.5 GB",
-        "objects that no trial names            1       0.5 kB",
+        "objects that no trial uses             1       0.5 kB",
         "unfinished uploads                     1       unknown",
         "total                                  4       1.5 GB and more",
-        "closed, as their process ended without a word: 1 trial",
-        "kept whole, as their attempt is not closed: 2 trials",
-        "kept, of other versions of the file: 1 trial, 42 MB",
+        "closed: worker died without reporting an error: 1 trial",
+        "kept: still running: 2 trials",
+        "kept: not in this sweep file: 1 trial, 42 MB",
     ]
     lines = render(found, dry_run=False, per_trial=True).splitlines()
     assert lines[0].split() == ["removed", "trial", "number", "size"]
     assert [line.split()[-4] for line in lines[1:4]] == ["t1", "t2", "t1"]
 
 
-def test_nothing_is_one_line():
+def test_an_empty_report_is_one_line():
     assert render(GarbageReport((), (), (), 0, 0), dry_run=False) == "nothing to remove"
 
 
 class Actor:
-    """One of the writers of a random history; each step may meet a fence, which it must bear."""
+    """A writer in a random history. Any of its steps may raise Fenced."""
 
     def __init__(self, store: Store) -> None:
         self.store, self.records, self.driver = store, dict[int, list[TrialRecord]](), 1
@@ -411,14 +412,14 @@ def live_through(store: Store, history: list[tuple[str, int, int]], rule: Finish
         actor.driver += 1
         before = {trial_id: manifest.checkpoints for trial_id, manifest in read_manifests(store, "demo").items()}
         collected(store, rule, driver=actor.driver)
-        epochs(store)  # reads and verifies all that is named
+        epochs(store)  # reads and verifies all named objects
         assert unnamed(store) == []
         assert list(store.unfinished("demo/")) == []
         for trial_id, manifest in read_manifests(store, "demo").items():
             if rule is None or manifest.status != "finished":
                 assert manifest.checkpoints == before[trial_id]
         assert collected(store, rule, driver=actor.driver).items == ()
-    for trial in actor.records:  # nothing that zombies do now changes that all that is named is there
+    for trial in actor.records:  # whatever zombies do now, all named objects remain
         for record in list(actor.records[trial]):
             actor.do("commit", trial, actor.records[trial].index(record))
     epochs(store)
@@ -426,14 +427,14 @@ def live_through(store: Store, history: list[tuple[str, int, int]], rule: Finish
 
 @settings(max_examples=100, deadline=None)
 @given(history=HISTORIES, rule=FINISHED)
-def test_after_any_history_all_that_is_named_is_there_and_nothing_else(history, rule):
+def test_after_any_history_exactly_the_named_objects_remain(history, rule):
     with tempfile.TemporaryDirectory() as folder:
         live_through(open_store(folder), history, rule)
 
 
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(history=HISTORIES, rule=FINISHED)
-def test_after_any_history_so_it_is_in_s3(s3_environment, history, rule):
+def test_after_any_history_exactly_the_named_objects_remain_in_s3(s3_environment, history, rule):
     store = fresh_s3()
     assert isinstance(store, S3Store)
     live_through(store, history, rule)

@@ -1,4 +1,4 @@
-"""A process that dies at any line of a commit, or of a trial's end, leaves a store from which the trial goes on and nothing is lost."""
+"""A process that is killed at any line of a commit, or of a trial's end, leaves a store from which the trial resumes without loss."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from orchestration.store.directory import DirectoryStore
 from orchestration.store.open import open_store
 
 (PLAN,) = expand(check({"name": "demo", "preset": "digits"}))
-KEEP = Retention(last=1, best=False)  # so that a commit also removes the checkpoint before
+KEEP = Retention(last=1, best=False)  # so that a commit also deletes the previous checkpoint
 pytestmark = pytest.mark.slow
 
 TRACED = str(Path(orchestration.store.directory.__file__).parent)
@@ -35,7 +35,7 @@ TRACED = str(Path(orchestration.store.directory.__file__).parent)
 
 @pytest.fixture
 def prepare(store: Store) -> Callable[[], None]:
-    """What a child does first. To make a client takes longer than a commit, so each has a copy of one that was never connected."""
+    """What a child process does first. Creating a client takes longer than a commit, so each child copies an unconnected one."""
     if isinstance(store, DirectoryStore):
         return lambda: None
     unconnected = open_store(store.uri)._client()
@@ -61,7 +61,7 @@ def opened(store: Store, number: int) -> TrialRecord:
 
 
 class Reaper:
-    """A trace function that kills this process as it reaches the n-th line in orchestration/."""
+    """A trace function that kills this process at the n-th line that runs in orchestration/store/."""
 
     def __init__(self, lines: int) -> None:
         self._left = lines
@@ -77,7 +77,7 @@ class Reaper:
 
 
 def dies(act: Callable[[TrialRecord], None], record: TrialRecord, *, at_line: int, first: Callable[[], None]) -> bool:
-    """Whether a forked process that does `act` with the record is killed at that line, before it is done; `first` counts no lines."""
+    """Whether a forked process that runs `act` is killed at that line before it is done. Lines of `first` are not counted."""
     child = os.fork()
     if child == 0:
         code = 1
@@ -99,67 +99,67 @@ def dies(act: Callable[[TrialRecord], None], record: TrialRecord, *, at_line: in
 
 
 def outcomes(store: Store, act: Callable[[TrialRecord], None], check: Callable[[TrialRecord], str], first: Callable[[], None]) -> list[str]:
-    """What `check` says of the heir of a trial that died at the first line of `act`, at the second and so on; last, where none died."""
-    said, died = [], True
+    """Results of `check` for the next attempt after a death at the first line of `act`, the second, and so on. The last did not die."""
+    found, died = [], True
     while died:
-        number = len(said)
+        number = len(found)
         record = opened(store, number)
         commit(record, 1)
         died = dies(act, record, at_line=number + 1, first=first)
         named(store, [read_manifest(store, "demo", record.manifest.trial_id)])
-        said.append(check(opened(store, number)))
-    return said
+        found.append(check(opened(store, number)))
+    return found
 
 
 def removed(store: Store, trials: int) -> int:
-    """How many things gc removes; after it the store holds what is named and nothing else."""
+    """How many things gc deletes. Asserts that afterwards the store contains exactly the named objects."""
     trial_ids = [plan(number).trial_id for number in range(trials)]
-    collected = collect(store, "demo", trial_ids, driver=2, retention=KEEP, dry_run=False)
+    report = collect(store, "demo", trial_ids, driver=2, retention=KEEP, dry_run=False)
     keys = named(store, read_manifests(store, "demo").values())
     assert list(store.keys("demo/")) == sorted([*keys, *(manifest_key("demo", trial_id) for trial_id in trial_ids)])
     assert [write for write in store.unfinished("demo/") if "/checkpoints/" in write.place or "/pictures/" in write.place] == []
-    return len(collected.items)
+    return len(report.items)
 
 
 def named(store: Store, manifests: Iterable[Manifest]) -> list[str]:
-    """The keys of all objects that the manifests name; each is there and hashes as committed."""
+    """The keys of all objects that the manifests name. Asserts that each is complete and undamaged."""
     keys: list[str] = []
     for manifest in manifests:
         for checkpoint in manifest.checkpoints:
             assert read_checkpoint(store, checkpoint) == files(checkpoint.epoch)
-        for drawn in manifest.pictures:
-            assert store.read(drawn.objects["predictions.png"].key)[0] == b"picture %d" % drawn.epoch
+        for pictures in manifest.pictures:
+            assert store.read(pictures.objects["predictions.png"].key)[0] == b"picture %d" % pictures.epoch
         keys += [ref.key for ref in manifest.objects]
     return keys
 
 
-def test_a_commit_that_dies_at_any_line_has_happened_or_has_not(store, prepare):
-    def go_on(heir: TrialRecord) -> str:
-        checkpoint, body = next(heir.usable_checkpoints())
-        assert (heir.unusable, body) == ([], files(checkpoint.epoch))
-        assert heir.manifest.epochs == len(heir.manifest.pictures) == checkpoint.epoch
-        commit(heir, checkpoint.epoch + 1)
+def test_a_commit_that_is_killed_at_any_line_has_happened_or_has_not(store, prepare):
+    def resume(resumed: TrialRecord) -> str:
+        checkpoint, body = next(resumed.usable_checkpoints())
+        assert (resumed.unusable, body) == ([], files(checkpoint.epoch))
+        assert resumed.manifest.epochs == len(resumed.manifest.pictures) == checkpoint.epoch
+        commit(resumed, checkpoint.epoch + 1)
         return f"epoch {checkpoint.epoch}"
 
-    said = outcomes(store, lambda record: commit(record, 2), go_on, prepare)
-    assert said == sorted(said)  # up to some line the old one is the newest, from there on the new one
-    assert set(said) == {"epoch 1", "epoch 2"}
-    assert min(said.count("epoch 1"), said.count("epoch 2")) > 30
-    assert removed(store, len(said)) > 30
+    found = outcomes(store, lambda record: commit(record, 2), resume, prepare)
+    assert found == sorted(found)  # up to some line the old checkpoint is the newest, after it the new one
+    assert set(found) == {"epoch 1", "epoch 2"}
+    assert min(found.count("epoch 1"), found.count("epoch 2")) > 30
+    assert removed(store, len(found)) > 30
 
 
-def test_an_end_that_dies_at_any_line_has_happened_or_has_not(store, prepare):
-    def go_on(heir: TrialRecord) -> str:
-        checkpoint, body = next(heir.usable_checkpoints())
+def test_an_end_that_is_killed_at_any_line_has_happened_or_has_not(store, prepare):
+    def resume(resumed: TrialRecord) -> str:
+        checkpoint, body = next(resumed.usable_checkpoints())
         assert (checkpoint.epoch, body) == (1, files(1))
-        if heir.manifest.status == "finished":
+        if resumed.manifest.status == "finished":
             return "finished"
-        commit(heir, 2)
-        heir.finish()
+        commit(resumed, 2)
+        resumed.finish()
         return "running"
 
-    said = outcomes(store, TrialRecord.finish, go_on, prepare)
-    assert said == sorted(said, reverse=True)
-    assert set(said) == {"running", "finished"}
-    assert min(said.count("running"), said.count("finished")) > 10
-    removed(store, len(said))
+    found = outcomes(store, TrialRecord.finish, resume, prepare)
+    assert found == sorted(found, reverse=True)
+    assert set(found) == {"running", "finished"}
+    assert min(found.count("running"), found.count("finished")) > 10
+    removed(store, len(found))

@@ -1,4 +1,4 @@
-"""lease.py: one driver a sweep, whoever dies, whatever the clock says, and while the store is away."""
+"""lease.py: one driver per sweep, whichever driver dies, whatever the clocks show, and during an outage of the store."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ DAY_MS = 86_400_000
 
 
 @pytest.fixture(autouse=True)
-def no_heart_goes_on() -> Iterator[None]:
+def no_lease_thread_is_left() -> Iterator[None]:
     yield
-    wait_until(lambda: not hearts(), deadline_s=15, what="the end of all lease threads")
+    wait_until(lambda: not lease_threads(), deadline_s=15, what="the end of all lease threads")
 
 
-def hearts() -> list[str]:
+def lease_threads() -> list[str]:
     return [thread.name for thread in threading.enumerate() if thread.name == "lease"]
 
 
@@ -52,7 +52,7 @@ def record_of(store: Store) -> dict:
 
 
 def beats(store: Store, more: int = 2) -> None:
-    """Wait for a few more beats of whoever holds the lease."""
+    """Wait for more heartbeats of the present holder."""
     first = record_of(store)["beat"]
     wait_until(lambda: record_of(store)["beat"] >= first + more, deadline_s=20, what="heartbeats")
 
@@ -66,7 +66,7 @@ def is_lost(lease: Lease) -> bool:
 
 
 def foreign_record(store: Store, *, every_s: float = 0.1, **changes) -> None:
-    """What a driver on another host left that died without a word."""
+    """Leave the record of a driver on another host that was killed."""
     with acquire(store) as lease:
         lease.see("trial-1", 3, 12.5)
     record = {**record_of(store), "released": False, "every_s": every_s, "writer": "another", **changes}
@@ -76,7 +76,7 @@ def foreign_record(store: Store, *, every_s: float = 0.1, **changes) -> None:
 
 @contextmanager
 def driver_process(store: Store) -> Iterator[subprocess.Popen[str]]:
-    """A driver in a process of its own that holds the lease until it is killed."""
+    """A driver in its own process. Holds the lease until it is killed."""
     code = f"""
 import time
 from orchestration.record.lease import Lease
@@ -97,7 +97,7 @@ time.sleep(300)
 
 @contextmanager
 def elsewhere() -> Iterator[None]:
-    """A lease that is acquired in here is that of another host: its process cannot be looked up from this one."""
+    """A lease acquired in this context belongs to another host: its process cannot be checked."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(socket, "gethostname", lambda: "far-away")
         yield
@@ -105,21 +105,21 @@ def elsewhere() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class HeldUp(DirectoryStore):
-    """Its reads answer only while the gate is open."""
+    """A store whose reads return only while the gate is open."""
 
     gate: threading.Event
 
     def read(self, key: str) -> tuple[bytes, str]:
-        answer = super().read(key)
+        result = super().read(key)
         self.gate.wait(60)
-        return answer
+        return result
 
 
 class TestTokens:
     def test_a_sweep_without_a_driver_has_token_0(self, store: Store):
         assert current_token(store, "demo") == 0
 
-    def test_tokens_grow_by_one_over_release_death_and_take_over(self, store: Store):
+    def test_tokens_grow_by_one_at_each_release_death_and_take_over(self, store: Store):
         with acquire(store) as first:
             assert (first.token, current_token(store, "demo"), first.took_over) == (1, 1, None)
         assert current_token(store, "demo") == 1
@@ -131,11 +131,11 @@ class TestTokens:
                 assert (taken.token, current_token(store, "demo")) == (4, 4)
         assert current_token(store, "demo") == 4
 
-    def test_a_token_is_above_those_of_the_manifests_where_the_record_was_deleted(self, store: Store):
+    def test_after_a_deleted_record_the_token_is_above_those_of_the_manifests(self, store: Store):
         with acquire(store, above=7) as lease:
             assert lease.token == 8
 
-    def test_a_record_that_is_none_is_one_clear_line_and_stays(self, store: Store):
+    def test_an_invalid_record_is_one_clear_line_and_stays(self, store: Store):
         for garbled in (b"", b"{", b"[]", b'{"token": 3}', b"\xff"):
             store.write(KEY, garbled)
             for call in (lambda: acquire(store), lambda: acquire(store, take_over=True), lambda: current_token(store, "demo")):
@@ -158,21 +158,21 @@ class TestHolders:
                 return held
 
         with ThreadPoolExecutor(8) as pool, ExitStack() as held:
-            for token in (1, 2):  # of a new record, and of one that was released
+            for token in (1, 2):  # a new record, then a released one
                 results = list(pool.map(race, range(8)))
                 winners = [held.enter_context(result) for result in results if isinstance(result, Lease)]
-                # who starts to read only after the winner wrote has asked for the winner's lease, and gets it by --take-over
+                # a driver that reads after the winner wrote asks for the winner's lease, and gets it by --take-over
                 living = [lease for lease in winners if lease.token == current_token(store, "demo")]
                 assert len(living) == 1
                 if not take_over:
                     assert [lease.token for lease in winners] == [token]
                 held.close()
 
-    def test_a_living_driver_on_this_host_is_refused_at_once_and_told_how_to_go_on(self, store: Store):
+    def test_with_a_living_driver_on_this_host_the_lease_is_refused_at_once_with_advice(self, store: Store):
         with acquire(store) as lease:
             started = time.monotonic()
             with pytest.raises(
-                LeaseHeld, match=rf"demo: .*pid {os.getpid()} on .*last heard of at 20.*wait .*stop it.*--take-over"
+                LeaseHeld, match=rf"demo: .*pid {os.getpid()} on .*last heartbeat: 20.*wait .*stop it.*--take-over"
             ) as caught:
                 acquire(store, patience_s=60)
             assert time.monotonic() - started < 30
@@ -180,27 +180,29 @@ class TestHolders:
             lease.check()
 
     def test_a_driver_on_another_host_is_alive_once_it_beats(self, store: Store):
-        said: list[str] = []
+        lines: list[str] = []
         with elsewhere():
             lease = acquire(store)
         with lease:
             started = time.monotonic()
-            with pytest.raises(LeaseHeld, match="on far-away is running it"):
-                acquire(store, patience_s=60, say=said.append)
+            with pytest.raises(LeaseHeld, match="on far-away holds the lease"):
+                acquire(store, patience_s=60, say=lines.append)
             assert time.monotonic() - started < 45
             lease.check()
-        assert len(said) == 1
-        assert "waiting up to 60 s for a sign of life" in said[0]
+        assert len(lines) == 1
+        assert "waiting up to 60 s for a heartbeat" in lines[0]
 
-    def test_a_killed_driver_of_this_host_is_followed_at_once(self, store: Store):
+    def test_the_lease_of_a_killed_driver_on_this_host_is_taken_at_once(self, store: Store):
         with driver_process(store) as driver:
             with pytest.raises(LeaseHeld, match=f"pid {driver.pid}"):
                 acquire(store)
-            driver.kill()  # not waited for yet: a zombie is dead too
+            driver.kill()  # not reaped yet: a zombie is dead too
             wait_until(lambda: process._state(driver.pid)[0] == "Z", deadline_s=10, what="its death")
-            with acquire(store, patience_s=3600, say=pytest.fail) as heir:
-                assert heir.took_over == f"sweep demo: the driver with pid {driver.pid} on {socket.gethostname()} is dead; taken over"
-                assert heir.previous == {"trial-1": LastSeen(attempt=2, worked_s=7.5)}
+            with acquire(store, patience_s=3600, say=pytest.fail) as successor:
+                assert (
+                    successor.took_over == f"sweep demo: the driver with pid {driver.pid} on {socket.gethostname()} is dead; took its lease"
+                )
+                assert successor.previous == {"trial-1": LastSeen(attempt=2, worked_s=7.5)}
                 driver.wait(10)
 
     def test_a_pid_that_now_belongs_to_another_process_is_dead(self, store: Store):
@@ -209,30 +211,30 @@ class TestHolders:
         record = record_of(store)
         record["holder"]["started"] = "1"
         store.write(KEY, json.dumps({**record, "released": False}).encode())
-        with acquire(store, patience_s=3600, say=pytest.fail) as heir:
-            assert "is dead" in heir.took_over
+        with acquire(store, patience_s=3600, say=pytest.fail) as successor:
+            assert "is dead" in successor.took_over
 
-    def test_a_holder_that_cannot_be_looked_up_and_does_not_beat_is_stale_after_the_patience(self, store: Store):
+    def test_a_holder_without_heartbeats_is_dead_after_the_patience_if_it_cannot_be_checked(self, store: Store):
         foreign_record(store)
-        said: list[str] = []
+        lines: list[str] = []
         started = time.monotonic()
-        with acquire(store, patience_s=2.0, say=said.append) as heir:
+        with acquire(store, patience_s=2.0, say=lines.append) as successor:
             assert time.monotonic() - started >= 1.9
-            assert "far-away gave no sign of life for 2 s" in heir.took_over
-        assert len(said) == 1
+            assert "far-away sent no heartbeat for 2 s" in successor.took_over
+        assert len(lines) == 1
 
-    def test_a_holder_that_beats_slowly_is_given_three_beats(self, store: Store):
+    def test_a_holder_with_slow_heartbeats_is_given_three(self, store: Store):
         foreign_record(store, every_s=0.8)
         started = time.monotonic()
         with acquire(store, patience_s=0.1):
             assert time.monotonic() - started >= 2.3
 
-    def test_a_holder_that_releases_while_it_is_watched_is_followed(self, store: Store):
+    def test_a_lease_that_is_released_while_it_is_watched_is_taken(self, store: Store):
         with elsewhere():
             lease = acquire(store, every_s=30.0)
         threading.Timer(1.0, lease.release).start()
-        with acquire(store, patience_s=60) as heir:
-            assert (heir.token, heir.took_over) == (2, None)
+        with acquire(store, patience_s=60) as successor:
+            assert (successor.token, successor.took_over) == (2, None)
 
     @pytest.mark.parametrize("jump_ms", [DAY_MS, -DAY_MS, -(10**15), 10**18])
     def test_no_wall_clock_decides(self, store: Store, jump_ms: int):
@@ -251,24 +253,24 @@ class TestHolders:
             assert time.monotonic() - started >= 0.9
 
 
-class TestHeart:
-    def test_a_take_over_fences_the_old_holder_for_good(self, store: Store, caplog: pytest.LogCaptureFixture):
+class TestHeartbeats:
+    def test_a_take_over_fences_the_old_holder_permanently(self, store: Store, caplog: pytest.LogCaptureFixture):
         with acquire(store) as old:
             old.check()
-            with acquire(store, take_over=True) as heir:
-                assert "taken over from the driver with pid" in heir.took_over
+            with acquire(store, take_over=True) as successor:
+                assert "took the lease from the driver with pid" in successor.took_over
                 wait_until(lambda: is_lost(old), deadline_s=20, what="the loss")
                 beats(store)
-                heir.check()
+                successor.check()
             with pytest.raises(
-                LeaseLost, match=r"demo: the driver with pid .* has taken it over \(its token is 2, ours 1\); this one stops"
+                LeaseLost, match=r"demo: the driver with pid .* took the lease \(its token: 2, ours: 1\); this driver stops"
             ):
                 old.check()
             assert record_of(store)["released"]
-        assert (record_of(store)["token"], record_of(store)["released"]) == (2, True)  # the old one released nothing
+        assert (record_of(store)["token"], record_of(store)["released"]) == (2, True)  # the old driver released nothing
         assert [record.levelname for record in caplog.records if record.name == "orchestration.record.lease"] == ["ERROR"]
 
-    def test_what_was_seen_reaches_the_heir_and_the_heir_of_an_heir(self, store: Store):
+    def test_reports_reach_the_next_driver_and_the_one_after_it(self, store: Store):
         with acquire(store) as lease:
             lease.see("a", 1, 2.5)
             lease.see("a", 1, 5.0)
@@ -277,9 +279,9 @@ class TestHeart:
             lease.forget("c")
             lease.forget("never seen")
             wait_until(lambda: set(record_of(store)["seen"]) == {"a", "b"}, deadline_s=20, what="the heartbeat")
-            with acquire(store, take_over=True) as heir:
-                assert heir.previous == {"a": LastSeen(attempt=1, worked_s=5.0), "b": LastSeen(attempt=2, worked_s=1.0)}
-                heir.forget("a")
+            with acquire(store, take_over=True) as successor:
+                assert successor.previous == {"a": LastSeen(attempt=1, worked_s=5.0), "b": LastSeen(attempt=2, worked_s=1.0)}
+                successor.forget("a")
         with acquire(store) as last:
             assert last.previous == {"b": LastSeen(attempt=2, worked_s=1.0)}
 
@@ -291,17 +293,17 @@ class TestHeart:
             lease.check()
         assert len(record_of(store)["seen"]) == 50
 
-    def test_release_is_idempotent_and_lets_the_next_in_at_once(self, store: Store):
+    def test_release_is_idempotent_and_frees_the_lease_at_once(self, store: Store):
         lease = acquire(store, every_s=3600)
         for _ in range(3):
             lease.release()
-        assert not hearts()
-        with acquire(store, say=pytest.fail) as heir:
-            assert heir.took_over is None
+        assert not lease_threads()
+        with acquire(store, say=pytest.fail) as successor:
+            assert successor.took_over is None
         lease.release()
         assert record_of(store)["token"] == 2
 
-    def test_a_deleted_record_is_written_anew(self, store: Store):
+    def test_a_deleted_record_is_written_again(self, store: Store):
         with acquire(store) as lease:
             lease.see("a", 1, 2.5)
             store.delete([KEY])
@@ -310,14 +312,14 @@ class TestHeart:
             beats(store)
             assert record_of(store)["token"] == lease.token
 
-    def test_a_rival_after_a_deletion_has_the_sweep(self, store: Store):
+    def test_after_a_deletion_a_rival_takes_the_lease(self, store: Store):
         with acquire(store, above=5, every_s=2.0) as old:
             store.delete([KEY])
             with acquire(store) as rival:
                 wait_until(lambda: is_lost(old), deadline_s=20, what="the loss")
                 rival.check()
 
-    def test_a_garbled_record_ends_nothing_and_is_told_once(self, store: Store, caplog: pytest.LogCaptureFixture):
+    def test_a_garbled_record_does_not_lose_the_lease_and_is_logged_once(self, store: Store, caplog: pytest.LogCaptureFixture):
         with acquire(store) as lease:
             store.write(KEY, b"{")
             time.sleep(1.0)
@@ -329,13 +331,13 @@ class TestHeart:
 
 
 class TestOutages:
-    def test_a_folder_that_is_away_loses_nothing(self, tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    def test_a_missing_folder_does_not_lose_the_lease(self, tmp_path: Path, caplog: pytest.LogCaptureFixture):
         store = open_store(str(tmp_path / "store"))
         with acquire(store) as lease:
             beats(store)
             (tmp_path / "store").rename(tmp_path / "away")
             (tmp_path / "store").write_bytes(b"a file, where a folder should be")
-            wait_until(lambda: "no heartbeat" in caplog.text, deadline_s=20, what="the warning")
+            wait_until(lambda: "heartbeat failed" in caplog.text, deadline_s=20, what="the warning")
             time.sleep(0.5)
             lease.check()
             (tmp_path / "store").unlink()
@@ -343,10 +345,10 @@ class TestOutages:
             beats(store)
             lease.check()
         assert record_of(store)["released"]
-        assert caplog.text.count("no heartbeat") == 1
+        assert caplog.text.count("heartbeat failed") == 1
 
     @pytest.mark.slow
-    def test_a_server_that_is_killed_and_back_loses_nothing_unless_a_rival_came(self, tmp_path_factory, monkeypatch, caplog):
+    def test_a_restarted_server_does_not_lose_the_lease_unless_a_rival_took_it(self, tmp_path_factory, monkeypatch, caplog):
         server = new_s3_server(tmp_path_factory)
         try:
             set_environment(server, monkeypatch)
@@ -356,7 +358,7 @@ class TestOutages:
                 lease.see("a", 1, 2.5)
                 beats(store)
                 server.kill()
-                wait_until(lambda: "no heartbeat" in caplog.text, deadline_s=30, what="the warning")
+                wait_until(lambda: "heartbeat failed" in caplog.text, deadline_s=30, what="the warning")
                 lease.check()
                 server.start()
                 beats(patient)
@@ -370,7 +372,7 @@ class TestOutages:
         finally:
             server.kill()
 
-    def test_while_the_store_holds_its_watcher_up_nobody_grows_stale(self, tmp_path: Path):
+    def test_time_without_the_store_does_not_count_against_the_holder(self, tmp_path: Path):
         store = open_store(str(tmp_path))
         foreign_record(store)
         gate = threading.Event()
@@ -379,16 +381,16 @@ class TestOutages:
             watch = pool.submit(lease_module._changes_within, HeldUp(tmp_path, gate), KEY, store.read(KEY)[1], patience_s=2.0)
             time.sleep(0.5)
             gate.clear()
-            time.sleep(3.0)  # longer than the patience, and no beat could get through
+            time.sleep(3.0)  # longer than the patience, but no heartbeat could be read
             gate.set()
             store.write(KEY, json.dumps(record_of(store) | {"beat": 99}).encode())
             assert watch.result(30)
 
-    def test_a_heartbeat_that_never_gets_an_answer_does_not_keep_the_lease_from_being_released(self, forgetful: ForgetfulProxy):
+    def test_a_heartbeat_without_a_reply_does_not_prevent_the_release(self, forgetful: ForgetfulProxy):
         store = fresh_s3()
         lease = acquire(store, beats=open_store(store.uri, deadline_s=lease_module.BEAT_WITHIN_S))
         forgetful.silent, forgetful.lose_next_reply_to = True, b"PUT"
-        wait_until(lambda: forgetful.replies_lost == 1, deadline_s=10, what="a heartbeat without an answer")
+        wait_until(lambda: forgetful.replies_lost == 1, deadline_s=10, what="a heartbeat without a reply")
         lease.release()
         assert record_of(store)["released"]
 
@@ -404,6 +406,6 @@ class TestOutages:
             lease.release()
             assert time.monotonic() - started < 6
             assert "not released" in caplog.text
-            wait_until(lambda: not hearts(), deadline_s=30, what="the end of the thread")
+            wait_until(lambda: not lease_threads(), deadline_s=30, what="the end of the thread")
         finally:
             server.kill()

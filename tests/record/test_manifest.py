@@ -1,4 +1,4 @@
-"""manifest.py: what is read back of a trial, and what MLflow was told."""
+"""manifest.py: manifests are read and checked. tracking_note.py: the note of trials that MLflow shows."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_the_tracking_note_counts_only_for_its_own_server(store):
     assert tracked(store, "demo", "sqlite:///b") == set()
 
 
-def test_what_mlflow_is_to_be_told_again_leaves_the_note_of_its_server(store):
+def test_trials_can_be_removed_from_the_tracking_note(store):
     forget_tracked(store, "demo", ["t1"])
     assert list(store.keys("")) == []
     write_tracked(store, "demo", "sqlite:///a", ["t1", "t2", "t3"])
@@ -46,9 +46,9 @@ def test_a_manifest_that_was_copied_by_hand_is_refused(store, key):
     record = TrialRecord.open(store, PLAN, retention=Retention())
     store.write(key, dump_manifest(record.manifest))
     sweep, trial_id, _ = key.split("/")
-    with pytest.raises(StoreError, match=f"{key}: not the manifest of that trial of that sweep; move copies out of the store"):
+    with pytest.raises(StoreError, match=f"{key}: this is the manifest of sweep 'demo', trial '{PLAN.trial_id}'; move copied folders out"):
         read_manifest(store, sweep, trial_id)
-    with pytest.raises(StoreError, match="not the manifest of that trial"):
+    with pytest.raises(StoreError, match="this is the manifest of sweep 'demo'"):
         read_manifests(store, sweep)
     assert read_manifest(store, "demo", PLAN.trial_id) == record.manifest
 

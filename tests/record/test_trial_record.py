@@ -1,4 +1,4 @@
-"""trial_record.py: one writer a trial, objects before the manifest, what is kept, and where the seconds went."""
+"""trial_record.py: one writer per trial, objects before the manifest, retention, and the account of seconds."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from orchestration.errors import Fenced, StoreError, StoreUnavailable
 from orchestration.plan.spec import Retention, Retries
 from orchestration.plan.sweep_file import check
 from orchestration.plan.trial_plan import expand
-from orchestration.record.manifest import EpochMetrics, manifest_key, read_manifest, restored_plan
-from orchestration.record.trial_record import TrialRecord, settle, spent
+from orchestration.record.manifest import EpochMetrics, manifest_key, read_manifest
+from orchestration.record.stored_trials import restored_plan
+from orchestration.record.trial_record import WORKER_DIED, TrialRecord, settle
+from orchestration.record.trial_state import budget_spent
 from orchestration.store.open import open_store
 
 (PLAN,) = expand(check({"name": "demo", "preset": "digits"}))
@@ -65,21 +67,21 @@ def test_without_best_only_the_last_are_kept(store):
 def test_a_later_attempt_fences_an_earlier_one(store):
     zombie = TrialRecord.open(store, PLAN, retention=KEEP)
     commit(zombie, 1, 0.5)
-    heir = TrialRecord.open(store, PLAN, retention=KEEP)
+    successor = TrialRecord.open(store, PLAN, retention=KEEP)
     for act in (lambda: commit(zombie, 2, 0.6), zombie.finish, lambda: zombie.fail(failure="code", reason="x")):
         with pytest.raises(Fenced, match="attempt 1 was replaced"):
             act()
-    commit(heir, 2, 0.7)
+    commit(successor, 2, 0.7)
     assert read_manifest(store, "demo", PLAN.trial_id).history[-1].metrics == {"val/miou": 0.7}
 
 
-def test_a_zombie_does_not_delete_what_its_heir_still_names(store):
+def test_a_zombie_does_not_delete_what_the_next_attempt_still_names(store):
     zombie = TrialRecord.open(store, PLAN, retention=Retention(last=1, best=False))
     commit(zombie, 1, 0.5)
-    heir = TrialRecord.open(store, PLAN, retention=KEEP)
+    successor = TrialRecord.open(store, PLAN, retention=KEEP)
     with pytest.raises(Fenced):
         commit(zombie, 2, 0.6)
-    assert next(heir.usable_checkpoints())[0].step == 10
+    assert next(successor.usable_checkpoints())[0].step == 10
 
 
 def test_an_epoch_that_is_trained_again_changes_no_history(store):
@@ -91,7 +93,7 @@ def test_an_epoch_that_is_trained_again_changes_no_history(store):
     assert len(again.manifest.checkpoints) == 1
 
 
-def test_pictures_are_committed_once_an_epoch_whoever_draws_again(store):
+def test_pictures_of_an_epoch_are_committed_once(store):
     first = TrialRecord.open(store, PLAN, retention=KEEP)
     commit(first, 1, 0.5, pictures={1: {"predictions.png": b"first"}})
     again = TrialRecord.open(store, PLAN, retention=KEEP)
@@ -99,7 +101,7 @@ def test_pictures_are_committed_once_an_epoch_whoever_draws_again(store):
     commit(again, 2, 0.5)
     commit(again, 3, 0.5, pictures={3: {"predictions.png": b"third"}, 2: {"predictions.png": b"second"}})
     pictures = read_manifest(store, "demo", PLAN.trial_id).pictures
-    assert [(drawn.epoch, store.read(drawn.objects["predictions.png"].key)[0]) for drawn in pictures] == [
+    assert [(entry.epoch, store.read(entry.objects["predictions.png"].key)[0]) for entry in pictures] == [
         (1, b"first"),
         (2, b"second"),
         (3, b"third"),
@@ -108,35 +110,35 @@ def test_pictures_are_committed_once_an_epoch_whoever_draws_again(store):
     assert sum("/pictures/" in key for key in store.keys("demo/")) == 3
 
 
-def test_pictures_of_a_commit_that_is_refused_are_named_by_nobody(store):
+def test_no_manifest_names_the_pictures_of_a_refused_commit(store):
     zombie = TrialRecord.open(store, PLAN, retention=KEEP)
-    heir = TrialRecord.open(store, PLAN, retention=KEEP)
+    successor = TrialRecord.open(store, PLAN, retention=KEEP)
     with pytest.raises(Fenced):
         commit(zombie, 1, 0.5, pictures={1: {"predictions.png": b"zombie"}})
-    commit(heir, 1, 0.5, pictures={1: {"predictions.png": b"heir"}})
-    assert store.read(heir.manifest.pictures[0].objects["predictions.png"].key)[0] == b"heir"
-    heir.finish()
+    commit(successor, 1, 0.5, pictures={1: {"predictions.png": b"successor"}})
+    assert store.read(successor.manifest.pictures[0].objects["predictions.png"].key)[0] == b"successor"
+    successor.finish()
     assert sum("/pictures/" in key for key in store.keys("demo/")) == 1
 
 
-def test_an_attempt_notes_its_machine(store):
+def test_an_attempt_stores_its_machine(store):
     TrialRecord.open(store, PLAN, retention=KEEP, machine={"device": "a GPU"})
     TrialRecord.open(store, PLAN, retention=KEEP)
     assert [attempt.machine for attempt in read_manifest(store, "demo", PLAN.trial_id).attempts] == [{"device": "a GPU"}, {}]
 
 
-def test_an_attempt_whose_commit_nobody_waits_for_is_left_open(store):
+def test_an_attempt_with_an_abandoned_commit_stays_open(store):
     record = TrialRecord.open(store, PLAN, retention=KEEP)
     record.leave()
     for end in (record.stop, lambda: record.fail(failure="lost", reason="x")):
-        with pytest.raises(StoreUnavailable, match="the last commit has not come to an end"):
+        with pytest.raises(StoreUnavailable, match="the last commit is still running; the attempt stays open"):
             end()
-    commit(record, 1, 0.5)  # it comes to an end after all
+    commit(record, 1, 0.5)  # the commit ends after all
     assert read_manifest(store, "demo", PLAN.trial_id).epochs == 1
 
 
 @pytest.mark.parametrize("damage", [lambda path: path.write_bytes(b"x"), lambda path: path.unlink(), lambda path: path.write_bytes(b"")])
-def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(store, tmp_path, damage):
+def test_a_damaged_checkpoint_is_skipped_for_the_one_before(store, tmp_path, damage):
     record = TrialRecord.open(store, PLAN, retention=KEEP)
     commit(record, 1, 0.5)
     commit(record, 2, 0.6)
@@ -148,7 +150,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(store, tmp_path,
     assert "checkpoint of step 20" in again.unusable[0]
 
 
-def test_going_on_from_an_older_checkpoint_drops_the_newer_damaged_one(store, tmp_path):
+def test_resuming_from_an_older_checkpoint_drops_the_newer_damaged_one(store, tmp_path):
     record = TrialRecord.open(store, PLAN, retention=KEEP)
     commit(record, 1, 0.5)
     commit(record, 2, 0.6)
@@ -160,7 +162,7 @@ def test_going_on_from_an_older_checkpoint_drops_the_newer_damaged_one(store, tm
     assert len(checkpoint_keys(store)) == 2
 
 
-def test_no_usable_checkpoint_means_from_the_start(store, tmp_path):
+def test_without_a_usable_checkpoint_the_trial_restarts_from_step_0(store, tmp_path):
     record = TrialRecord.open(store, PLAN, retention=KEEP)
     commit(record, 1, 0.5)
     for key in checkpoint_keys(store):
@@ -168,7 +170,7 @@ def test_no_usable_checkpoint_means_from_the_start(store, tmp_path):
     assert next(TrialRecord.open(store, PLAN, retention=KEEP).usable_checkpoints(), None) is None
 
 
-def test_finishing_removes_what_uncommitted_uploads_left(store):
+def test_finishing_deletes_uncommitted_uploads(store):
     record = TrialRecord.open(store, PLAN, retention=KEEP)
     commit(record, 1, 0.5)
     for place in ("checkpoints/00000099-1/model.safetensors", "pictures/0009-1/predictions.png"):
@@ -178,7 +180,7 @@ def test_finishing_removes_what_uncommitted_uploads_left(store):
     assert checkpoint_keys(store) == [record.manifest.checkpoints[0].objects["model.safetensors"].key]
 
 
-def test_litter_that_cannot_be_removed_undoes_no_commit(store, monkeypatch, caplog):
+def test_a_failed_deletion_does_not_undo_a_commit(store, monkeypatch, caplog):
     record = TrialRecord.open(store, PLAN, retention=Retention(last=1, best=False))
 
     def refuse(self, keys):
@@ -189,7 +191,7 @@ def test_litter_that_cannot_be_removed_undoes_no_commit(store, monkeypatch, capl
         commit(record, epoch, 0.5)
     record.finish()
     assert read_manifest(store, "demo", PLAN.trial_id).status == "finished"
-    assert "old checkpoints were not removed: no permission to delete" in caplog.text
+    assert "old checkpoints were not removed: no permission to delete; `rrn-sweep gc` removes them" in caplog.text
 
 
 def test_a_finished_trial_is_opened_without_a_new_attempt(store):
@@ -208,7 +210,7 @@ def test_a_failed_trial_can_be_opened_again_and_loses_its_reason(store):
     assert (again.manifest.status, again.manifest.attempt, again.manifest.reason) == ("running", 2, None)
 
 
-def test_a_manifest_that_is_not_ours_is_refused_and_left_alone(store):
+def test_an_invalid_manifest_is_refused_and_not_changed(store):
     store.write(manifest_key("demo", PLAN.trial_id), b"{}")
     with pytest.raises(StoreError, match="not a manifest"):
         TrialRecord.open(store, PLAN, retention=KEEP)
@@ -216,7 +218,7 @@ def test_a_manifest_that_is_not_ours_is_refused_and_left_alone(store):
 
 
 class Clock:
-    """Seconds that pass when told."""
+    """A clock that a test sets."""
 
     def __init__(self) -> None:
         self.now_s = 100.0
@@ -261,14 +263,14 @@ def test_a_wall_clock_that_jumps_changes_no_account(store):
     assert account(record) == [("finished", 0, 10, 10.0, 0.0, 0.0)]
 
 
-def test_a_dead_writer_is_settled_and_fenced_off(store):
+def test_a_dead_writer_is_settled_and_fenced(store):
     zombie = TrialRecord.open(store, PLAN, retention=KEEP, driver=1, clock=(clock := Clock()))
     clock.now_s += 5
     commit(zombie, 1, 0.5)
     manifest = settle(store, "demo", PLAN.trial_id, driver=2, failure="lost", reason="driver 1 died", worked_s=7.0)
     (attempt,) = manifest.attempts
     assert (attempt.outcome, attempt.useful_s, attempt.lost_s) == ("lost", 5.0, 2.0)
-    assert (manifest.status, manifest.failure, manifest.driver) == ("running", "lost", 2)
+    assert (manifest.status, manifest.failure, manifest.driver) == ("interrupted", "lost", 2)
     with pytest.raises(Fenced):
         commit(zombie, 2, 0.5)
     with pytest.raises(Fenced, match="driver 2 has taken the sweep over from driver 1"):
@@ -276,18 +278,19 @@ def test_a_dead_writer_is_settled_and_fenced_off(store):
     assert settle(store, "demo", PLAN.trial_id, driver=2, failure="code", reason="again") == manifest
 
 
-def test_what_a_process_left_open_is_closed_by_the_next_attempt(store):
+def test_the_next_attempt_closes_the_attempt_of_a_dead_worker(store):
     TrialRecord.open(store, PLAN, retention=KEEP)
     second = TrialRecord.open(store, PLAN, retention=KEEP)
     assert [attempt.outcome for attempt in second.manifest.attempts] == ["lost", None]
+    assert second.manifest.attempts[0].reason == WORKER_DIED
 
 
-def test_each_class_has_its_own_budget_which_a_new_driver_refills(store):
+def test_each_class_of_failure_has_its_own_budget_for_each_driver(store):
     retries = Retries(lost=1, memory=0)
-    for driver, failure, over in [(1, "lost", False), (1, "lost", True), (2, "lost", False), (2, "memory", True), (2, "lost", True)]:
+    for driver, failure, spent in [(1, "lost", False), (1, "lost", True), (2, "lost", False), (2, "memory", True), (2, "lost", True)]:
         TrialRecord.open(store, PLAN, retention=KEEP, driver=driver)
         manifest = settle(store, "demo", PLAN.trial_id, driver=driver, failure=failure, reason="", retries=retries)
-        assert (spent(manifest, retries, driver=driver), manifest.status) == (over, "failed" if over else "running")
+        assert (budget_spent(manifest, retries, driver=driver), manifest.status) == (spent, "failed" if spent else "interrupted")
 
 
 def test_a_trial_that_never_started_has_nothing_to_settle(store):

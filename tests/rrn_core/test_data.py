@@ -10,7 +10,7 @@ import pytest
 import torch
 from places import SHARED
 
-from rrn_core import configure
+from rrn_core import ConfigError, DataError, configure
 from rrn_core.config import Runtime, TrainConfig, iterations_per_epoch
 from rrn_core.data import digits
 from rrn_core.data.augment import augment, draw, normalise, pad
@@ -161,34 +161,38 @@ def test_images_are_rgb_and_class_eleven_is_void(tiny_camvid):
 
 def test_a_missing_label_is_named(tiny_camvid):
     (tiny_camvid / "trainannot" / "a.png").unlink()
-    with pytest.raises(ValueError, match=r"^dataset camvid: a: to be labelled, but without a label file$"):
+    with pytest.raises(DataError, match=r"^dataset camvid: labelled images without a label file: a; add the files or choose other images$"):
         find_split(*tiny(tiny_camvid))
     (tiny_camvid / "valannot" / "v_b.png").unlink()
-    with pytest.raises(ValueError, match=r"^dataset camvid: v_b: a validation image without a label file$"):
+    with pytest.raises(
+        DataError, match=r"^dataset camvid: validation images without a label file: v_b; add the files or remove the images$"
+    ):
         find_split(*tiny(tiny_camvid))
 
 
 def test_a_missing_image_is_named(tiny_camvid):
     (tiny_camvid / "train" / "a.png").unlink()
-    with pytest.raises(ValueError, match=r"1 of 2 training images are missing: a; .*train: a\.png or a\.jpg is missing, train lists it$"):
+    with pytest.raises(
+        DataError, match=r"1 of 2 training images are missing: a; .*train: a\.png or a\.jpg is missing, but the train list names it$"
+    ):
         open_dataset(*tiny(tiny_camvid))
 
 
 def test_a_label_of_another_size_is_named_with_both_sizes(tiny_camvid):
     cv2.imwrite(str(tiny_camvid / "trainannot" / "a.png"), np.zeros((5, 8), np.uint8))
-    with pytest.raises(ValueError, match=r"a\.png: 8 x 5, but a\.png is 8 x 6$"):
+    with pytest.raises(DataError, match=r"a\.png: 8 x 5, but a\.png is 8 x 6$"):
         open_dataset(*tiny(tiny_camvid)).train[1]
 
 
 def test_a_label_out_of_range_is_named_with_its_value(tiny_camvid):
     cv2.imwrite(str(tiny_camvid / "trainannot" / "a.png"), np.full((6, 8), 131, np.uint8))
-    with pytest.raises(ValueError, match=r"a\.png: labels must be 0\.\.11 or 255, got 131$"):
+    with pytest.raises(DataError, match=r"a\.png: labels must be 0\.\.11 or 255, got 131$"):
         open_dataset(*tiny(tiny_camvid)).train[1]
 
 
 def test_a_colour_label_is_refused_instead_of_read_as_grey(tiny_camvid):
     cv2.imwrite(str(tiny_camvid / "trainannot" / "a.png"), np.zeros((6, 8, 3), np.uint8))
-    with pytest.raises(ValueError, match=r"a\.png: expected an 8-bit grey or palette image of labels, got mode RGB$"):
+    with pytest.raises(DataError, match=r"a\.png: expected an 8-bit grey or palette image of labels, got mode RGB$"):
         open_dataset(*tiny(tiny_camvid)).train[1]
 
 
@@ -196,17 +200,17 @@ def test_a_colour_label_is_refused_instead_of_read_as_grey(tiny_camvid):
 @pytest.mark.parametrize("content", [b"", b"not an image"])
 def test_an_unreadable_file_is_named_before_training_starts(tiny_camvid, folder, content):
     (tiny_camvid / folder / "v_a.png").write_bytes(content)
-    with pytest.raises(ValueError, match=rf"{folder}/v_a\.png: not a readable image$"):
+    with pytest.raises(DataError, match=rf"{folder}/v_a\.png: not a readable image$"):
         open_dataset(configure(dataset="camvid"), Runtime(data_root=tiny_camvid))
 
 
 def test_camvid_without_a_root_says_what_to_do():
-    with pytest.raises(ValueError, match=r"dataset camvid: no data root; .* data_root"):
+    with pytest.raises(DataError, match=r"dataset camvid: no data root; .* data_root"):
         open_dataset(configure(dataset="camvid"), Runtime())
 
 
 def test_a_root_without_the_layout_is_named(tmp_path):
-    with pytest.raises(ValueError, match="train: no such folder; data_root must hold train/"):
+    with pytest.raises(DataError, match="train: no such folder; data_root must hold train/"):
         CamVid(tmp_path).train_names()
 
 
@@ -373,7 +377,7 @@ def test_a_balanced_partition_reads_the_labels(data):
 
 
 def test_a_partition_larger_than_the_data_is_refused(data):
-    with pytest.raises(ValueError, match="asks for 41 labelled images; the training list has 40"):
+    with pytest.raises(ConfigError, match="asks for 41 labelled images; the training list has 40"):
         Batches(config(partition="n:41"), data)
 
 

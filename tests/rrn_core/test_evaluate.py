@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from rrn_core import configure
+from rrn_core import ConfigError, configure
 from rrn_core.config import TrainConfig
 from rrn_core.data.batch import IMAGENET_MEAN, IMAGENET_STD
 from rrn_core.evaluate import HEADS, confusion, confusions, evaluate, iou, metrics_of, miou, predict, slide, slide_all
@@ -203,7 +203,7 @@ def test_a_smaller_stride_takes_more_windows_and_one_with_gaps_is_refused():
     pair = Pair(0.2, 0.7)
     evaluate(pair, Grey(), CLASSES, settings(crop=64), CPU, stride=16)
     assert sum(pair.branch1.batches) == 2 * 2 * 3  # images of 70 x 90 and 70 x 93
-    with pytest.raises(ValueError, match=r"stride: must be 1\.\.64, the crop, got 65$"):
+    with pytest.raises(ConfigError, match=r"stride: must be 1\.\.64, the crop, got 65$"):
         evaluate(pair, Grey(), CLASSES, settings(crop=64), CPU, stride=65)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from rrn_core import configure
+from rrn_core import ConfigError, configure
 from rrn_core.methods import build_networks
 from rrn_core.networks.deeplab import Branch
 from rrn_core.networks.discriminators import Discriminator
@@ -166,7 +166,7 @@ def test_every_backbone_gives_logits_of_the_image_size(backbone):
 
 
 def test_an_unknown_backbone_is_refused_with_the_choices():
-    with pytest.raises(ValueError, match="choose tiny, resnet18"):
+    with pytest.raises(ConfigError, match="choose tiny, resnet18"):
         Branch("vgg", 5)
 
 

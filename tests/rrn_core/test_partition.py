@@ -7,6 +7,7 @@ from statistics import mean
 import pytest
 
 from rrn_core.config import labeled_count
+from rrn_core.errors import ConfigError
 from rrn_core.partition import labeled_indices, unlabeled_indices
 
 SIZES = ("1/16", "1/8", "1/4", "1/2", "full", "n:92")
@@ -84,12 +85,12 @@ def test_balancing_without_the_classes_of_every_image_is_refused():
 
 
 def test_more_labels_than_images_are_refused():
-    with pytest.raises(ValueError, match="asks for 92 labelled images; the training list has 64"):
+    with pytest.raises(ConfigError, match="asks for 92 labelled images; the training list has 64"):
         labeled_indices("n:92", 64, by="seeded", seed=0)
 
 
 def test_an_unknown_rule_is_refused():
-    with pytest.raises(ValueError, match='got "alphabetical"'):
+    with pytest.raises(ConfigError, match='got "alphabetical"'):
         labeled_indices("1/4", 8, by="alphabetical", seed=0)
 
 

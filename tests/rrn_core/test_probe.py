@@ -31,12 +31,12 @@ def test_the_whole_method_costs_more_than_supervision_alone():
     assert supervised.seconds_per_iteration < rrn.seconds_per_iteration
 
 
-def test_a_probe_foretells_a_real_run_within_a_factor_of_four():
+def test_a_probe_predicts_a_real_run_within_a_factor_of_four():
     short = config(train_images=64, val_images=16, epochs=2, partition="1/4")
     *_, last = train(short, ONE_THREAD)
     cost, windows = probe(short, ONE_THREAD, num_classes=11), task_of(short, ONE_THREAD).windows(short.crop)
-    foretold_s = cost.trial_s(iterations=last.iterations, epochs=short.epochs, windows=windows)
-    assert last.state.seconds / 4 < foretold_s < last.state.seconds * 4
+    estimated_s = cost.trial_s(iterations=last.iterations, epochs=short.epochs, windows=windows)
+    assert last.state.seconds / 4 < estimated_s < last.state.seconds * 4
 
 
 def test_a_probe_leaves_torch_as_it_was():

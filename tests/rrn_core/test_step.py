@@ -1,4 +1,4 @@
-"""The optimisation step against two whole iterations of the release, and the promises of METHOD.md that no number shows."""
+"""The optimisation step against two whole iterations of the release, and properties of the method that no number shows."""
 
 from __future__ import annotations
 

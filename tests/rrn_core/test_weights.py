@@ -18,7 +18,7 @@ from places import ROOT
 from safetensors.torch import save_file
 from torch import Tensor
 
-from rrn_core import configure
+from rrn_core import ConfigError, DataError, configure
 from rrn_core.config import TrainConfig
 from rrn_core.foreign_weights import read_released
 from rrn_core.methods import build_networks
@@ -81,8 +81,8 @@ def test_a_checkpoint_of_rrn_becomes_ours_without_its_optimisers(tmp_path):
         },
     )
     found = read_released(file)
-    tensors, facts = unpack(found.to_bytes())
-    assert (facts.kind, facts.backbone, facts.num_classes, facts.discriminator) == ("branches", "tiny", CLASSES, "patch")
+    tensors, metadata = unpack(found.to_bytes())
+    assert (metadata.kind, metadata.backbone, metadata.num_classes, metadata.discriminator) == ("branches", "tiny", CLASSES, "patch")
     assert str(found).startswith("weights.pth: ")
     expected = branches() | {f"D{i + 1}.{k}": v for i, found in enumerate(judges) for k, v in found.items() if not k.startswith("fc.")}
     assert tensors.keys() == expected.keys()
@@ -100,7 +100,7 @@ def test_a_checkpoint_of_rrn_becomes_ours_without_its_optimisers(tmp_path):
 def test_a_checkpoint_of_cps_is_found_however_it_is_nested(tmp_path, nest):
     weights = {key: tensor for key, tensor in branches().items() if not key.endswith("num_batches_tracked")}
     found = read_released(saved(tmp_path, nest(weights)))
-    assert (found.facts.backbone, found.facts.discriminator) == ("tiny", None)
+    assert (found.metadata.backbone, found.metadata.discriminator) == ("tiny", None)
     assert set(found.matched) == set(weights)
     assert found.missing
     assert all(name.endswith("num_batches_tracked") and found.tensors[name] == 0 for name in found.missing)
@@ -109,7 +109,7 @@ def test_a_checkpoint_of_cps_is_found_however_it_is_nested(tmp_path, nest):
 
 def test_a_v1c_backbone_is_imported_without_its_classifier(tmp_path):
     found = read_released(saved(tmp_path, backbone(), "resnet18_v1c.pth"))
-    assert (found.facts.kind, found.facts.backbone, found.facts.num_classes) == ("backbone", "resnet18", None)
+    assert (found.metadata.kind, found.metadata.backbone, found.metadata.num_classes) == ("backbone", "resnet18", None)
     assert set(found.tensors) == {f"backbone.{key}" for key in backbone() if not key.startswith("fc.")}
     assert set(found.unexpected) == {"fc.weight", "fc.bias"}
 
@@ -124,14 +124,14 @@ def test_safetensors_are_imported_too_and_half_precision_is_widened(tmp_path):
 
 def test_the_released_resnet50_is_recognised_by_its_names_and_shapes():
     shapes = {name: tuple(shape) for name, shape in golden.load_json("keys")["network"].items()}
-    facts, missing = recognise(shapes)
-    assert (facts.kind, facts.backbone, facts.num_classes, missing) == ("branches", "resnet50", 21, ())
+    metadata, missing = recognise(shapes)
+    assert (metadata.kind, metadata.backbone, metadata.num_classes, missing) == ("branches", "resnet50", 21, ())
 
 
 @pytest.mark.parametrize("kind", ["image", "patch", "pixel"])
 def test_the_kind_of_discriminators_follows_from_their_last_layer(tmp_path, kind):
     file = saved(tmp_path, {"model": branches(), "discriminator1": judge(kind), "discriminator2": judge(kind)})
-    assert read_released(file).facts.discriminator == kind
+    assert read_released(file).metadata.discriminator == kind
 
 
 def test_equal_tensors_give_equal_bytes_whatever_their_file_is_called(tmp_path):
@@ -142,7 +142,7 @@ def test_equal_tensors_give_equal_bytes_whatever_their_file_is_called(tmp_path):
 
 def test_a_score_saved_as_a_numpy_number_is_no_obstacle(tmp_path):
     found = read_released(saved(tmp_path, {"model": branches(), "best": np.float64(0.7), "epoch": np.int64(3)}))
-    assert found.facts.kind == "branches"
+    assert found.metadata.kind == "branches"
 
 
 def test_discriminators_that_are_incomplete_or_for_other_classes_are_left_out(tmp_path):
@@ -151,11 +151,11 @@ def test_discriminators_that_are_incomplete_or_for_other_classes_are_left_out(tm
     headless = {key: tensor for key, tensor in judge().items() if not key.startswith("classifier")}
     for judges in ((judge(), headless), (other, other)):
         found = read_released(saved(tmp_path, {"model": branches(), "D1": judges[0], "D2": judges[1]}))
-        assert found.facts.discriminator is None
+        assert found.metadata.discriminator is None
         assert any(key.startswith("D1.conv1") for key in found.unexpected)
 
 
-def test_equal_weights_and_facts_give_equal_bytes_in_every_process(tmp_path):
+def test_equal_weights_and_metadata_give_equal_bytes_in_every_process(tmp_path):
     """The writer of safetensors orders several entries of metadata anew in every process."""
     file = saved(tmp_path, backbone("tiny"))
     code = "import sys, hashlib, pathlib; from rrn_core.foreign_weights import read_released as r; "
@@ -184,7 +184,7 @@ def test_a_pickle_that_would_run_code_is_refused_and_does_not_run(tmp_path):
     plain = tmp_path / "plain.pth"
     plain.write_bytes(pickle.dumps(Payload(planted), protocol=2))
     for file in (zipped, plain):
-        with pytest.raises(ValueError, match=r"\.pth: holds posix\.mkdir beside tensors; .* save its state_dict alone$"):
+        with pytest.raises(DataError, match=r"\.pth: holds posix\.mkdir beside tensors; .* save its state_dict alone$"):
             read_released(file)
         assert not planted.exists()
     pickle.loads(plain.read_bytes())  # the payload is a live one
@@ -196,26 +196,26 @@ def test_a_pickle_that_would_run_code_is_refused_and_does_not_run(tmp_path):
 def test_a_truncated_file_is_refused_in_one_line(tmp_path, name, kept):
     body = pack(branches(), recognised()) if name.endswith("safetensors") else saved(tmp_path, branches()).read_bytes()
     (tmp_path / name).write_bytes(body[: int(kept * len(body)) if isinstance(kept, float) else kept])
-    with pytest.raises(ValueError, match=r"weights\.\w+: not .*get it again$") as caught:
+    with pytest.raises(DataError, match=r"weights\.\w+: not .*get the file again$") as caught:
         read_released(tmp_path / name)
     assert "\n" not in str(caught.value)
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(ValueError, match=r"x\.pth: no such file$"):
+    with pytest.raises(DataError, match=r"x\.pth: no such file$"):
         read_released(tmp_path / "x.pth")
 
 
 def test_a_torchvision_stem_is_refused_with_the_way_out(tmp_path):
     weights = {key: tensor for key, tensor in backbone().items() if not key.startswith("conv1.")}
     file = saved(tmp_path, weights | {"conv1.weight": torch.zeros(64, 3, 7, 7)})
-    with pytest.raises(ValueError, match=r"its stem is one convolution of 64 x 3 x 7 x 7, expected three .* use a v1c ResNet"):
+    with pytest.raises(DataError, match=r"its stem is one convolution of 64 x 3 x 7 x 7, expected three convolutions .* use a v1c ResNet"):
         read_released(file)
 
 
 def test_an_unknown_depth_is_refused_with_the_known_ones(tmp_path):
     deeper = backbone() | {f"layer1.2.conv{i}.weight": torch.zeros(64, 64, 3, 3) for i in (1, 2)}
-    with pytest.raises(ValueError, match=r"basic blocks 3, 2, 2, 2 of 64 channels, which is none of tiny, resnet18"):
+    with pytest.raises(DataError, match=r"basic blocks 3, 2, 2, 2 of 64 channels, which is none of tiny, resnet18"):
         read_released(saved(tmp_path, deeper))
 
 
@@ -224,23 +224,23 @@ def test_a_mismatch_names_the_first_tensors_with_both_shapes(tmp_path):
     del weights["branch2.classifier.bias"]
     weights["branch1.head.reduce.0.weight"] = torch.zeros(9, 16, 1, 1)
     weights["branch1.head.attention.weight"] = torch.zeros(1)
-    with pytest.raises(ValueError, match="looks like two branches on tiny with 7 classes, but ") as caught:
+    with pytest.raises(DataError, match="looks like two branches on tiny with 7 classes, but ") as caught:
         read_released(saved(tmp_path, weights))
     assert "branch2.classifier.bias is missing" in str(caught.value)
-    assert "branch1.head.attention.weight is not ours" in str(caught.value)
+    assert "branch1.head.attention.weight is unknown" in str(caught.value)
     assert "branch1.head.reduce.0.weight is 9 x 16 x 1 x 1, expected 16 x 16 x 1 x 1" in str(caught.value)
 
 
 def test_a_file_with_one_branch_or_two_copies_of_both_is_refused(tmp_path):
     one = {key: tensor for key, tensor in branches().items() if key.startswith("branch1.")}
-    with pytest.raises(ValueError, match=r"branch2\.backbone\.conv1\.0\.weight is missing; .* and \d+ more"):
+    with pytest.raises(DataError, match=r"branch2\.backbone\.conv1\.0\.weight is missing; .* and \d+ more"):
         read_released(saved(tmp_path, one))
-    with pytest.raises(ValueError, match=r"model\.branch1\.\S+ and ema\.branch1\.\S+ both hold branch1\."):
+    with pytest.raises(DataError, match=r"model\.branch1\.\S+ and ema\.branch1\.\S+ both hold branch1\."):
         read_released(saved(tmp_path, {"model": branches(), "ema": branches()}))
 
 
 def test_a_file_without_any_network_of_ours_shows_its_keys(tmp_path):
-    with pytest.raises(ValueError, match=r"expected two branches or one ResNet; its keys start blocks\.0\.weight$"):
+    with pytest.raises(DataError, match=r"expected two branches or one ResNet; its first keys: blocks\.0\.weight$"):
         read_released(saved(tmp_path, {"blocks": {"0.weight": torch.zeros(1)}}))
 
 
@@ -250,46 +250,46 @@ def test_a_file_without_any_network_of_ours_shows_its_keys(tmp_path):
 def test_a_backbone_starts_both_branches_and_leaves_the_heads(tmp_path):
     quartet, before = (build_networks(config(backbone="resnet18"), CLASSES) for _ in range(2))
     weights = backbone()
-    told = initialise(quartet, imported(tmp_path, weights), sha256=None)
+    text = initialise(quartet, imported(tmp_path, weights), sha256=None)
     for branch, old in ((quartet.branch1, before.branch1), (quartet.branch2, before.branch2)):
         assert all(torch.equal(tensor, weights[key]) for key, tensor in branch.backbone.state_dict().items())
         assert same(branch.head, old.head)
         assert same(branch.classifier, old.classifier)
     assert same(quartet.D1, before.D1)
-    assert told == "backbone resnet18 in both branches"
+    assert text == "backbone resnet18 in both branches"
 
 
 def test_branches_and_discriminators_start_the_same_parts(tmp_path):
     quartet = build_networks(config(), CLASSES)
     weights, judges = branches(), [judge(seed=1), judge(seed=2)]
-    told = initialise(quartet, imported(tmp_path, {"model": weights, "D1": judges[0], "D2": judges[1]}))
+    text = initialise(quartet, imported(tmp_path, {"model": weights, "D1": judges[0], "D2": judges[1]}))
     expected = weights | {f"D{i + 1}.{key}": tensor for i, found in enumerate(judges) for key, tensor in found.items()}
     assert all(torch.equal(tensor, expected[key]) for key, tensor in quartet.state_dict().items())
-    assert told.endswith("both branches; both discriminators")
+    assert text.endswith("both branches; both discriminators")
 
 
 @pytest.mark.parametrize(
-    ("settings", "judges", "told"),
+    ("settings", "judges", "text"),
     [
-        ({}, {}, "discriminators as drawn, the file has none"),
+        ({}, {}, "discriminators start at random: the file has none"),
         ({}, {"D1": judge("image"), "D2": judge("image")}, "are of kind image, the run's of kind patch"),
         ({"discriminator_width": 4}, {"D1": judge(), "D2": judge()}, "of other sizes"),
         ({"method": "cps"}, {"D1": judge(), "D2": judge()}, "the method has no discriminators"),
     ],
 )
-def test_discriminators_that_do_not_fit_stay_as_drawn_and_it_is_said(tmp_path, settings, judges, told):
+def test_discriminators_that_do_not_fit_stay_as_drawn_and_the_text_says_so(tmp_path, settings, judges, text):
     quartet, before = (build_networks(config(**settings), CLASSES) for _ in range(2))
-    assert told in initialise(quartet, imported(tmp_path, {"model": branches(), **judges}))
+    assert text in initialise(quartet, imported(tmp_path, {"model": branches(), **judges}))
     assert quartet.D1 is before.D1 is None or (same(quartet.D1, before.D1) and same(quartet.D2, before.D2))
 
 
 def test_weights_that_do_not_fit_the_run_are_refused(tmp_path):
     body = imported(tmp_path, branches())
-    with pytest.raises(ValueError, match=r"^init_weights: the weights are for 7 classes, the data have 11; start from"):
+    with pytest.raises(DataError, match=r"^init_weights: the weights are for 7 classes, the data have 11; start from"):
         initialise(build_networks(config(), 11), body)
-    with pytest.raises(ValueError, match=r"^init_weights: the weights are of tiny, the run is of resnet18; set backbone: tiny$"):
+    with pytest.raises(DataError, match=r"^init_weights: the weights are of tiny, the run is of resnet18; set backbone: tiny$"):
         initialise(build_networks(config(backbone="resnet18"), CLASSES), body)
-    with pytest.raises(ValueError, match=r"^init_weights: not a readable safetensors file"):
+    with pytest.raises(DataError, match=r"^init_weights: not a readable safetensors file"):
         initialise(build_networks(config(), CLASSES), body[:-9])
 
 
@@ -297,13 +297,13 @@ def test_other_contents_than_planned_are_refused(tmp_path):
     body = imported(tmp_path, branches())
     quartet = build_networks(config(), CLASSES)
     initialise(quartet, body, sha256=hashlib.sha256(body).hexdigest())
-    with pytest.raises(ValueError, match=r"init_weights: planned with SHA-256 0{12}, found [0-9a-f]{12}; restore the file"):
+    with pytest.raises(DataError, match=r"init_weights: planned with SHA-256 0{12}, found [0-9a-f]{12}; restore the file"):
         initialise(quartet, body, sha256="0" * 64)
 
 
 def test_safetensors_that_say_nothing_of_themselves_are_refused(tmp_path):
     save_file(branches(), tmp_path / "x.safetensors")
-    with pytest.raises(ValueError, match="rrn-sweep weights import"):
+    with pytest.raises(DataError, match="rrn-sweep weights import"):
         initialise(build_networks(config(), CLASSES), (tmp_path / "x.safetensors").read_bytes())
 
 
@@ -341,14 +341,20 @@ def test_imported_weights_are_evaluated_on_cityscapes_in_its_windows(tmp_path):
 
 
 def test_models_that_cannot_be_evaluated_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="holds a backbone alone"):
+    with pytest.raises(DataError, match="holds a backbone alone"):
         load_model(imported(tmp_path, backbone()))
-    with pytest.raises(ValueError, match=r"crop: Input should be greater than or equal to 64, got 3"):
+    with pytest.raises(ConfigError, match=r"crop: Input should be greater than or equal to 64, got 3"):
         load_model(imported(tmp_path, branches()), changes={"crop": 3})
-    with pytest.raises(ValueError, match="backbone: the weights are of tiny, got resnet50"):
+    with pytest.raises(ConfigError, match="backbone: the weights are of tiny, got resnet50"):
         load_model(imported(tmp_path, branches()), changes={"backbone": "resnet50"})
-    with pytest.raises(ValueError, match="no such file"):
+    with pytest.raises(DataError, match="no such file"):
         load_model(tmp_path / "nothing")
+
+
+def test_settings_in_a_file_that_cannot_be_used_are_a_fault_of_the_file(tmp_path):
+    stored = recognised().model_copy(update={"config": {"backbone": "tiny", "crop": 3}})
+    with pytest.raises(DataError, match=r"^checkpoint: crop: Input should be greater than or equal to 64, got 3$"):
+        load_model(pack(branches(), stored))
 
 
 def recognised():

@@ -1,4 +1,4 @@
-"""epoch_pictures.py: which epochs are drawn."""
+"""epoch_pictures.py: the choice of epochs to draw."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def test_a_run_is_drawn_about_five_times_and_always_at_its_end(epochs, drawn):
     assert due(epochs) == drawn
 
 
-def test_who_says_how_often_gets_it_and_the_end():
+def test_a_rule_with_an_interval_draws_that_often_and_at_the_end():
     assert due(10, every=4) == [4, 8, 10]
     assert due(10, every=99) == [10]
     assert due(3, every=1) == [1, 2, 3]

@@ -1,4 +1,4 @@
-"""resource_usage.py: what a trial uses of its machine, and what that machine is."""
+"""resource_usage.py: use of CPU, memory and GPU, and the description of the machine."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_work_counts_as_the_share_of_what_the_trial_may_use():
         assert used._cpus == len(psutil.Process().cpu_affinity())
 
 
-def test_each_call_tells_of_the_time_since_the_last():
+def test_each_call_covers_the_time_since_the_previous_one():
     with Usage(ONE, every_s=0.05) as used:
         work(0.3)
         assert used.means()[CPU] > 10
@@ -51,7 +51,7 @@ def test_each_call_tells_of_the_time_since_the_last():
         assert used.means()[CPU] < 10
 
 
-def test_processes_that_it_started_count_too():
+def test_child_processes_count_too():
     with Usage(ONE, every_s=0.05) as used, subprocess.Popen([sys.executable, "-c", "while True: pass"]) as child:
         try:
             wait_until(lambda: sum(psutil.Process(child.pid).cpu_times()[:2]) > 0.5, deadline_s=60, what="half a second of work")
@@ -90,7 +90,7 @@ def test_a_gpu_that_does_not_answer_is_left_out(monkeypatch):
         assert MEMORY in used.means()
 
 
-def test_the_machine_is_told_in_words():
+def test_the_machine_is_described_as_text():
     facts = machine(ONE)
     assert facts.keys() == {"python", "torch", "platform", "cpus", "memory", "device"}
     assert all(facts.values())
@@ -98,5 +98,5 @@ def test_the_machine_is_told_in_words():
     assert facts["memory"].endswith("GB")
 
 
-def test_a_gpu_that_is_not_there_is_told_by_the_training_and_not_here():
+def test_a_missing_gpu_is_no_error_here_because_the_training_reports_it():
     assert "cuda" not in machine(Runtime(device="cuda:7"))

@@ -1,4 +1,4 @@
-"""search.py: proposals are plans, a restart proposes what an undisturbed search would have, and nothing is proposed twice."""
+"""search.py: proposals are plans, a restarted search proposes the same trials, and no trial is proposed twice."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_another_seed_proposes_other_plans():
     assert not run(AdaptiveSource(spec_of(seed=1), {})).keys() & run(AdaptiveSource(spec_of(seed=2), {})).keys()
 
 
-def test_a_restart_proposes_what_the_undisturbed_search_would_have():
+def test_a_restarted_search_proposes_the_trials_of_an_uninterrupted_one():
     for sampler in ("random", "tpe"):
         whole = run(AdaptiveSource(spec_of(sampler), {}))
         begun = run(AdaptiveSource(spec_of(sampler), {}), most=12)
@@ -53,7 +53,7 @@ def test_a_restart_proposes_what_the_undisturbed_search_would_have():
         assert begun | rest == whole
 
 
-def test_tpe_learns_what_it_is_told():
+def test_tpe_learns_from_results():
     done = list(run(AdaptiveSource(spec_of(trials=60, space={"eps": SPACE["eps"]}), {})).values())
     distance = [abs(manifest.config["eps"] - 0.5) for manifest in done]
     uniform = 0.15  # mean distance of a uniform draw from the middle of 0.2 to 0.8

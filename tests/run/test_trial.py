@@ -1,4 +1,4 @@
-"""trial.py: one trial from wherever the store says it was, to its end, with a directory as the store."""
+"""trial.py: one trial from its newest checkpoint to its end, with a directory as the store."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def pictures_of(plan: TrialPlan, job: Job) -> dict[int, dict[str, bytes]]:
     return {drawn.epoch: {name: store.read(ref.key)[0] for name, ref in drawn.objects.items()} for drawn in manifest_of(plan, job).pictures}
 
 
-def test_every_epoch_that_is_drawn_is_in_the_manifest_with_its_confusion(job):
+def test_every_drawn_epoch_is_in_the_manifest_with_its_confusion_matrix(job):
     plan = plan_of()
     list(run_trial(plan, replace(job, pictures=PictureRule(images=2, every=2))))
     manifest, pictures = manifest_of(plan, job), pictures_of(plan, job)
@@ -95,10 +95,10 @@ def test_a_trial_whose_pictures_fail_finishes_without_them(job, monkeypatch, cap
     monkeypatch.setattr("PIL.ImageFont.load_default", None)  # as if the library had none
     list(run_trial(plan, job))
     assert (manifest_of(plan, job).status, manifest_of(plan, job).pictures) == ("finished", ())
-    assert [record.message for record in caplog.records] == ["epoch 1 could not be drawn: TypeError: 'NoneType' object is not callable"]
+    assert [record.message for record in caplog.records] == ["epoch 1 has no picture: TypeError: 'NoneType' object is not callable"]
 
 
-def test_an_epoch_tells_what_it_used_and_an_attempt_what_it_ran_on(job):
+def test_an_epoch_records_resource_use_and_an_attempt_its_machine(job):
     plan = plan_of(epochs=1)
     list(run_trial(plan, job))
     manifest = manifest_of(plan, job)
@@ -107,7 +107,7 @@ def test_an_epoch_tells_what_it_used_and_an_attempt_what_it_ran_on(job):
     assert {"python", "torch", "device", "cpus", "memory", "platform"} <= manifest.attempts[0].machine.keys()
 
 
-def test_an_abandoned_trial_goes_on_from_its_last_commit_to_the_same_weights(job, tmp_path):
+def test_an_abandoned_trial_resumes_from_its_last_commit_and_reaches_the_same_weights(job, tmp_path):
     plan = plan_of()
     undisturbed = replace(job, store=str(tmp_path / "undisturbed"))
     list(run_trial(plan, undisturbed))
@@ -115,7 +115,7 @@ def test_an_abandoned_trial_goes_on_from_its_last_commit_to_the_same_weights(job
     next(update for update in updates if update.epoch == 2)
     updates.close()
     before = manifest_of(plan, job)
-    assert (before.status, before.attempts[-1].outcome) == ("running", "stopped")
+    assert (before.status, before.attempts[-1].outcome) == ("interrupted", "interrupted")
     again = list(run_trial(plan, job))
     assert again[0].resumed_step == before.checkpoints[-1].step
     manifest = manifest_of(plan, job)
@@ -157,23 +157,23 @@ def test_a_diverged_trial_has_failed_and_can_be_tried_again_by_the_next_driver(j
         assert update.ended == "failed"
 
 
-def test_what_may_go_better_is_raised_until_the_budget_of_its_class_is_spent(job):
+def test_an_error_is_raised_until_the_retries_of_its_class_are_used_up(job):
     plan = plan_of(dataset="folder")
-    hopeful = replace(job, retries=Retries(data=1))
+    retrying = replace(job, retries=Retries(data=1))
     with pytest.raises(ValueError, match="data_root"):
-        list(run_trial(plan, hopeful))
+        list(run_trial(plan, retrying))
     assert manifest_of(plan, job).failure == "data"
-    assert list(run_trial(plan, hopeful))[-1].ended == "failed"
+    assert list(run_trial(plan, retrying))[-1].ended == "failed"
     assert [attempt.outcome for attempt in manifest_of(plan, job).attempts] == ["data", "data"]
 
 
-def test_a_trial_that_is_told_to_end_commits_the_step_it_reached_and_goes_on_there(job, tmp_path):
+def test_a_preempted_trial_commits_its_current_step_and_resumes_there(job, tmp_path):
     plan = plan_of()
     list(run_trial(plan, undisturbed := replace(job, store=str(tmp_path / "undisturbed"))))
     updates = run_trial(plan, job)
     reached = next(update for update in updates if update.iteration % 4)
     with pytest.raises(Preempted):
-        updates.throw(Preempted("its process was told to end (SIGTERM)"))
+        updates.throw(Preempted("worker received SIGTERM"))
     manifest = manifest_of(plan, job)
     assert (manifest.failure, manifest.checkpoints[-1].step) == ("lost", reached.iteration)
     again = list(run_trial(plan, job))
@@ -183,7 +183,7 @@ def test_a_trial_that_is_told_to_end_commits_the_step_it_reached_and_goes_on_the
 
 @pytest.fixture
 def remote_job(job, tmp_path_factory, monkeypatch):
-    """A job whose store is in a server of its own, and that server."""
+    """A job whose store is on its own server, and that server."""
     server = new_s3_server(tmp_path_factory)
     set_environment(server, monkeypatch)
     yield replace(job, store=f"s3://rrn-test/{uuid.uuid4().hex}", patience_s=600.0), server
@@ -191,8 +191,8 @@ def remote_job(job, tmp_path_factory, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("told", [GeneratorExit, Preempted])
-def test_a_trial_that_is_told_to_end_while_the_store_is_away_ends_soon_and_another_goes_on(remote_job, monkeypatch, caplog, told):
+@pytest.mark.parametrize("stop", [GeneratorExit, Preempted])
+def test_a_trial_stopped_while_the_store_is_unavailable_ends_soon_and_the_next_attempt_resumes(remote_job, monkeypatch, caplog, stop):
     monkeypatch.setattr(trial, "COMMIT_WITHIN_S", 3.0)
     job, server = remote_job
     plan = plan_of()
@@ -201,22 +201,22 @@ def test_a_trial_that_is_told_to_end_while_the_store_is_away_ends_soon_and_anoth
     server.kill()
     list(islice(updates, 4))  # one more epoch, whose commit waits
     since_s = time.monotonic()
-    if told is Preempted:
+    if stop is Preempted:
         with pytest.raises(Preempted):
-            updates.throw(Preempted("its process was told to end (SIGTERM)"))
+            updates.throw(Preempted("worker received SIGTERM"))
     else:
         updates.close()
     assert time.monotonic() - since_s < 3 + trial.CLOSE_WITHIN_S + 5
-    assert "the attempt stays open, who comes next closes it" in caplog.text
+    assert "the attempt stays open, the next attempt closes it" in caplog.text
     server.start()
     again = list(run_trial(plan, job))
-    assert again[0].resumed_step in (6, 12)  # ends of epochs: what was committed before, or what came to an end meanwhile
+    assert again[0].resumed_step in (6, 12)  # ends of epochs: the commit before the outage, or the one under way
     manifest = manifest_of(plan, job)
     assert (manifest.status, [attempt.outcome for attempt in manifest.attempts]) == ("finished", ["lost", "finished"])
 
 
 @pytest.mark.slow
-def test_a_trial_with_nothing_to_commit_that_is_told_to_end_while_the_store_is_away_ends_soon(remote_job, caplog):
+def test_a_trial_with_nothing_to_commit_that_is_stopped_while_the_store_is_unavailable_ends_soon(remote_job, caplog):
     job, server = remote_job
     updates = run_trial(plan_of(), job)
     next(updates)
@@ -227,7 +227,7 @@ def test_a_trial_with_nothing_to_commit_that_is_told_to_end_while_the_store_is_a
     assert "the attempt stays open" in caplog.text
 
 
-def test_a_checkpoint_that_is_stored_intact_but_does_not_load_is_passed_over(job):
+def test_a_checkpoint_that_is_intact_but_does_not_load_is_passed_over(job):
     plan = plan_of()
     updates = run_trial(plan, job)
     next(update for update in updates if update.committed == 1)
@@ -238,10 +238,26 @@ def test_a_checkpoint_that_is_stored_intact_but_does_not_load_is_passed_over(job
     again = list(run_trial(plan, job))
     assert again[0].resumed_step == 999
     assert "checkpoint of step 999 is unusable" in again[1].note
+    assert "starts from iteration 0" not in again[1].note  # an older checkpoint was used
     assert manifest_of(plan, job).status == "finished"
 
 
-def test_a_driver_that_was_replaced_starts_nothing(job):
+def test_a_trial_without_any_usable_checkpoint_starts_from_iteration_0_and_says_so(job):
+    plan = plan_of(epochs=1)
+    record = TrialRecord.open(open_store(job.store), plan, retention=job.retention)
+    files = {"model.safetensors": b"weights", "state.pt": b"state"}  # as release 0.1 wrote them
+    record.commit(step=4, epoch=1, files=files, entries=[], seconds=1.0)
+    record.stop()
+    tried, started, *_ = run_trial(plan, job)
+    assert (tried.resumed_step, tried.note) == (4, None)
+    assert started.resumed_step is None
+    assert started.note.startswith("checkpoint of step 4 is unusable (")
+    assert "saved by an earlier release as state.pt" in started.note
+    assert started.note.endswith("; the trial starts from iteration 0")
+    assert manifest_of(plan, job).status == "finished"
+
+
+def test_a_replaced_driver_starts_no_trial(job):
     plan = plan_of()
     with Lease.acquire(open_store(job.store), "demo", say=print) as lease:
         with pytest.raises(Fenced, match="driver 1 has taken the sweep over from driver 0"):
@@ -249,17 +265,17 @@ def test_a_driver_that_was_replaced_starts_nothing(job):
         assert list(run_trial(plan, replace(job, driver=lease.token)))[-1].ended == "finished"
 
 
-def test_a_fenced_trial_stops_and_leaves_the_manifest_to_its_heir(job):
+def test_a_fenced_trial_stops_and_leaves_the_manifest_to_the_later_attempt(job):
     plan = plan_of()
     updates = run_trial(plan, job)
     list(islice(updates, 3))
-    heir = TrialRecord.open(open_store(job.store), plan, retention=job.retention)
+    later = TrialRecord.open(open_store(job.store), plan, retention=job.retention)
     with pytest.raises(Fenced):
         list(updates)
-    assert manifest_of(plan, job) == heir.manifest
+    assert manifest_of(plan, job) == later.manifest
 
 
-def test_a_damaged_newest_checkpoint_costs_one_step_back_and_is_told(job, tmp_path):
+def test_a_damaged_newest_checkpoint_is_passed_over_with_a_note(job, tmp_path):
     plan = plan_of()
     updates = run_trial(plan, job)
     next(update for update in updates if update.committed == 2)

@@ -1,4 +1,4 @@
-"""One contract for both stores, and the faults that each may meet."""
+"""The contract of every store, tested with both, and the faults of each."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class TestContract:
         assert store.read("a/b.bin")[0] == body
 
     @pytest.mark.parametrize("key", ["x", "A-b_c.9/d--/e.tar.gz", "-/_", "a/" * 20 + "z", "k" * 200])
-    def test_every_character_that_keys_may_have_works(self, store: Store, key: str):
+    def test_every_allowed_character_works_in_a_key(self, store: Store, key: str):
         store.write(key, b"1")
         assert store.read(key)[0] == b"1"
         assert list(store.keys("")) == [key]
@@ -117,7 +117,7 @@ class TestContract:
     def test_replace_of_an_existing_key_conflicts_when_none_is_expected(self, store: Store):
         store.write("k", b"1")
         with pytest.raises(Conflict):
-            store.replace("k", b"1", expected=None)  # even with equal bytes: only a lost reply looks at them
+            store.replace("k", b"1", expected=None)  # even with equal bytes: only after a lost reply are they compared
 
     def test_replace_of_a_missing_key_conflicts_when_one_is_expected(self, store: Store):
         etag = store.replace("k", b"1", expected=None)
@@ -138,7 +138,7 @@ class TestContract:
             winners = winners_of_race(store, f"race/{n}", [f"{n}-{writer}".encode() for writer in range(8)], expected=None)
             return winners == [store.read(f"race/{n}")[0]]
 
-        with ThreadPoolExecutor(10) as pool:  # SeaweedFS makes the losers wait for a second or two
+        with ThreadPoolExecutor(10) as pool:  # SeaweedFS delays the losers by a second or two
             assert list(pool.map(one_round, range(20))) == [True] * 20
 
     def test_of_eight_updaters_exactly_one_wins(self, store: Store):
@@ -152,7 +152,7 @@ class TestContract:
         with ThreadPoolExecutor(10) as pool:
             list(pool.map(two_rounds, "abcdefghij"))
 
-    def test_a_counter_of_several_spawned_processes_loses_nothing(self, store: Store):
+    def test_several_processes_count_without_losing_an_update(self, store: Store):
         store.write("counter", b"0")
         spawn = multiprocessing.get_context("spawn")
         workers = [spawn.Process(target=count_up, args=(store, 10)) for _ in range(3)]
@@ -191,7 +191,7 @@ class TestContract:
         assert list(store.keys("b")) == ["b"]
         assert list(store.keys("zzz/")) == []
 
-    def test_sizes_are_the_bytes_of_what_keys_gives(self, store: Store):
+    def test_sizes_are_those_of_the_keys(self, store: Store):
         for name, count in (("a/1", 0), ("a/2", 7), ("b", 70_000)):
             store.write(name, bytes(count))
         assert list(store.sizes("").items()) == [("a/1", 0), ("a/2", 7), ("b", 70_000)]
@@ -202,7 +202,7 @@ class TestContract:
         assert store.sizes("") == {}
         assert list(store.unfinished("")) == []
 
-    def test_unfinished_writes_are_seen_by_no_other_method_and_can_be_abandoned(self, store: Store):
+    def test_no_other_method_shows_unfinished_writes_and_they_can_be_abandoned(self, store: Store):
         store.write("a/k", b"1")
         for key in ("a/k", "a/b/new", "ab/new", "b"):
             start_half_a_write(store, key)
@@ -215,7 +215,7 @@ class TestContract:
         with pytest.raises(NotFound):
             store.read("a/b/new")
         store.abandon(found)
-        store.abandon(found)  # missing ones are fine
+        store.abandon(found)  # missing ones are ignored
         assert [folder_of(write) for write in store.unfinished("")] == ["."]
         assert store.read("a/k")[0] == b"1"
 
@@ -301,9 +301,9 @@ while True:
             kill_after(code, moments.uniform(0.0, 0.1))
             assert store.read("a/k")[0] in bodies
             assert list(store.keys("")) == ["a/k"]
-        store.write("a/k", b"the lock of the dead is free")
+        store.write("a/k", b"the lock of the dead writer is free")
 
-    def test_half_written_files_are_invisible_and_swept_after_an_hour(self, tmp_path: Path):
+    def test_half_written_files_are_invisible_and_deleted_after_an_hour(self, tmp_path: Path):
         store = open_store(str(tmp_path))
         store.write("a/k", b"1")
         for name, age_s in ((".new-old", 3700), (".new-young", 60)):
@@ -313,7 +313,7 @@ while True:
         store.write("a/k", b"2")
         assert sorted(path.name for path in (tmp_path / "a").iterdir()) == [".new-young", "k"]
 
-    def test_nothing_but_the_body_and_the_lock_stays(self, tmp_path: Path):
+    def test_only_the_body_and_the_lock_stay(self, tmp_path: Path):
         store = open_store(str(tmp_path / "s"))
         etag = store.replace("k", b"1", expected=None)
         with pytest.raises(Conflict):
@@ -325,13 +325,13 @@ while True:
         store = open_store(str(small_disk))
         store.write("k", b"old")
         for write in (lambda: store.write("k", bytes(3_000_000)), lambda: store.replace("new", bytes(3_000_000), expected=None)):
-            with pytest.raises(StoreError, match=r"disk full: no room for 3000000 bytes \(\d+ free\)"):
+            with pytest.raises(StoreError, match=r"disk full: 3000000 bytes needed, \d+ free; free some space"):
                 write()
         assert store.read("k")[0] == b"old"
         assert sorted(path.name for path in small_disk.iterdir()) == [".lock", "k"]
         store.write("k", bytes(500_000))
 
-    def test_a_folder_that_cannot_be_made_is_one_clear_line(self, tmp_path: Path):
+    def test_a_folder_that_cannot_be_created_is_one_clear_line(self, tmp_path: Path):
         (tmp_path / "file").write_bytes(b"")
         with pytest.raises(StoreError, match=r"file/x/k: .*/file'"):
             open_store(str(tmp_path / "file" / "x")).write("k", b"")
@@ -356,7 +356,7 @@ class TestS3:
             (["500 InternalError", "412 PreconditionFailed", "200 mine"], 1),
         ],
     )
-    def test_a_passing_fault_is_outlasted_with_one_warning(self, scripted: ScriptedServer, caplog, answers: list[str], warnings: int):
+    def test_a_transient_fault_is_retried_with_one_warning(self, scripted: ScriptedServer, caplog, answers: list[str], warnings: int):
         scripted.answers = list(answers)
         assert fresh_s3().replace("k", b"mine", expected=None) == '"etag"'
         assert scripted.answers == []
@@ -367,7 +367,7 @@ class TestS3:
         [
             ["412 PreconditionFailed"],
             ["404 NoSuchKey"],
-            ["409 ConditionalRequestConflict", "412 PreconditionFailed"],  # nothing was lost: equal bytes would prove nothing
+            ["409 ConditionalRequestConflict", "412 PreconditionFailed"],  # no reply was lost, so equal bytes prove nothing
             ["500 InternalError", "412 PreconditionFailed", "200 rival"],
             ["500 InternalError", "412 PreconditionFailed", "404 NoSuchKey"],
         ],
@@ -379,30 +379,30 @@ class TestS3:
         assert scripted.answers == []
 
     @pytest.mark.parametrize(
-        ("answer", "says"), [("403 AccessDenied", "need GetObject"), ("501 NotImplemented", "newer"), ("400 Odd", "as scripted")]
+        ("answer", "text"), [("403 AccessDenied", "need GetObject"), ("501 NotImplemented", "newer"), ("400 Odd", "as scripted")]
     )
-    def test_a_lasting_refusal_fails_at_the_first_answer(self, scripted: ScriptedServer, answer: str, says: str):
+    def test_a_permanent_refusal_fails_at_the_first_response(self, scripted: ScriptedServer, answer: str, text: str):
         scripted.answers = [answer]
-        with pytest.raises(StoreError, match=says):
+        with pytest.raises(StoreError, match=text):
             fresh_s3().replace("k", b"mine", expected=None)
 
     @pytest.mark.parametrize("where", ["ETag", 'tag"', "Content-Length"])
-    def test_an_answer_that_is_cut_in_its_headers_is_asked_for_again(self, scripted: ScriptedServer, where: str):
+    def test_a_response_with_truncated_headers_is_requested_again(self, scripted: ScriptedServer, where: str):
         scripted.answers = [f"cut {where}", "200 body"]
         assert open_store("s3://rrn-test/x", deadline_s=30).read("k") == (b"body", '"etag"')
         assert scripted.answers == []
 
     @pytest.mark.parametrize("where", ["ETag", 'tag"'])
-    def test_a_put_whose_answer_is_cut_in_its_headers_is_sent_again(self, scripted: ScriptedServer, where: str):
+    def test_a_put_whose_response_headers_are_truncated_is_sent_again(self, scripted: ScriptedServer, where: str):
         scripted.answers = [f"cut {where}", "200"]
         assert open_store("s3://rrn-test/x", deadline_s=30).replace("k", b"1", expected=None) == '"etag"'
         assert scripted.answers == []
 
-    def test_a_put_does_not_wait_for_ever_for_the_rest_of_a_permission_to_continue(self, scripted: ScriptedServer):
-        scripted.answers = ["200"]  # its "100 Continue", for a client that asks for one, is cut
+    def test_a_put_does_not_wait_forever_for_the_rest_of_a_100_continue(self, scripted: ScriptedServer):
+        scripted.answers = ["200"]  # its "100 Continue", if the client expects one, is truncated
         store, etags = open_store("s3://rrn-test/x", deadline_s=30), list[str]()
         threading.Thread(target=lambda: etags.append(store.replace("k", b"1", expected=None)), daemon=True).start()
-        wait_until(lambda: etags == ['"etag"'], deadline_s=20, what="the answer")
+        wait_until(lambda: etags == ['"etag"'], deadline_s=20, what="the response")
 
     def test_a_put_carries_its_condition_and_its_sha256(self, scripted: ScriptedServer):
         scripted.answers = ["200", "200"]
@@ -434,11 +434,11 @@ class TestS3:
     def test_no_credential_is_pickled_or_shown(self, s3_environment: S3Server):
         store = fresh_s3()
         store.write("k", b"1")
-        for shown in (pickle.dumps(store), repr(store).encode()):
-            assert s3_environment.access_key.encode() not in shown
-            assert s3_environment.secret_key.encode() not in shown
+        for text in (pickle.dumps(store), repr(store).encode()):
+            assert s3_environment.access_key.encode() not in text
+            assert s3_environment.secret_key.encode() not in text
 
-    def test_a_forked_child_makes_its_own_client(self, s3_environment: S3Server):
+    def test_a_forked_child_creates_its_own_client(self, s3_environment: S3Server):
         store = fresh_s3()
         store.write("k", b"1")
         fork = multiprocessing.get_context("fork").Process(target=store.write, args=("child", b"2"))
@@ -447,7 +447,7 @@ class TestS3:
         assert (fork.exitcode, store.read("child")[0]) == (0, b"2")
 
     @pytest.mark.parametrize(
-        ("change", "says"),
+        ("change", "text"),
         [
             ({"AWS_SECRET_ACCESS_KEY": "wrong"}, "SignatureDoesNotMatch: check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"),
             ({"AWS_ACCESS_KEY_ID": "nobody"}, "InvalidAccessKeyId: check AWS_ACCESS_KEY_ID"),
@@ -457,12 +457,12 @@ class TestS3:
         ],
         ids=["secret", "key", "none", "endpoint", "profile"],
     )
-    def test_wrong_settings_fail_at_once_and_say_what_to_set(self, s3_environment, monkeypatch: pytest.MonkeyPatch, change, says: str):
+    def test_wrong_settings_fail_at_once_and_name_what_to_set(self, s3_environment, monkeypatch: pytest.MonkeyPatch, change, text: str):
         for name, value in change.items():
             monkeypatch.setenv(name, value) if value else monkeypatch.delenv(name)
         for call in each_method(fresh_s3()):
             started = time.monotonic()
-            with pytest.raises(StoreError, match=f"^s3://rrn-test/.*: .*{says}") as caught:
+            with pytest.raises(StoreError, match=f"^s3://rrn-test/.*: .*{text}") as caught:
                 call()
             assert not isinstance(caught.value, StoreUnavailable)
             assert "\n" not in str(caught.value)
@@ -472,16 +472,16 @@ class TestS3:
         with pytest.raises(StoreError, match="s3://no-such-bucket: NoSuchBucket: create the bucket first"):
             open_store("s3://no-such-bucket").read("k")
 
-    def test_a_server_that_is_away_is_given_up_after_the_deadline(self, s3_environment, monkeypatch, caplog: pytest.LogCaptureFixture):
+    def test_an_absent_server_fails_after_the_deadline(self, s3_environment, monkeypatch, caplog: pytest.LogCaptureFixture):
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_port()}")
         started = time.monotonic()
-        with pytest.raises(StoreUnavailable, match=r"no answer for 6 s: .*AWS_ENDPOINT_URL right\?") as caught:
+        with pytest.raises(StoreUnavailable, match=r"no answer for 6 s: .*; check .*AWS_ENDPOINT_URL is correct") as caught:
             fresh_s3(deadline_s=6).read("k")
         assert 5.9 < time.monotonic() - started < 20
         assert "\n" not in str(caught.value)
         assert len([record for record in caplog.records if record.name == "orchestration.store.s3"]) == 1
 
-    def test_a_server_that_hangs_is_given_up_after_the_deadline(self, s3_environment, monkeypatch: pytest.MonkeyPatch):
+    def test_a_hanging_server_fails_after_the_deadline(self, s3_environment, monkeypatch: pytest.MonkeyPatch):
         with socket.create_server(("127.0.0.1", 0)) as silent:
             monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")
             started = time.monotonic()
@@ -508,7 +508,7 @@ class TestS3:
         assert store.read("k")[0] == b"a rival's"
 
     @pytest.mark.parametrize("method", [b"GET", b"PUT", b"DELETE"])
-    def test_a_lost_reply_of_any_other_call_is_asked_again(self, forgetful: ForgetfulProxy, method: bytes):
+    def test_any_other_call_is_repeated_after_a_lost_reply(self, forgetful: ForgetfulProxy, method: bytes):
         store = fresh_s3()
         store.write("k", b"1")
         forgetful.lose_next_reply_to = method
@@ -519,7 +519,7 @@ class TestS3:
         assert forgetful.replies_lost == 1
 
     @pytest.mark.slow
-    def test_every_method_outlasts_a_server_that_is_killed_and_restarted(self, tmp_path_factory, monkeypatch, caplog):
+    def test_every_method_survives_a_restart_of_the_server(self, tmp_path_factory, monkeypatch, caplog):
         server = new_s3_server(tmp_path_factory)
         try:
             set_environment(server, monkeypatch)
@@ -537,7 +537,7 @@ class TestS3:
 
 
 class ScriptedServer(ThreadingHTTPServer):
-    """An S3 server that gives the `answers`, one a request, each "status" or "status code" (with 200: the body), or "cut" and where."""
+    """An S3 server that gives one of `answers` per request: "status", "status code" ("200 body"), or "cut" and where to truncate."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _ScriptedAnswer)
@@ -557,13 +557,13 @@ class _ScriptedAnswer(BaseHTTPRequestHandler):
     def do_PUT(self) -> None:
         self.rfile.read(int(self.headers["Content-Length"]))
         self.server.headers.append(self.headers)
-        status, _, word = self.server.answers.pop(0).partition(" ")
+        status, _, text = self.server.answers.pop(0).partition(" ")
         if status == "cut":
             whole = 'HTTP/1.1 200 OK\r\nETag: "etag"\r\nContent-Length: 4\r\n\r\nbody'
-            self.wfile.write(whole[: whole.index(word)].encode())
+            self.wfile.write(whole[: whole.index(text)].encode())
             self.close_connection = True
             return
-        body = word.encode() if status == "200" else f"<Error><Code>{word}</Code><Message>as scripted</Message></Error>".encode()
+        body = text.encode() if status == "200" else f"<Error><Code>{text}</Code><Message>as scripted</Message></Error>".encode()
         self.send_response(int(status))
         self.send_header("ETag", '"etag"')
         self.send_header("Content-Length", str(len(body)))
@@ -593,7 +593,7 @@ def run_python(code: str) -> subprocess.CompletedProcess[str]:
 
 
 def kill_after(code: str, seconds: float) -> None:
-    """Run Python code until it prints a line, then `seconds` more, then SIGKILL."""
+    """Run Python code until it prints `ready`, wait `seconds`, then send SIGKILL."""
     with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout.readline() == "ready\n"

@@ -1,4 +1,4 @@
-"""Files and descriptions in MLflow: there once, again when they are lost, and never in the way of the metrics."""
+"""Files and descriptions in MLflow: written once, written again when they are lost, and never delaying the metrics."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from servers import free_port, wait_until
-from tracked_sweep import Sweep, attempt, judged, manifest
+from tracked_sweep import Sweep, attempt, manifest, validated
 
 from infra.local.parts import StackPart
 from orchestration.record.manifest import Manifest, ObjectRef, dump_manifest, manifest_key
@@ -30,7 +30,7 @@ IMAGES = "images/predictions+step+{0}+timestamp+170000000{0}000+abc"
 
 @pytest.fixture(scope="session")
 def proxy(mlflow_database: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A server that takes files for its clients; its address."""
+    """The address of a server that stores files for its clients."""
     folder, port = tmp_path_factory.mktemp("proxy"), free_port()
     shutil.copy(mlflow_database, folder / "mlflow.db")
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--workers", "1"]
@@ -45,21 +45,21 @@ def proxy(mlflow_database: Path, tmp_path_factory: pytest.TempPathFactory) -> It
         server.kill()
 
 
-def held_up(sweep: Sweep) -> tuple[Fetch, threading.Event, threading.Event]:
-    """Reads objects only once the last event is set; the first tells that it was asked for one."""
-    reached, go_on = threading.Event(), threading.Event()
+def blocked(sweep: Sweep) -> tuple[Fetch, threading.Event, threading.Event]:
+    """A `Fetch` that sets the first event when it is called, and waits for the second."""
+    called, release = threading.Event(), threading.Event()
 
     def fetch(ref: ObjectRef) -> bytes:
-        reached.set()
-        go_on.wait(20)
+        called.set()
+        release.wait(20)
         return sweep.fetch(ref)
 
-    return fetch, reached, go_on
+    return fetch, called, release
 
 
 @pytest.fixture
 def local(mlflow_database: Path, tmp_path: Path) -> Sweep:
-    """On a SQLite database of its own; its files lie in `artifacts` beside it."""
+    """On a SQLite database of its own, with its files in `artifacts` beside it."""
     return Sweep(f"sqlite:///{shutil.copy(mlflow_database, tmp_path / 'mlflow.db')}")
 
 
@@ -71,15 +71,15 @@ def sweep(request: pytest.FixtureRequest) -> Sweep:
 
 
 def drawn_trial(sweep: Sweep, *epochs: int, **changes: Any) -> Manifest:
-    """A trial of so many epochs, of which these are drawn."""
+    """A trial with pictures of these epochs; `count` is the number of all its epochs."""
     count = changes.pop("count", epochs[-1] if epochs else 1)
-    history = tuple(judged(epoch, 0.5 + 0.01 * epoch) for epoch in range(1, count + 1))
+    history = tuple(validated(epoch, 0.5 + 0.01 * epoch) for epoch in range(1, count + 1))
     default = {"history": history, "pictures": tuple(sweep.drawn(epoch) for epoch in epochs), "attempts": (attempt(1, "finished"),)}
     return manifest(count, **{"status": "finished", **default, **changes})
 
 
 def added(sweep: Sweep, *manifests: Manifest, **changes: Any) -> int:
-    """How many files one call of the driver wrote."""
+    """How many files one run of the driver uploaded."""
     sweep.put(*manifests)
     tracker = sweep.tracker(**changes)
     tracker.start(list(sweep.store))
@@ -88,7 +88,7 @@ def added(sweep: Sweep, *manifests: Manifest, **changes: Any) -> int:
 
 
 class TestFilesOfATrial:
-    def test_they_are_there_once_with_the_data_and_what_the_ui_needs(self, sweep: Sweep) -> None:
+    def test_all_are_uploaded_once_with_the_data_sets_and_the_tags_for_the_ui(self, sweep: Sweep) -> None:
         found = drawn_trial(sweep, 2, 4)
         sweep.track(found, code={"git.diff": "+x\n"})
         run = sweep.run()
@@ -113,14 +113,14 @@ class TestFilesOfATrial:
         data = [(found.dataset.name, [tag.value for tag in found.tags]) for found in run.inputs.dataset_inputs]
         assert sorted(data) == [("digits 1/8", ["training"]), ("digits validation", ["validation"])]
 
-    def test_a_replay_writes_none(self, sweep: Sweep) -> None:
+    def test_a_replay_uploads_none(self, sweep: Sweep) -> None:
         found = drawn_trial(sweep, 2)
         assert added(sweep, found) == 8
         before = (sweep.run().to_dictionary(), sorted(sweep.files(sweep.run())))
         assert added(sweep) == 0
         assert (sweep.run().to_dictionary(), sorted(sweep.files(sweep.run()))) == before
 
-    def test_another_drawn_epoch_replaces_tables_and_adds_pictures(self, sweep: Sweep) -> None:
+    def test_an_epoch_with_pictures_replaces_tables_and_adds_pictures(self, sweep: Sweep) -> None:
         running = {"status": "running", "attempts": (attempt(1, None),)}
         sweep.track(drawn_trial(sweep, 2, **running))
         assert added(sweep, drawn_trial(sweep, 2, 4, **running)) == 6
@@ -128,7 +128,7 @@ class TestFilesOfATrial:
         assert "epoch 4" in sweep.body(sweep.run(), "confusion.json").decode()
         assert len([name for name in sweep.files(sweep.run()) if name.startswith("images/")]) == 4
 
-    def test_an_epoch_without_pictures_writes_none(self, local: Sweep) -> None:
+    def test_an_epoch_without_pictures_uploads_none(self, local: Sweep) -> None:
         tracker = local.tracker()
         local.put(drawn_trial(local, 2, status="running", attempts=(attempt(1, None),)))
         tracker.start(["abc"])
@@ -140,7 +140,7 @@ class TestFilesOfATrial:
         assert tracker._runs.artifacts.added == before
         tracker.abandon()
 
-    def test_each_attempt_keeps_what_its_driver_knew(self, local: Sweep) -> None:
+    def test_each_attempt_keeps_the_code_that_its_driver_recorded(self, local: Sweep) -> None:
         first = (attempt(1, "lost", driver=1),)
         local.track(drawn_trial(local, status="running", attempts=first), code={"git.diff": "+old"}, commit="old")
         both = (*first, attempt(2, "finished", driver=2))
@@ -150,7 +150,7 @@ class TestFilesOfATrial:
         codes = [json.loads(local.body(run, f"attempts/{number}-environment.json"))["code"]["git_commit"] for number in (1, 2)]
         assert codes == ["old", "new"]
 
-    def test_what_somebody_deleted_comes_back_with_a_sync(self, local: Sweep, tmp_path: Path) -> None:
+    def test_sync_uploads_deleted_files_again(self, local: Sweep, tmp_path: Path) -> None:
         found = drawn_trial(local, 2)
         local.track(found)
         folder = Path(local.run().info.artifact_uri.removeprefix("file://"))
@@ -161,7 +161,7 @@ class TestFilesOfATrial:
         assert sorted(local.files(local.run())) == before
         assert synced(local, tmp_path, found).files == 0
 
-    def test_a_deleted_run_gets_all_its_files_again(self, local: Sweep) -> None:
+    def test_the_new_run_of_a_deleted_one_gets_all_files_again(self, local: Sweep) -> None:
         found = drawn_trial(local, 2)
         local.track(found)
         before = sorted(local.files(local.run()))
@@ -170,8 +170,8 @@ class TestFilesOfATrial:
         assert sorted(local.files(local.run())) == before
 
 
-class TestPlacesThatAreAway:
-    def test_metrics_and_statuses_are_shown_all_the_same(self, local: Sweep, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+class TestUnavailableArtifactStore:
+    def test_metrics_and_statuses_are_written_nevertheless(self, local: Sweep, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
         (tmp_path / "artifacts").touch()  # a file where the folder should be
         local.put(drawn_trial(local, 2), drawn_trial(local, 2, trial_id="def", seed=4))
         tracker = local.tracker(overview=lambda: {"report.html": b"<p>"})
@@ -180,35 +180,35 @@ class TestPlacesThatAreAway:
         assert [run.info.status for run in local.runs()] == ["FINISHED"] * 2
         assert local.parent().info.status == "FINISHED"
         assert len(local.points(local.run("tags.trial_id = 'abc'"))["val/miou"]) == 2
-        assert sum("files cannot be shown" in text for text in caplog.messages) == 1
+        assert sum("files could not be uploaded" in text for text in caplog.messages) == 1
         (tmp_path / "artifacts").unlink()
         assert added(local, overview=lambda: {"report.html": b"<p>"}) == 2 * 8 + 1
 
-    def test_sync_says_how_many_are_missing_and_adds_them_later(self, local: Sweep, tmp_path: Path) -> None:
+    def test_sync_reports_how_many_are_missing_and_uploads_them_later(self, local: Sweep, tmp_path: Path) -> None:
         (tmp_path / "artifacts").touch()
         found = [drawn_trial(local, 2), drawn_trial(local, 2, trial_id="def", seed=4)]
         done = synced(local, tmp_path, *found)
         assert (done.files, done.missing, done.created) == (0, 16, 3)
-        assert "16 files could not be stored" in str(done)
+        assert "16 files could not be uploaded" in str(done)
         (tmp_path / "artifacts").unlink()
         done = synced(local, tmp_path, *found)
-        assert (done.files, done.missing, done.fault) == (16, 0, "")
+        assert (done.files, done.missing, done.error) == (16, 0, "")
 
-    def test_files_arrive_when_the_place_is_back_although_nobody_says_a_word(
+    def test_files_are_uploaded_when_the_store_is_back_without_a_new_notification(
         self, local: Sweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(artifact_queue, "AGAIN_S", 0.3)
+        monkeypatch.setattr(artifact_queue, "RETRY_S", 0.3)
         (tmp_path / "artifacts").touch()
         local.put(drawn_trial(local, 2))
         tracker = local.tracker()
         tracker.start(["abc"])
-        wait_until(lambda: tracker._files.lacks("abc"), deadline_s=20, what="the fault")
+        wait_until(lambda: tracker._files.is_pending("abc"), deadline_s=20, what="the failure")
         (tmp_path / "artifacts").unlink()
         wait_until(lambda: "rrn.files" in local.run().data.tags, deadline_s=20, what="the files")
         assert tracker.close(timeout_s=20) == []
         assert len(local.files(local.run())) == 8
 
-    def test_a_place_that_is_away_is_left_alone_for_a_while(self, local: Sweep, tmp_path: Path) -> None:
+    def test_it_is_not_retried_for_a_while(self, local: Sweep, tmp_path: Path) -> None:
         (tmp_path / "artifacts").touch()
         tracker = local.tracker()
         tries: list[str] = []
@@ -228,7 +228,7 @@ class TestPlacesThatAreAway:
             assert len(tracker.close(timeout_s=20)) == 20
             assert len(tries) <= 3
 
-    def test_the_metrics_of_every_trial_come_before_any_file(self, local: Sweep) -> None:
+    def test_the_metrics_of_all_trials_come_before_any_file(self, local: Sweep) -> None:
         shown: list[set[str | None]] = []
 
         def fetch(ref: Any) -> bytes:
@@ -238,35 +238,30 @@ class TestPlacesThatAreAway:
         local.track(*(drawn_trial(local, 2, trial_id=f"t{i}", seed=i) for i in range(4)), fetch=fetch)
         assert shown[0] == {"2"}
 
-    def test_statuses_are_right_although_a_file_hangs_in_the_end(self, local: Sweep) -> None:
-        go_on = threading.Event()
-
-        def hanging(ref: Any) -> bytes:
-            go_on.wait(20)
-            return local.fetch(ref)
-
+    def test_statuses_are_final_even_if_an_upload_hangs_at_the_end(self, local: Sweep) -> None:
+        hanging, _, release = blocked(local)
         local.put(drawn_trial(local, 2))
         tracker = local.tracker(fetch=hanging)
         tracker.start(["abc"])
         assert tracker.close(timeout_s=3) == ["abc"]
         assert (local.run().info.status, local.parent().info.status) == ("FINISHED", "FINISHED")
-        go_on.set()
+        release.set()
         tracker._thread.join(20)
 
-    def test_a_run_that_is_deleted_while_its_files_are_written_has_them_in_the_end(self, local: Sweep) -> None:
-        slow, reached, go_on = held_up(local)
+    def test_a_run_that_is_deleted_during_its_upload_has_all_files_in_the_end(self, local: Sweep) -> None:
+        slow, called, release = blocked(local)
         local.put(drawn_trial(local, 2, status="running", attempts=(attempt(1, None),)))
         tracker = local.tracker(fetch=slow)
         tracker.start(["abc"])
-        assert reached.wait(20)
+        assert called.wait(20)
         local.client.delete_run(local.run().info.run_id)
         local.put(drawn_trial(local, 3))
         tracker.notify("abc")
-        threading.Timer(0.5, go_on.set).start()  # by then the tracker is being closed
+        threading.Timer(0.5, release.set).start()  # by then the tracker is being closed
         assert tracker.close(timeout_s=20) == []
         assert f"{IMAGES.format(3)}.png" in local.files(local.run())
 
-    def test_a_picture_that_is_lost_costs_only_itself(self, local: Sweep, caplog: pytest.LogCaptureFixture) -> None:
+    def test_a_lost_picture_is_the_only_file_missing(self, local: Sweep, caplog: pytest.LogCaptureFixture) -> None:
         found = drawn_trial(local, 2)
         del local.objects[found.pictures[0].objects["predictions.png"].key]
         local.put(found, drawn_trial(local, trial_id="def", seed=4))
@@ -283,7 +278,7 @@ class TestPlacesThatAreAway:
         assert len(local.files(local.run("tags.trial_id = 'def'"))) == 3
         assert sum("pictures/0002-1/predictions.png: not in the store" in text for text in caplog.messages) == 1
 
-    def test_a_folder_of_another_machine_is_not_made_on_this_one(self, tmp_path: Path) -> None:
+    def test_a_folder_of_another_machine_is_not_created_on_this_one(self, tmp_path: Path) -> None:
         def client() -> Any:
             raise AssertionError("nothing may be written")
 
@@ -293,22 +288,22 @@ class TestPlacesThatAreAway:
             artifacts.put("run", str(tmp_path / "x"), [RunFile("a", "1", lambda: b"a")], complete=False)
         assert not (tmp_path / "x").exists()
 
-    def test_after_an_abandonment_no_file_is_written(self, local: Sweep) -> None:
-        slow, reached, go_on = held_up(local)
+    def test_an_abandoned_tracker_uploads_no_file(self, local: Sweep) -> None:
+        slow, called, release = blocked(local)
         local.put(drawn_trial(local, 2))
         tracker = local.tracker(fetch=slow)
         tracker.start(["abc"])
-        assert reached.wait(20)
+        assert called.wait(20)
         tracker.abandon(timeout_s=0.1)
         before = sorted(local.files(local.run()))
-        go_on.set()
+        release.set()
         tracker._thread.join(20)
         assert not tracker._thread.is_alive()
         assert sorted(local.files(local.run())) == before
 
 
-class TestTheSweepAsAWhole:
-    def test_its_files_are_made_seldom_and_in_the_end(self, local: Sweep) -> None:
+class TestRunOfTheSweep:
+    def test_its_files_are_made_rarely_and_at_the_end(self, local: Sweep) -> None:
         calls: list[int] = []
 
         def overview() -> dict[str, bytes]:
@@ -333,13 +328,15 @@ class TestTheSweepAsAWhole:
         assert json.loads(parent.data.tags["mlflow.loggedArtifacts"]) == [{"path": "comparison.json", "type": "table"}]
         assert f"/runs/{parent.info.run_id}/artifacts/report.html" in parent.data.tags["mlflow.note.content"]
 
-    def test_files_that_stay_the_same_are_not_written_again(self, local: Sweep) -> None:
+    def test_unchanged_files_are_not_uploaded_again(self, local: Sweep) -> None:
         bodies = {"a.csv": b"1", "b.csv": b"1"}
         added(local, drawn_trial(local), overview=lambda: bodies)
         assert added(local, overview=lambda: bodies) == 0
-        assert added(local, overview=lambda: {**bodies, "b.csv": b"2"}) == 2  # after a new start nobody knows which one it is
+        assert added(local, overview=lambda: {**bodies, "b.csv": b"2"}) == 2  # a new process does not know which one has changed
 
-    def test_a_bug_in_it_is_one_warning(self, local: Sweep, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_bug_in_the_overview_is_one_warning(
+        self, local: Sweep, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setattr(sweep_run, "EVERY_S", 0.0)
         calls: list[int] = []
 
@@ -357,7 +354,7 @@ class TestTheSweepAsAWhole:
         assert sum("a figure without points" in text for text in caplog.messages) == 1
         assert local.parent().info.status == "KILLED"
 
-    def test_it_is_described_while_it_runs_and_in_the_end(self, local: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_it_is_described_while_the_sweep_runs_and_at_the_end(self, local: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(sweep_run, "EVERY_S", 0.2)
 
         def note() -> str:
@@ -372,12 +369,12 @@ class TestTheSweepAsAWhole:
         local.put(drawn_trial(local, trial_id="def", seed=4, status="running", attempts=(attempt(1, None),)))
         tracker.notify("def")
         assert tracker.close(timeout_s=20) == []
-        assert "1 of 2 trials finished, 1 stopped before their end" in note()
+        assert "1 of 2 trials finished, 1 interrupted" in note()
         experiment = local.client.get_experiment_by_name(local.name)
         assert experiment.tags["mlflow.note.content"] == note()
         assert json.loads(experiment.tags["mlflow.sharedViewState.rrn-partitions"])["groupBy"] == "param.average.partition"
 
-    def test_a_run_of_its_own_that_was_deleted_is_made_again_in_the_end(
+    def test_a_deleted_one_is_created_again_at_the_end(
         self, local: Sweep, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(sweep_run, "EVERY_S", 0.0)
@@ -391,15 +388,15 @@ class TestTheSweepAsAWhole:
             local.put(drawn_trial(local, trial_id=trial_id, seed=seed))
             tracker.notify(trial_id)
             wait_until(lambda seed=seed: len(local.runs()) == seed + 1, deadline_s=20, what="the next trial")
-        wait_until(lambda: "cannot be described" in caplog.text, deadline_s=20, what="the warning")
+        wait_until(lambda: "description of the sweep could not be written" in caplog.text, deadline_s=20, what="the warning")
         assert tracker.close(timeout_s=20) == []
         parent = local.parent()
         assert parent.info.run_id != deleted
         assert (parent.info.status, "3 of 3 trials finished" in parent.data.tags["mlflow.note.content"]) == ("FINISHED", True)
         assert {run.data.tags["mlflow.parentRunId"] for run in local.runs()} == {parent.info.run_id}
-        assert sum("cannot be described" in text for text in caplog.messages) == 1
+        assert sum("description of the sweep could not be written" in text for text in caplog.messages) == 1
 
-    def test_sync_makes_the_same_of_it(self, local: Sweep, tmp_path: Path) -> None:
+    def test_sync_writes_the_same(self, local: Sweep, tmp_path: Path) -> None:
         found = [drawn_trial(local), drawn_trial(local, trial_id="def", seed=4)]
         overview = {"report.html": b"<p>"}
         local.track(*found, overview=lambda: overview)
@@ -407,16 +404,16 @@ class TestTheSweepAsAWhole:
         assert synced(local, tmp_path, *found, overview=lambda: overview).files == 0
         assert local.parent().to_dictionary() == before
 
-    def test_what_sync_cannot_make_is_told_and_the_rest_is_shown(
+    def test_sync_warns_of_a_bug_in_the_overview_and_writes_the_rest(
         self, local: Sweep, tmp_path: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
         done = synced(local, tmp_path, drawn_trial(local), overview=lambda: {}["x"])
         assert (done.created, done.files, done.missing) == (2, 3, 0)
-        assert "the comparison for MLflow could not be made: KeyError" in caplog.text
+        assert "the comparison could not be drawn: KeyError" in caplog.text
 
 
 def synced(sweep: Sweep, folder: Path, *manifests: Manifest, **changes: Any) -> SyncReport:
-    """A sync of a real store with these manifests and their pictures."""
+    """The report of a sync of a real store with these manifests and their pictures."""
     store = open_store(str(folder / "store"))
     for found in manifests:
         named = found.model_copy(update={"sweep": sweep.name})

@@ -27,8 +27,9 @@ from orchestration.record.trial_record import TrialRecord
 from orchestration.run.epoch_pictures import CONFUSION, PREDICTIONS
 from orchestration.run.runner import facts, overview
 from orchestration.sweep import Sweep, open_sweep
+from orchestration.tracking.mlflow_private import artifact_url
 from orchestration.tracking.sync import sync
-from orchestration.tracking.ui_links import file_url, runs_url
+from orchestration.tracking.ui_links import runs_url
 from rrn_core.config import Runtime, TrainConfig
 from rrn_core.data.dataset import open_validation
 from rrn_core.methods import build_networks
@@ -65,7 +66,7 @@ class Shown:
     """Run by the label of its trial."""
 
     def file(self, name: str, *, trial: str | None = None) -> str:
-        return file_url(self.base, self.experiment, self.runs[trial] if trial else self.parent, name)
+        return artifact_url(self.base, self.experiment, self.runs[trial] if trial else self.parent, name)
 
     def page(self, rest: str = "") -> str:
         return f"{self.base}/#/experiments/{self.experiment}/runs{rest}?workflowType=machine_learning"
@@ -253,12 +254,12 @@ def test_a_table_sorts_by_mouse_and_by_keyboard(browser: Browser, report: Path) 
     assert sort_order(browser, 2) == "descending"
     heading.send_keys(Keys.SHIFT, Keys.TAB)
     focused = browser.driver.switch_to.active_element
-    assert focused.text.startswith("settings")
+    assert focused.text.startswith("cell")
     focused.send_keys(Keys.SPACE)
     assert browser.texts(COLUMN.format(1)) == ["eps=0.2", "eps=0.4", "eps=0.6"]
     assert (sort_order(browser, 1), sort_order(browser, 2)) == ("ascending", "none")
     browser.click("#comparison .card:nth-of-type(2) th:nth-child(4) button")
-    assert browser.texts("#comparison .card:nth-of-type(2) td:nth-child(4)") == ["−0.45", "+0.77", "baseline"]
+    assert browser.texts("#comparison .card:nth-of-type(2) td:nth-child(4)") == ["+1.18", "+1.21", "baseline"]
     assert browser.errors() == []
 
 

@@ -1,4 +1,4 @@
-"""What the MLflow run of a trial has to show, from its manifest alone."""
+"""The content of a trial's MLflow run, from its manifest alone."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import pytest
-from tracked_sweep import STORE, attempt, checkpoint, judged, manifest
+from tracked_sweep import STORE, attempt, checkpoint, manifest, validated
 
 from orchestration.tracking.dataset_inputs import DatasetInput
 from orchestration.tracking.run_content import run_content
@@ -15,14 +15,14 @@ from rrn_core import configure
 from rrn_core.config import Split, TrainConfig
 
 
-class TestRunView:
+class TestRunContent:
     def test_tags_name_the_last_and_the_first_best_checkpoint(self) -> None:
         scored = manifest(3, checkpoints=(checkpoint(1, 0.4), checkpoint(2, 0.4), checkpoint(3)))
         tags = run_content(scored, store=f"{STORE}/", live=True).tags
         assert tags["checkpoint_best"] == f"{STORE}/sweep/abc/checkpoints/00000001-1"
         assert tags["checkpoint_last"] == f"{STORE}/sweep/abc/checkpoints/00000003-1"
 
-    def test_tags_are_what_people_filter_by(self) -> None:
+    def test_tags_are_for_filters(self) -> None:
         tags = run_content(manifest(1, proposal=7), store=STORE, live=True).tags
         assert {
             name: tags[name] for name in ("sweep", "trial_id", "partition", "seed", "method", "dataset", "attempt", "proposal", "rrn.kind")
@@ -38,7 +38,7 @@ class TestRunView:
             "rrn.kind": "trial",
         }
 
-    def test_long_values_are_cut_to_what_mlflow_takes(self) -> None:
+    def test_long_values_are_cut_to_mlflows_limits(self) -> None:
         view = run_content(manifest(1, status="failed", reason="x" * 10_000, config={"scales": "y" * 10_000}), store=STORE, live=True)
         assert (len(view.tags["reason"]), len(view.params["scales"])) == (5000, 6000)
 
@@ -52,7 +52,7 @@ class TestRunView:
 
 
 class TestLiveness:
-    @pytest.mark.parametrize(("outcome", "shown"), [(None, "RUNNING"), ("stopped", "KILLED"), ("lost", "KILLED")])
+    @pytest.mark.parametrize(("outcome", "shown"), [(None, "RUNNING"), ("interrupted", "KILLED"), ("lost", "KILLED")])
     def test_a_trial_between_two_attempts_does_not_run(self, outcome: str | None, shown: str) -> None:
         assert run_content(manifest(1, attempts=(attempt(1, outcome),)), store=STORE, live=True).status == shown
 
@@ -62,15 +62,15 @@ class TestLiveness:
         assert view.tags["attempts"] == "2: lost, open"
 
 
-class TestFewAndWellNamed:
+class TestParametersAndMetrics:
     @pytest.mark.parametrize(
         ("method", "read"), [("supervised", set()), ("cps", {"lambda1"}), ("rrn", {"eps", "lambda1", "lambda2", "lambda3"})]
     )
-    def test_of_a_method_only_what_it_reads_is_a_parameter(self, method: str, read: set[str]) -> None:
+    def test_only_settings_of_the_method_are_parameters(self, method: str, read: set[str]) -> None:
         params = params_of(configure(method=method))
         assert set(params) == {"seed", "method", "dataset", "partition", "backbone", "epochs"} | read
 
-    def test_what_somebody_chose_is_a_parameter_and_what_files_hold_is_none(self) -> None:
+    def test_changed_settings_are_parameters_and_contents_of_files_are_not(self) -> None:
         split = Split(labeled=1, unlabeled=1, val=1, sha256="ab" * 32)
         params = params_of(configure(method="supervised", dataset="camvid", split=split, init_sha256="cd" * 32, crop=64, hflip=0.25))
         assert {name: params.get(name) for name in ("crop", "hflip", "split", "init_sha256", "momentum")} == {
@@ -81,12 +81,12 @@ class TestFewAndWellNamed:
             "momentum": None,
         }
 
-    def test_what_varies_comes_first_but_for_what_the_method_does_not_have(self) -> None:
+    def test_settings_that_vary_come_first_if_the_method_has_them(self) -> None:
         assert list(params_of(configure(), varied=("eps", "partition")))[:2] == ["eps", "partition"]
         assert list(params_of(configure(method="supervised"), varied=("eps", "partition")))[:2] == ["partition", "method"]
 
-    def test_a_series_for_each_class_and_head_is_left_to_a_table(self) -> None:
-        (point,) = run_content(manifest(1, history=(judged(1, 0.5),)), store=STORE, live=True).series["rrn.logged_epoch"]
+    def test_iou_of_single_classes_is_not_a_metric(self) -> None:
+        (point,) = run_content(manifest(1, history=(validated(1, 0.5),)), store=STORE, live=True).series["rrn.logged_epoch"]
         assert set(point.metrics) == {
             "train/loss",
             "val/miou",
@@ -99,9 +99,9 @@ class TestFewAndWellNamed:
             "best/miou_epoch",
         }
 
-    def test_the_best_so_far_is_the_first_epoch_that_reached_it(self) -> None:
+    def test_the_best_epoch_is_the_first_with_the_highest_score(self) -> None:
         scores = (0.3, 0.5, 0.4, 0.5, 0.6)
-        history = tuple(judged(epoch, score) for epoch, score in enumerate(scores, start=1))
+        history = tuple(validated(epoch, score) for epoch, score in enumerate(scores, start=1))
         points = run_content(manifest(5, history=history), store=STORE, live=True).series["rrn.logged_epoch"]
         best = [(point.metrics["best/miou"], point.metrics["best/miou_epoch"]) for point in points]
         assert best == [(0.3, 1), (0.5, 2), (0.5, 2), (0.5, 2), (0.6, 5)]

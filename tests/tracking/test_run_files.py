@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from tracked_sweep import CLASSES, CONFUSION, attempt, judged, manifest, png
+from tracked_sweep import CLASSES, CONFUSION, attempt, manifest, png, validated
 
 from orchestration.errors import Corrupt, NotFound
 from orchestration.plan.sweep_file import load
@@ -17,7 +17,8 @@ from orchestration.plan.trial_plan import expand
 from orchestration.record.manifest import EpochPictures, Manifest, ObjectRef, sha256_of
 from orchestration.store.base import Store
 from orchestration.store.open import open_store
-from orchestration.tracking.run_files import CodeOrigin, RunFile, digest_of, overview_files, stored, table, trial_files
+from orchestration.tracking.mlflow_private import table
+from orchestration.tracking.run_files import CodeOrigin, RunFile, digest_of, overview_files, stored, trial_files
 from rrn_core import configure
 from rrn_core.config import Split, TrainConfig
 
@@ -42,8 +43,8 @@ def drawn(store: Store, epoch: int, *, shade: int = 100) -> EpochPictures:
     return EpochPictures(epoch=epoch, objects=refs)
 
 
-def judged_trial(*scores: float, **changes: Any) -> Manifest:
-    return manifest(len(scores), history=tuple(judged(i, score) for i, score in enumerate(scores, start=1)), **changes)
+def validated_trial(*scores: float, **changes: Any) -> Manifest:
+    return manifest(len(scores), history=tuple(validated(i, score) for i, score in enumerate(scores, start=1)), **changes)
 
 
 class TestSettings:
@@ -62,7 +63,7 @@ class TestSettings:
             ),
         ],
     )
-    def test_they_are_a_sweep_of_this_very_trial(self, store: Store, tmp_path: Path, config: TrainConfig) -> None:
+    def test_they_are_a_sweep_file_of_this_trial(self, store: Store, tmp_path: Path, config: TrainConfig) -> None:
         trial_id = config.digest[:12]
         found = manifest(1, trial_id=trial_id, config=config.model_dump(mode="json"), sweep="s" * 100, varied=("eps", "seed"))
         (tmp_path / "config.yaml").write_bytes(files(store, found)["config.yaml"].make())
@@ -72,7 +73,7 @@ class TestSettings:
         assert spec.name != found.sweep
         assert spec.name.endswith(trial_id)
 
-    def test_what_varies_stands_first(self, store: Store) -> None:
+    def test_settings_that_vary_come_first(self, store: Store) -> None:
         text = files(store, manifest(1, varied=("eps", "seed")))["config.yaml"].make().decode()
         assert text.splitlines()[2:5] == ["base:", "  eps: 0.5", "  seed: 3"]
 
@@ -93,7 +94,7 @@ class TestEnvironment:
         assert shown["attempts/2-git.diff"].make() == b"+x\n"
         assert "attempts/1-git.diff" not in shown
 
-    def test_what_only_the_driver_knows_changes_nothing_of_the_whole(self, store: Store) -> None:
+    def test_files_that_only_the_driver_knows_do_not_change_the_digest(self, store: Store) -> None:
         found = manifest(1, attempts=(attempt(1, None),))
         assert digest_of(files(store, found, origin=OURS).values()) == digest_of(files(store, found).values())
 
@@ -105,7 +106,7 @@ class TestEnvironment:
 
 class TestTables:
     def test_every_class_has_its_iou_at_the_last_and_at_the_best_epoch(self, store: Store) -> None:
-        found = judged_trial(0.5, 0.6, 0.4, status="finished")
+        found = validated_trial(0.5, 0.6, 0.4, status="finished")
         shown = files(store, found)["iou_per_class.json"]
         assert shown.table
         assert json.loads(shown.make()) == {
@@ -113,16 +114,16 @@ class TestTables:
             "data": [["mean", 38.0, 39.0, 40.0, 60.0], ["sky", 40.0, 40.0, 40.0, 60.0], ["car", 20.0, 20.0, 20.0, 30.0]],
         }
 
-    def test_while_a_trial_trains_its_table_is_that_of_the_newest_drawn_epoch(self, store: Store) -> None:
-        found = judged_trial(0.5, 0.6, 0.4)
+    def test_while_a_trial_trains_its_table_is_of_the_newest_epoch_with_pictures(self, store: Store) -> None:
+        found = validated_trial(0.5, 0.6, 0.4)
         assert "iou_per_class.json" not in files(store, found, live=True)
         found = found.model_copy(update={"pictures": (drawn(store, 2),)})
         shown = files(store, found, live=True)["iou_per_class.json"]
         assert json.loads(shown.make())["columns"][1] == "branch1, newest (2)"
         assert json.loads(files(store, found)["iou_per_class.json"].make())["columns"][1] == "branch1, newest (3)"
 
-    def test_confusions_are_percent_of_the_true_class(self, store: Store) -> None:
-        shown = files(store, judged_trial(0.5, 0.6, pictures=(drawn(store, 1), drawn(store, 2))))["confusion.json"]
+    def test_the_confusion_matrix_is_in_percent_of_the_true_class(self, store: Store) -> None:
+        shown = files(store, validated_trial(0.5, 0.6, pictures=(drawn(store, 1), drawn(store, 2))))["confusion.json"]
         assert shown.table
         assert json.loads(shown.make()) == {
             "columns": ["truth, and percent of its pixels (ensemble, epoch 2)", "pixels", *CLASSES],
@@ -130,16 +131,16 @@ class TestTables:
         }
 
     @pytest.mark.parametrize("classes", [3, 40])
-    def test_confusions_are_a_picture_too(self, store: Store, classes: int) -> None:
+    def test_the_confusion_matrix_is_also_a_picture(self, store: Store, classes: int) -> None:
         names = [f"class {i}" for i in range(classes)]
         body = json.dumps({"classes": names, "head": "branch1", "counts": [[int(i == j) for j in range(classes)] for i in range(classes)]})
         store.write("sweep/abc/pictures/0001-1/confusion.json", body.encode())
         ref = ObjectRef(key="sweep/abc/pictures/0001-1/confusion.json", sha256=sha256_of(body.encode()), size=len(body))
-        found = judged_trial(0.5, pictures=(EpochPictures(epoch=1, objects={"confusion.json": ref}),))
+        found = validated_trial(0.5, pictures=(EpochPictures(epoch=1, objects={"confusion.json": ref}),))
         with Image.open(io.BytesIO(files(store, found)["confusion.png"].make())) as picture:
             assert min(picture.size) > 300
 
-    def test_a_table_of_the_overview_is_told_from_other_json(self) -> None:
+    def test_tables_of_the_overview_are_recognised(self) -> None:
         shown = overview_files({"a.json": table(["x"], [[1]]), "b.json": b'{"x": 1}', "c.json": b"{", "d.html": b"<p>"})
         assert [(file.name, file.table, file.make()[:1]) for file in shown] == [
             ("a.json", True, b"{"),
@@ -150,25 +151,25 @@ class TestTables:
 
 
 class TestPictures:
-    def test_they_are_named_by_epoch_and_instant_and_nothing_random(self, store: Store) -> None:
-        found = judged_trial(0.5, 0.6, pictures=(drawn(store, 2),))
+    def test_names_contain_epoch_and_time_and_nothing_random(self, store: Store) -> None:
+        found = validated_trial(0.5, 0.6, pictures=(drawn(store, 2),))
         once, again = (sorted(files(store, found)) for _ in range(2))
         base = "images/predictions+step+2+timestamp+1700000002000+abc"
         assert [name for name in once if name.startswith("images/")] == [f"{base}+compressed.webp", f"{base}.png"]
         assert once == again
 
-    def test_the_newest_lies_with_the_other_files(self, store: Store) -> None:
-        found = judged_trial(0.5, 0.6, pictures=(drawn(store, 1, shade=1), drawn(store, 2, shade=2)))
+    def test_the_newest_predictions_are_also_beside_the_other_files(self, store: Store) -> None:
+        found = validated_trial(0.5, 0.6, pictures=(drawn(store, 1, shade=1), drawn(store, 2, shade=2)))
         assert files(store, found)["predictions.png"].make() == png(2)
 
-    def test_the_small_one_keeps_its_shape(self, store: Store) -> None:
-        shown = files(store, judged_trial(0.5, pictures=(drawn(store, 1),)))
+    def test_the_preview_keeps_its_aspect_ratio(self, store: Store) -> None:
+        shown = files(store, validated_trial(0.5, pictures=(drawn(store, 1),)))
         (small,) = (file for name, file in shown.items() if name.endswith(".webp"))
         with Image.open(io.BytesIO(small.make())) as picture:
             assert (picture.format, picture.size) == ("WEBP", (1024, 256))
 
-    def test_a_picture_that_is_damaged_or_gone_is_not_shown(self, store: Store) -> None:
-        found = judged_trial(0.5, pictures=(drawn(store, 1),))
+    def test_a_damaged_or_lost_picture_is_an_error(self, store: Store) -> None:
+        found = validated_trial(0.5, pictures=(drawn(store, 1),))
         key = found.pictures[0].objects["predictions.png"].key
         store.write(key, b"something else")
         with pytest.raises(Corrupt):
@@ -178,9 +179,9 @@ class TestPictures:
             files(store, found)["predictions.png"].make()
 
 
-def test_the_whole_changes_with_an_epoch_that_is_drawn_and_with_an_attempt(store: Store) -> None:
-    first = judged_trial(0.5, attempts=(attempt(1, None),))
-    second = judged_trial(0.5, 0.6, attempts=(attempt(1, None),))
+def test_the_digest_changes_with_an_epoch_with_pictures_and_with_an_attempt(store: Store) -> None:
+    first = validated_trial(0.5, attempts=(attempt(1, None),))
+    second = validated_trial(0.5, 0.6, attempts=(attempt(1, None),))
     seen = [
         digest_of(files(store, found, live=True).values())
         for found in (

@@ -1,4 +1,4 @@
-"""MLflow made equal to a real store after anything: what was lost comes back, what died is closed, a second time changes nothing."""
+"""sync: lost runs, points and files come back, runs of a dead driver are closed, and a second sync changes nothing."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from orchestration.tracking.sync import SyncReport, sync
 
 
 class Case:
-    """A sweep with its store and MLflow's database."""
+    """A sweep with a store and an MLflow database."""
 
     def __init__(self, uri: str, database: Path, store: Store) -> None:
         self.database, self.store, self.sweep = database, store, Sweep(uri)
@@ -40,8 +40,8 @@ class Case:
     def statuses(self) -> dict[str, str]:
         return {run.data.tags["trial_id"]: run.info.status for run in self.sweep.runs()}
 
-    def shown(self) -> list[Any]:
-        """All that can be seen, but for the names that MLflow gives."""
+    def content(self) -> list[Any]:
+        """All that MLflow shows, except the IDs that it generates."""
         runs = self.sweep.runs("")
 
         def tags(run: Any) -> dict[str, str]:
@@ -93,7 +93,7 @@ FINISHED = manifest(3, status="finished", attempt=2, attempts=(attempt(1, "lost"
 FAILED = manifest(2, trial_id="def", seed=4, status="failed", attempts=(attempt(1, "memory"),), failure="memory", reason="too little")
 
 
-def test_what_a_dead_driver_left_running_gets_the_truth_and_a_second_time_writes_nothing(case: Case) -> None:
+def test_runs_of_a_dead_driver_get_their_real_status_and_a_second_sync_writes_nothing(case: Case) -> None:
     ids = ["abc", "def", "cut", "old", "gone"]
     case.put(*(manifest(1, trial_id=trial_id, seed=seed) for seed, trial_id in enumerate(ids)))
     dead = case.sweep.tracker()
@@ -111,7 +111,7 @@ def test_what_a_dead_driver_left_running_gets_the_truth_and_a_second_time_writes
     assert content(case.database) == before
 
 
-def test_a_sweep_that_mlflow_never_heard_of_is_built_from_the_store(case: Case) -> None:
+def test_a_sweep_without_an_experiment_is_built_from_the_store(case: Case) -> None:
     case.put(FINISHED, FAILED)
     assert case.sync() == SyncReport(runs=3, created=3, closed=0, points=5 * len(SHOWN) + 3 * 3, files=3 + 2)
     parent = case.sweep.parent().info
@@ -121,48 +121,48 @@ def test_a_sweep_that_mlflow_never_heard_of_is_built_from_the_store(case: Case) 
     assert content(case.database) == before
 
 
-def test_sync_shows_what_the_tracker_showed(case: Case) -> None:
+def test_sync_and_tracker_write_the_same(case: Case) -> None:
     case.put(FINISHED, FAILED)
     case.sweep.track()
-    before = case.shown()
+    before = case.content()
     assert case.sync() == SyncReport(runs=3, created=0, closed=0, points=0)
-    assert case.shown() == before
+    assert case.content() == before
 
 
-def test_points_that_are_missing_although_the_tag_says_they_are_there_come_back(case: Case) -> None:
+def test_missing_points_come_back_even_if_the_tag_counts_them(case: Case) -> None:
     case.put(FINISHED)
     case.sync()
-    run_id, before = case.sweep.run().info.run_id, case.shown()
+    run_id, before = case.sweep.run().info.run_id, case.content()
     case.execute(f"DELETE FROM metrics WHERE run_uuid = '{run_id}' AND step = 2 AND key IN ('val/miou', 'train/lr')")
     assert case.sync().points == 2
-    assert case.shown() == before
+    assert case.content() == before
 
 
 @pytest.mark.parametrize("deleted", ["run", "parent", "experiment"])
-def test_what_was_deleted_is_rebuilt(case: Case, deleted: str) -> None:
+def test_deleted_runs_and_experiments_are_rebuilt(case: Case, deleted: str) -> None:
     case.put(FINISHED, FAILED)
     case.sync()
-    before, parent = case.shown(), case.sweep.parent().info
+    before, parent = case.content(), case.sweep.parent().info
     if deleted == "experiment":
         case.sweep.client.delete_experiment(parent.experiment_id)
     else:
         case.sweep.client.delete_run(parent.run_id if deleted == "parent" else case.sweep.run("tags.trial_id = 'abc'").info.run_id)
     assert case.sync().created == (0 if deleted == "experiment" else 1)
-    assert case.shown() == before
+    assert case.content() == before
     assert {run.data.tags["mlflow.parentRunId"] for run in case.sweep.runs()} == {case.sweep.parent().info.run_id}
 
 
 def test_a_lost_database_is_rebuilt(fresh: Case, mlflow_database: Path, tmp_path: Path) -> None:
     fresh.put(FINISHED, FAILED)
     fresh.sync()
-    before = fresh.shown()
+    before = fresh.content()
     rebuilt = Case(f"sqlite:///{tmp_path}/new.db", Path(shutil.copy(mlflow_database, tmp_path / "new.db")), fresh.store)
     rebuilt.sweep.name = fresh.sweep.name
     assert rebuilt.sync().created == 3
-    assert rebuilt.shown() == before
+    assert rebuilt.content() == before
 
 
-def test_an_older_database_that_somebody_restored_is_brought_up_to_date(fresh: Case, tmp_path: Path) -> None:
+def test_a_restored_older_database_is_brought_up_to_date(fresh: Case, tmp_path: Path) -> None:
     fresh.put(manifest(1, attempts=(attempt(1, None),)))
     fresh.sync()
     older = tmp_path / "older.db"
@@ -172,10 +172,10 @@ def test_an_older_database_that_somebody_restored_is_brought_up_to_date(fresh: C
     restored = Case(f"sqlite:///{older}", older, fresh.store)
     restored.sweep.name = fresh.sweep.name
     assert restored.sync() == SyncReport(runs=2, created=0, closed=0, points=2 * len(SHOWN) + 2 * 3)
-    assert restored.shown() == fresh.shown()
+    assert restored.content() == fresh.content()
 
 
-def test_of_two_runs_of_the_sweep_the_younger_steps_aside(fresh: Case) -> None:
+def test_of_two_runs_of_the_sweep_the_younger_is_superseded(fresh: Case) -> None:
     fresh.put(FINISHED)
     fresh.sync()
     parent = fresh.sweep.parent().info
@@ -185,7 +185,7 @@ def test_of_two_runs_of_the_sweep_the_younger_steps_aside(fresh: Case) -> None:
     assert fresh.sweep.run("tags.`rrn.kind` = 'superseded'").info.status == "KILLED"
 
 
-def test_a_trial_that_mlflow_refuses_is_named_and_the_others_are_shown(fresh: Case) -> None:
+def test_a_trial_that_mlflow_refuses_is_named_and_the_others_are_written(fresh: Case) -> None:
     odd = entry(1).model_copy(update={"metrics": {"val/miou": 1.0, "not a key ?!": 2.0}})
     fresh.put(FINISHED, manifest(1, trial_id="a", seed=4, history=(odd,)))
     with pytest.raises(TrackingError, match="refused 1 runs: a: "):
@@ -194,7 +194,7 @@ def test_a_trial_that_mlflow_refuses_is_named_and_the_others_are_shown(fresh: Ca
     assert {name: points[name] for name in expected_points(3)} == expected_points(3)
 
 
-def test_what_could_not_be_shown_during_an_outage_arrives_later(mlflow_database: Path, tmp_path: Path, store: Store) -> None:
+def test_what_an_outage_held_back_arrives_later(mlflow_database: Path, tmp_path: Path, store: Store) -> None:
     server = MlflowServer(Path(shutil.copy(mlflow_database, tmp_path / "mlflow.db")))
     try:
         server.start()
@@ -209,7 +209,7 @@ def test_what_could_not_be_shown_during_an_outage_arrives_later(mlflow_database:
         case.put(FINISHED)
         tracker.notify("abc")
         assert tracker.close(timeout_s=2) == ["abc"]
-        with pytest.raises(TrackingError, match="is away"):
+        with pytest.raises(TrackingError, match="does not answer"):
             case.sync()
         server.start()
         assert case.sync() == SyncReport(runs=2, created=0, closed=2, points=2 * len(SHOWN) + 2 * 3, files=2)
@@ -218,13 +218,13 @@ def test_what_could_not_be_shown_during_an_outage_arrives_later(mlflow_database:
         server.kill()
 
 
-def test_a_server_that_is_away_is_told_without_its_password(store: Store) -> None:
+def test_the_error_for_a_server_that_does_not_answer_holds_no_password(store: Store) -> None:
     with pytest.raises(TrackingError, match="sync again when it is back") as caught:
         sync(f"http://user:secret@127.0.0.1:{free_port()}", "sweep", store)
     assert "secret" not in str(caught.value)
 
 
-def test_it_says_what_it_did() -> None:
-    text = "MLflow: 3 runs looked at, 1 created, 2 closed, 40 points and 5 files added"
+def test_the_report_as_text() -> None:
+    text = "MLflow: 3 runs compared, 1 created, 2 closed, 40 points and 5 files added"
     assert str(SyncReport(3, 1, 2, 40, 5)) == text
-    assert str(SyncReport(3, 1, 2, 40, 5, 7, "no room")) == f"{text}; 7 files could not be stored, sync again later: no room"
+    assert str(SyncReport(3, 1, 2, 40, 5, 7, "no room")) == f"{text}; 7 files could not be uploaded, sync again later: no room"

@@ -1,4 +1,4 @@
-"""The MLflow view: equal to the store whatever happens, on a real SQLite database and a real server."""
+"""The tracker keeps MLflow equal to the store, on a real SQLite database and a real server."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ PARAMS = {
     "lambda2": "1.0",
     "lambda3": "0.1",
 }
-"""Of `manifest`: what it varies, what is always told, what its method reads, and what differs from the defaults."""
+"""Of `manifest`: settings that vary, headline settings, and those that differ from the defaults."""
 
 
 @pytest.fixture(scope="session")
@@ -50,7 +50,7 @@ def local_sweep(sqlite_uri: str) -> Sweep:
 
 
 class TestViewOfTheStore:
-    """Holds whatever MLflow keeps its books in."""
+    """On a database and on a server."""
 
     def test_a_growing_trial_is_one_run_with_every_point_once_and_in_order(self, sweep: Sweep) -> None:
         for epochs in (1, 3, 6):
@@ -66,7 +66,7 @@ class TestViewOfTheStore:
         assert after == before
         assert len(after) == 2
 
-    def test_a_death_between_points_and_their_tag_stores_no_point_twice(self, sweep: Sweep) -> None:
+    def test_a_driver_that_dies_between_points_and_their_tag_stores_no_point_twice(self, sweep: Sweep) -> None:
         sweep.track(manifest(3))
         sweep.client.set_tag(sweep.run().info.run_id, "rrn.logged_epoch", "1")
         sweep.track(manifest(4))
@@ -90,7 +90,7 @@ class TestViewOfTheStore:
         assert (done.info.run_id, done.info.end_time) == (killed.info.run_id, manifest(2).updated_ms)
         assert sweep.parent().info.status == "FINISHED"
 
-    def test_a_failed_trial_says_why_until_it_runs_again(self, sweep: Sweep) -> None:
+    def test_a_failed_trial_has_its_reason_until_it_runs_again(self, sweep: Sweep) -> None:
         sweep.track(manifest(1, status="failed", reason="RuntimeError: out of memory\n" + "x" * 9000))
         assert sweep.run().info.status == sweep.parent().info.status == "FAILED"
         assert sweep.run().data.tags["reason"].startswith("RuntimeError: out of memory")
@@ -99,10 +99,10 @@ class TestViewOfTheStore:
         assert "reason" not in sweep.run().data.tags
 
     def test_classes_of_failures_and_the_effort_of_every_attempt_are_shown(self, sweep: Sweep) -> None:
-        lost = manifest(1, attempts=(attempt(1, "lost"),), failure="lost", reason="no word")
+        lost = manifest(1, attempts=(attempt(1, "lost"),), failure="lost", reason="node lost")
         sweep.track(lost)
         tags = sweep.run().data.tags
-        assert (tags["failure"], tags["reason"], tags["attempts"]) == ("lost", "no word", "1: lost")
+        assert (tags["failure"], tags["reason"], tags["attempts"]) == ("lost", "node lost", "1: lost")
         again = (*lost.attempts, attempt(2, "memory", useful_s=0.0, repeated_s=4.0))
         sweep.track(manifest(1, attempt=2, attempts=again, status="failed", failure="memory", reason="too little"))
         assert (sweep.run().data.tags["failure"], sweep.run().info.status) == ("memory", "FAILED")
@@ -149,7 +149,7 @@ class TestViewOfTheStore:
         sweep.track(manifest(2))
         assert sweep.points(sweep.run()) == expected_points(2)
 
-    def test_parameters_are_the_settings_that_tell_trials_apart_once(self, sweep: Sweep) -> None:
+    def test_parameters_are_the_settings_that_distinguish_trials_once(self, sweep: Sweep) -> None:
         sweep.track(manifest(1))
         sweep.track(manifest(2))
         assert sweep.run().data.params == PARAMS
@@ -171,7 +171,7 @@ class TestViewOfTheStore:
         assert parent.info.run_name == sweep.name
         assert "what it is for" in parent.data.tags["mlflow.note.content"]
 
-    def test_of_two_runs_of_a_trial_the_oldest_counts_and_the_other_steps_aside(self, sweep: Sweep) -> None:
+    def test_of_two_runs_of_a_trial_the_oldest_counts_and_the_other_is_superseded(self, sweep: Sweep) -> None:
         sweep.track(manifest(1))
         first = sweep.run()
         sweep.client.create_run(
@@ -181,7 +181,7 @@ class TestViewOfTheStore:
         assert sweep.run().info.run_id == first.info.run_id
         assert sweep.run("tags.`rrn.kind` = 'superseded'").info.status == "KILLED"
 
-    def test_runs_that_a_dead_driver_left_running_get_the_truth(self, sweep: Sweep) -> None:
+    def test_runs_that_a_dead_driver_left_running_get_their_real_status(self, sweep: Sweep) -> None:
         sweep.put(*(manifest(1, trial_id=trial_id, seed=seed) for seed, trial_id in enumerate(("abc", "def", "ghi", "gone"))))
         dead = sweep.tracker()
         dead.start(list(sweep.store))
@@ -193,12 +193,14 @@ class TestViewOfTheStore:
         successor.start(["abc"])
         expected = {"abc": "RUNNING", "def": "FINISHED", "ghi": "KILLED", "gone": "KILLED"}
         wait_until(
-            lambda: {run.data.tags["trial_id"]: run.info.status for run in sweep.runs()} == expected, deadline_s=20, what="the truth"
+            lambda: {run.data.tags["trial_id"]: run.info.status for run in sweep.runs()} == expected,
+            deadline_s=20,
+            what="their real status",
         )
         assert successor.close(timeout_s=20) == []
         assert {run.data.tags["trial_id"]: run.info.status for run in sweep.runs()} == expected | {"abc": "KILLED"}
 
-    def test_a_backlog_larger_than_one_batch_arrives_whole(self, sweep: Sweep) -> None:
+    def test_a_backlog_larger_than_one_batch_arrives_complete(self, sweep: Sweep) -> None:
         sweep.track(manifest(230))
         assert sweep.points(sweep.run()) == expected_points(230)
 
@@ -219,9 +221,9 @@ class TestOutages:
                 time.sleep(0.05)
             server.kill()
             sweep.put(manifest(40, status="finished"), manifest(2, trial_id="def", seed=4, status="finished"))
-            tracker.notify("def")  # the only word of this trial meets the outage
+            tracker.notify("def")  # the only notification of this trial falls into the outage
             tracker.notify("abc")
-            wait_until(lambda: "is away" in caplog.text, deadline_s=20, what="the warning")
+            wait_until(lambda: "does not answer" in caplog.text, deadline_s=20, what="the warning")
             server.start()
             wait_until(lambda: [run.info.status for run in sweep.runs()] == ["FINISHED"] * 2, deadline_s=60, what="FINISHED")
             assert tracker.close(timeout_s=60) == []
@@ -229,22 +231,22 @@ class TestOutages:
             assert sweep.points(sweep.run("tags.trial_id = 'def'")) == expected_points(2)
             assert sweep.parent().info.status == "FINISHED"
             away, back = [record.message for record in caplog.records if record.levelno == logging.WARNING]
-            assert away.startswith(f"MLflow at {server.uri} is away, the sweep goes on and tracking catches up later: ")
+            assert away.startswith(f"MLflow at {server.uri} does not answer; the sweep continues, tracking catches up later: ")
             assert back == "MLflow answers again and is up to date"
             self.killed_before_the_end(server, sweep)
         finally:
             server.kill()
 
     def killed_before_the_end(self, server: MlflowServer, sweep: Sweep) -> None:
-        """The trial is finished and shown, but the sweep's own run cannot be closed: MLflow does not hold the whole truth."""
+        """The trial is finished and its run complete, but the sweep's own run cannot be closed: MLflow is incomplete."""
         tracker = sweep.tracker()
         tracker.start(["abc"])
         wait_until(lambda: sweep.parent().info.status == "RUNNING", deadline_s=20, what="RUNNING")
-        wait_until(lambda: "abc" in tracker._settled, deadline_s=20, what="abc shown")
+        wait_until(lambda: "abc" in tracker._settled, deadline_s=20, what="abc")
         server.kill()
         assert tracker.close(timeout_s=3) == ["abc"]
 
-    def test_without_a_server_nothing_blocks_and_close_says_what_is_missing(self, caplog: pytest.LogCaptureFixture) -> None:
+    def test_without_a_server_nothing_blocks_and_close_returns_what_is_missing(self, caplog: pytest.LogCaptureFixture) -> None:
         uri = f"http://user:secret@127.0.0.1:{free_port()}"
         tracker = tracker_of(uri)
         tracker.start(["abc"])
@@ -257,10 +259,10 @@ class TestOutages:
         assert time.monotonic() - began < 3
         assert tracker.comparison_url is None
         assert "MLflow lacks something of 6 of 6 trials" in caplog.messages[-1]
-        assert sum("is away" in text for text in caplog.messages) <= 1
+        assert sum("does not answer" in text for text in caplog.messages) <= 1
         assert "secret" not in caplog.text
 
-    def test_a_server_that_refuses_is_given_up_with_one_line(self, caplog: pytest.LogCaptureFixture) -> None:
+    def test_a_server_that_refuses_turns_tracking_off_with_one_line(self, caplog: pytest.LogCaptureFixture) -> None:
         with forbidding_server() as uri:
             tracker = tracker_of(uri)
             tracker.start(["abc"])
@@ -270,7 +272,7 @@ class TestOutages:
         assert "not for you" in caplog.messages[0]
 
     @pytest.mark.parametrize("fault", ["newer schema", "no database", "no folder"])
-    def test_a_database_that_cannot_be_used_is_given_up_with_one_line(
+    def test_a_database_that_cannot_be_used_turns_tracking_off_with_one_line(
         self, fault: str, mlflow_database: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
         path = tmp_path / "mlflow.db"
@@ -290,7 +292,7 @@ class TestOutages:
         assert not tracker._thread.is_alive()
         assert f"cannot use the MLflow database sqlite:///{path}" in caplog.messages[0]
 
-    def test_a_store_that_is_away_delays_only_its_trial(self, local_sweep: Sweep, caplog: pytest.LogCaptureFixture) -> None:
+    def test_a_store_that_does_not_answer_delays_only_its_trial(self, local_sweep: Sweep, caplog: pytest.LogCaptureFixture) -> None:
         def read(trial_id: str) -> Manifest | None:
             if trial_id == "bad":
                 raise StoreUnavailable("no answer")
@@ -301,16 +303,16 @@ class TestOutages:
         tracker.start(["bad", "abc"])
         assert tracker.close(timeout_s=20) == ["bad"]
         assert local_sweep.points(local_sweep.run()) == expected_points(2)
-        assert "trial bad cannot be shown in MLflow for now: no answer" in caplog.text
+        assert "trial bad: not updated in MLflow for now: no answer" in caplog.text
 
-    def test_a_trial_that_mlflow_refuses_leaves_the_others_alone(self, local_sweep: Sweep, caplog: pytest.LogCaptureFixture) -> None:
+    def test_a_trial_that_mlflow_refuses_affects_no_other(self, local_sweep: Sweep, caplog: pytest.LogCaptureFixture) -> None:
         odd = EpochMetrics(epoch=1, step=1, time_ms=1, metrics={"val/miou": 1.0, "not a key ?!": 2.0})
         local_sweep.put(manifest(1, trial_id="odd", seed=4, history=(odd,)), manifest(2))
         tracker = local_sweep.tracker()
         tracker.start(["odd", "abc"])
         assert tracker.close(timeout_s=20) == ["odd"]
         assert local_sweep.points(local_sweep.run("tags.trial_id = 'abc'")) == expected_points(2)
-        assert sum("trial odd cannot be shown" in text for text in caplog.messages) == 1
+        assert sum("trial odd: MLflow refused it" in text for text in caplog.messages) == 1
 
 
 class TestTracker:
@@ -343,7 +345,7 @@ class TestTracker:
         Sweep(mlflow_server.uri).track(manifest(1, status="finished"))
         assert capfd.readouterr() == ("", "")
 
-    def test_of_a_server_it_names_the_page_that_compares_the_trials(self, mlflow_server: MlflowServer, local_sweep: Sweep) -> None:
+    def test_on_a_server_it_has_the_address_of_the_charts(self, mlflow_server: MlflowServer, local_sweep: Sweep) -> None:
         on_server = Sweep(mlflow_server.uri)
         tracker = on_server.tracker()
         tracker.start([])
@@ -361,14 +363,14 @@ class TestTracker:
         assert local_sweep.runs() == []
         assert local_sweep.parent().info.status == "KILLED"
 
-    def test_the_commit_of_a_finished_trial_stays_and_that_of_a_new_attempt_is_added(self, local_sweep: Sweep) -> None:
+    def test_a_finished_trial_keeps_its_commit_and_a_new_attempt_gets_the_new_one(self, local_sweep: Sweep) -> None:
         first = (attempt(1, "lost", driver=1),)
         done = manifest(1, trial_id="done", status="finished", attempts=(attempt(1, "finished", driver=1),))
         local_sweep.track(done, manifest(1, attempts=first), commit="old")
         local_sweep.track(manifest(2, attempt=2, attempts=(*first, attempt(2, "lost", driver=2))), commit="new", driver=2)
         assert {run.data.tags["trial_id"]: run.data.tags["git_commit"] for run in local_sweep.runs()} == {"done": "old", "abc": "new"}
 
-    def test_a_trial_started_afresh_in_the_store_gets_a_new_run(self, local_sweep: Sweep) -> None:
+    def test_a_trial_that_was_started_anew_in_the_store_gets_a_new_run(self, local_sweep: Sweep) -> None:
         local_sweep.track(manifest(3))
         local_sweep.track(manifest(1, created_ms=1_800_000_000_000))
         assert local_sweep.points(local_sweep.run()) == expected_points(1)
@@ -378,13 +380,13 @@ class TestTracker:
         assert tracker_of(sqlite_uri).close(timeout_s=1) == []
 
     @pytest.mark.parametrize("uri", ["", "mlruns", "file:///tmp/mlruns", "sqlite:///relative.db", "htp://host", "databricks", "http://"])
-    def test_other_places_are_refused_at_once(self, uri: str) -> None:
+    def test_other_uris_are_refused_at_once(self, uri: str) -> None:
         with pytest.raises(TrackingError, match="must be sqlite"):
             tracker_of(uri)
 
 
 class TestAbandon:
-    def test_nothing_is_written_any_more(self, mlflow_database: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def test_nothing_more_is_written(self, mlflow_database: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
         database = Path(shutil.copy(mlflow_database, tmp_path / "mlflow.db"))
         sweep = Sweep(f"sqlite:///{database}")
         sweep.put(manifest(1))
@@ -400,7 +402,7 @@ class TestAbandon:
         assert content(database) == before
         assert caplog.messages == []
 
-    def test_a_backlog_is_left_where_it_is(self, mlflow_database: Path, tmp_path: Path) -> None:
+    def test_a_backlog_is_not_written(self, mlflow_database: Path, tmp_path: Path) -> None:
         database = Path(shutil.copy(mlflow_database, tmp_path / "mlflow.db"))
         sweep = Sweep(f"sqlite:///{database}")
         sweep.put(manifest(3000))
@@ -412,16 +414,16 @@ class TestAbandon:
         assert len(sweep.points(sweep.run())["val/miou"]) < 3000
         assert "rrn.logged_epoch" not in sweep.run().data.tags
 
-    def test_it_ends_the_wait_for_an_absent_server_at_once(self) -> None:
+    def test_it_ends_the_wait_for_a_server_at_once(self) -> None:
         tracker = tracker_of(f"http://127.0.0.1:{free_port()}")
         tracker.start(["abc"])
-        wait_until(lambda: tracker._away, deadline_s=20, what="the outage")
+        wait_until(lambda: tracker._unavailable, deadline_s=20, what="the outage")
         tracker.abandon()
         assert not tracker._thread.is_alive()
 
 
 def tracker_of(uri: str) -> Tracker:
-    """Of a sweep whose every trial has one epoch."""
+    """Of a sweep in which every trial has one epoch."""
     return Tracker(uri, sweep="sweep", store=STORE, read=lambda _: manifest(1), fetch=lambda _: b"", driver=1, tags={})
 
 

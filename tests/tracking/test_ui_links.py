@@ -1,4 +1,4 @@
-"""Addresses in MLflow's UI, and the charts that it opens with."""
+"""The addresses of a sweep in MLflow's UI, and the charts on those pages."""
 
 from __future__ import annotations
 
@@ -7,27 +7,27 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
+from orchestration.tracking.mlflow_private import artifact_url
 from orchestration.tracking.run_content import BEST_SCORE
-from orchestration.tracking.ui_links import MOST_COMPARED, comparison_url, file_url, grouped_by, runs_url, trials_url, ui_base, views
+from orchestration.tracking.ui_links import MOST_COMPARED, comparison_url, grouped_by, runs_url, trials_url, ui_base, views
 
 
-def test_no_address_tells_a_password() -> None:
+def test_no_address_contains_a_password() -> None:
     assert ui_base("https://user:secret@host:5000/mlflow/") == "https://host:5000/mlflow"
     assert ui_base("sqlite:////my/mlflow.db") is None
 
 
-def test_links_within_the_ui_hold_no_address_of_it() -> None:
+def test_links_within_the_ui_are_relative() -> None:
     assert comparison_url("", "7").startswith("#/experiments/7/runs?workflowType=machine_learning")
     assert comparison_url("http://host/mlflow/", "7").startswith("http://host/mlflow/#/experiments/7/runs?")
-    assert (
-        file_url("", "7", "abc", "a b/report.html") == "#/experiments/7/runs/abc/artifacts/a%20b/report.html?workflowType=machine_learning"
-    )
+    page = "#/experiments/7/runs/abc/artifacts/a%20b/report.html?workflowType=machine_learning"
+    assert artifact_url("", "7", "abc", "a b/report.html") == page
 
 
-def test_runs_are_compared_by_their_names_and_not_too_many_of_them() -> None:
+def test_runs_are_compared_by_their_ids_up_to_a_limit() -> None:
     ids = [f"{i:032x}" for i in range(MOST_COMPARED + 5)]
     url = runs_url("", "7", ids)
-    assert url.startswith("#/compare-runs?runs=%5B%22")  # the UI does not find them elsewhere
+    assert url.startswith("#/compare-runs?runs=%5B%22")  # the UI expects them first
     query = parse_qs(urlsplit(urlsplit(url).fragment).query)
     assert (json.loads(query["runs"][0]), json.loads(query["experiments"][0])) == (ids[:MOST_COMPARED], ["7"])
 
@@ -61,6 +61,6 @@ def test_the_views_of_twenty_varied_settings_fit_into_a_tag() -> None:
 
 
 def shared_view(url: str, varied: tuple[str, ...], **changes: int) -> str:
-    """The view that the address leads to."""
+    """The shared view that the address opens."""
     (key,) = parse_qs(urlsplit(urlsplit(url).fragment).query)["viewStateShareKey"]
     return views(varied, **changes)[f"mlflow.sharedViewState.{key}"]

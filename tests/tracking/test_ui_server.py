@@ -1,7 +1,8 @@
-"""ui_server.py with a real `mlflow server` in a process of its own: what it shows, and that nothing is left of it."""
+"""`ui` with a real `mlflow server` in a process of its own: what it serves, and that no process is left."""
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 import os
@@ -11,10 +12,15 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import threading
+import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
@@ -61,14 +67,14 @@ def opened(file: Path, tracking: str | None = None) -> Sweep:
     return open_sweep(file, overrides, data_root=None, environment={})
 
 
-def said(sweep: Sweep, **options) -> str:
+def printed(sweep: Sweep, environment: Mapping[str, str] | None = None, **options) -> str:
     console = Console(file=io.StringIO(), width=40)
-    ui(sweep, console, environment={}, **options)
+    ui(sweep, console, environment=environment or {}, **options)
     return console.file.getvalue()
 
 
 class Serving:
-    """A `ui` in a process of its own, and the group of what it started."""
+    """A `ui` in a process of its own, and the processes that it started."""
 
     def __init__(self, file: Path, port: int, folder: Path) -> None:
         self._log = folder / "log.txt"
@@ -93,7 +99,7 @@ class Serving:
         assert words in self.text, self.text
 
     def children(self) -> set[int]:
-        """Everything that lives below it."""
+        """All processes below it."""
         parents = {}
         for entry in Path("/proc").iterdir():
             with suppress(OSError, IndexError):
@@ -131,7 +137,7 @@ def gone(pids: set[int]) -> bool:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("deadly", [signal.SIGINT, signal.SIGTERM], ids=lambda s: s.name)
-def test_it_shows_the_sweep_and_its_artifacts_from_anywhere_and_leaves_nothing_behind(file, database, tmp_path, deadly):
+def test_it_serves_the_sweep_and_its_artifacts_from_any_folder_and_leaves_no_process(file, database, tmp_path, deadly):
     with closing(sqlite3.connect(database)) as connection:
         (experiment,) = connection.execute("SELECT experiment_id FROM experiments WHERE name = 'demo'").fetchone()
     _, client = find_experiment(f"sqlite:///{database}", "demo")
@@ -162,7 +168,7 @@ def test_it_shows_the_sweep_and_its_artifacts_from_anywhere_and_leaves_nothing_b
     assert [path.name for path in folder.iterdir()] == ["log.txt"]
 
 
-def test_it_ends_while_it_is_starting(file, database, tmp_path):
+def test_it_can_be_ended_while_it_starts(file, database, tmp_path):
     with serving(file, free_port(), tmp_path) as running:
         running.wait_for("starting MLflow")
         wait_until(lambda: bool(running.children()), deadline_s=20, what="the server")
@@ -173,7 +179,7 @@ def test_it_ends_while_it_is_starting(file, database, tmp_path):
         assert "Traceback" not in running.text
 
 
-def test_a_server_that_will_not_end_is_killed_with_its_children(monkeypatch):
+def test_a_server_that_ignores_sigterm_is_killed_with_its_children(monkeypatch):
     monkeypatch.setattr(ui_server, "END_WITHIN_S", 0.5)
     before = {number: signal.getsignal(number) for number in ui_server._END_SIGNALS}
     stubborn = subprocess.Popen(["sh", "-c", "trap '' TERM; sleep 77 & sleep 78"], start_new_session=True)
@@ -200,24 +206,24 @@ def members(group: int) -> list[int]:
     return found
 
 
-def test_a_database_that_is_not_there_or_is_none_is_one_line(file):
+def test_a_missing_or_damaged_database_is_one_line(file):
     with pytest.raises(SweepError, match=r"mlflow\.db: no run yet: rrn-sweep .*demo\.yaml first$"):
-        said(opened(file))
+        printed(opened(file))
     file.with_name("mlflow.db").write_bytes(b"not a database at all " * 100)
     with pytest.raises(SweepError, match=r"mlflow\.db: cannot be read as a database: file is not a database$"):
-        said(opened(file))
+        printed(opened(file))
 
 
-def test_a_port_that_was_asked_for_and_is_in_use_is_one_line(file, database):
+def test_a_given_port_that_is_in_use_is_one_line(file, database):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(SweepError, match=f"--port {port}: something listens there already"):
-            said(opened(file), port=port)
+        with pytest.raises(SweepError, match=f"--port {port}: already in use"):
+            printed(opened(file), port=port)
     with pytest.raises(SweepError, match="--port: must be from 1 to 65535, got 70000"):
-        said(opened(file), port=70_000)
+        printed(opened(file), port=70_000)
 
 
-def test_the_next_free_port_is_taken_where_nobody_asked_for_one(monkeypatch):
+def test_without_a_given_port_the_next_free_one_is_taken(monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         assert ui_server.free_port(first=port) > port
@@ -226,15 +232,76 @@ def test_the_next_free_port_is_taken_where_nobody_asked_for_one(monkeypatch):
             ui_server.free_port(first=port)
 
 
-def test_of_a_server_that_is_there_only_the_address_is_told(file, mlflow_server: MlflowServer):
+def test_of_a_running_server_only_the_address_is_printed(file, mlflow_server: MlflowServer):
     experiment, _ = find_experiment(mlflow_server.uri, "demo")
-    lines = said(opened(file, mlflow_server.uri)).splitlines()
-    assert len(lines) == 1  # whole, however narrow the terminal
+    lines = printed(opened(file, mlflow_server.uri)).splitlines()
+    assert len(lines) == 1  # unbroken, however narrow the terminal
     assert lines[0].startswith(f"MLflow: {mlflow_server.uri}/#/experiments/{experiment}/runs?workflowType=machine_learning")
 
 
-def test_of_a_server_that_does_not_answer_the_entrance_is_told(file):
+def test_a_running_server_without_the_experiment_is_named_with_what_to_do(file, mlflow_server: MlflowServer):
+    absent = file.with_name("absent.yaml")
+    absent.write_text(file.read_text().replace("name: demo", "name: absent"))
+    text = printed(opened(absent, mlflow_server.uri))
+    assert text == f"MLflow: {mlflow_server.uri}\nit has no experiment absent yet: run the sweep first\n"
+
+
+def test_a_server_that_does_not_answer_is_named_with_the_error(file):
     port = free_port()
-    assert said(opened(file, f"http://127.0.0.1:{port}")) == (
-        f"MLflow: http://127.0.0.1:{port}\nit tells of no sweep demo: is it up, and has the sweep run?\n"
-    )
+    first, second = printed(opened(file, f"http://127.0.0.1:{port}")).splitlines()
+    assert first == f"MLflow: http://127.0.0.1:{port}"
+    assert second.startswith("it did not name the experiment demo: ")
+    assert second.endswith("Connection refused>; check that it is running and that the address is right")
+
+
+def test_a_server_that_accepts_and_is_silent_is_not_waited_for(file, monkeypatch):
+    monkeypatch.setattr(ui_server, "LOOK_UP_WITHIN_S", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        began = time.monotonic()
+        assert "it did not name the experiment demo" in printed(opened(file, f"http://127.0.0.1:{silent.getsockname()[1]}"))
+    assert time.monotonic() - began < 5
+
+
+class _Guarded(BaseHTTPRequestHandler):
+    """Answers only users that it knows, and one of them with nonsense."""
+
+    def do_GET(self) -> None:
+        kind, _, secret = self.headers.get("Authorization", "").partition(" ")
+        user = base64.b64decode(secret).decode() if kind == "Basic" else secret
+        known = (200, b'{"experiment": {"experiment_id": "7"}}')
+        code, body = {"me:p:w@": known, "a-token": known, "fool:x": (200, b'{"experiment": 7}')}.get(user, (401, b"who are you?"))
+        self.send_response(code)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def guarded() -> Iterator[str]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Guarded)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"127.0.0.1:{server.server_address[1]}"
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_server_that_asks_gets_the_credentials_of_the_environment_or_the_uri(file, guarded: str, capfd: pytest.CaptureFixture[str]):
+    def login(user: str, password: str) -> dict[str, str]:
+        return {"MLFLOW_TRACKING_USERNAME": user, "MLFLOW_TRACKING_PASSWORD": password}
+
+    plain, charts = opened(file, f"http://{guarded}/"), f"MLflow: http://{guarded}/#/experiments/7/runs?"
+    assert printed(plain, login("me", "p:w@")).startswith(charts)
+    assert printed(plain, {"MLFLOW_TRACKING_TOKEN": "a-token"}).startswith(charts)
+    within = replace(plain, tracking=f"http://me:p%3Aw%40@{guarded}")
+    assert printed(within).startswith(charts)
+    assert printed(plain).splitlines()[1].startswith("it refused to name the experiment: HTTP Error 401")
+    assert "it did not name the experiment demo" in printed(plain, login("fool", "x"))
+    assert capfd.readouterr() == ("", "")
+
+
+def test_mlflow_is_not_imported():
+    code = "import sys, orchestration.tracking.ui_server; sys.exit('mlflow' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=60, check=False).returncode == 0
