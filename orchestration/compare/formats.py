@@ -65,7 +65,7 @@ def overview(sweep: Sweep, *, source: Mapping[str, str]) -> dict[str, bytes]:
 
 def load() -> None:
     """Import the packages that `rendered` needs, which load slowly."""
-    for name in ("jinja2", "matplotlib.figure", "plotly.graph_objects", "plotly.io", "plotly.subplots", "pyarrow.parquet", "scipy.stats"):
+    for name in ("jinja2", "plotly.graph_objects", "plotly.io", "plotly.subplots", "pyarrow.parquet", "scipy.stats"):
         importlib.import_module(name)
 
 

@@ -115,7 +115,7 @@ class TrialRecord:
 
     def pass_over(self, checkpoint: Checkpoint, error: Exception) -> None:
         """Log that a checkpoint is unusable, and add a line to `unusable`."""
-        self.unusable.append(f"checkpoint of step {checkpoint.step} is unusable ({error}); using the one before")
+        self.unusable.append(f"checkpoint of step {checkpoint.step} is unusable ({error})")
         log.warning("trial %s: %s", self.manifest.trial_id, self.unusable[-1])
 
     def begin_at(self, step: int) -> None:

@@ -9,14 +9,11 @@ from collections.abc import Sequence
 from PIL import Image, ImageDraw, ImageFont
 
 # matplotlib's colour scale at 0, 10, ... 100 percent: it stays in order for the colour-blind and in grey
-_CIVIDIS = (
-    *((0, 34, 78), (12, 52, 112), (53, 69, 108), (79, 87, 108), (102, 105, 112), (125, 124, 120)),
-    *((148, 142, 119), (173, 162, 114), (200, 184, 102), (229, 207, 82), (254, 232, 56)),
-)
+_CODES = ("00224e", "0c3470", "35456c", "4f576c", "666970", "7d7c78", "948e77", "ada272", "c8b866", "e5cf52", "fee838")
+_CIVIDIS = tuple(tuple(bytes.fromhex(code)) for code in _CODES)
 _NUMBERED = 16  # classes up to which every cell has its number
 _INK, _PAPER, _ABSENT = (40, 40, 40), (255, 255, 255), (225, 225, 225)
-_TEXT, _GAP, _SCALE = 14, 8, 16  # pixels: height of the text, space between parts, width of the colour scale
-_LONGEST_NAME = 160  # pixels
+_TEXT, _GAP, _SCALE, _LONGEST_NAME = 14, 8, 16, 160  # pixels: height of text, space between parts, widths of the scale and of a name
 _Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 Shares = Sequence[Sequence[float | None]]
@@ -78,9 +75,8 @@ def _draw_scale(draw: ImageDraw.ImageDraw, corner: tuple[int, int], height: int,
         draw.text((x + _SCALE + _GAP // 2, y + (height - 1) * (100 - percent) // 100), str(percent), _INK, font, anchor="lm")
 
 
-def _colour(percent: float) -> tuple[int, int, int]:
+def _colour(percent: float) -> tuple[int, ...]:
     """Linear between the entries of the scale."""
     i = min(int(percent / 10), len(_CIVIDIS) - 2)
     share = percent / 10 - i
-    red, green, blue = (round(low + share * (high - low)) for low, high in zip(_CIVIDIS[i], _CIVIDIS[i + 1], strict=True))
-    return red, green, blue
+    return tuple(round(low + share * (high - low)) for low, high in zip(_CIVIDIS[i], _CIVIDIS[i + 1], strict=True))
