@@ -15,8 +15,13 @@ from orchestration.record.manifest import SCORE
 from rrn_core.methods import all_settings
 
 MEAN_AND_SD = f"mean {PLUS_MINUS} sd"
-DIFFERENCE_COLUMNS = ("difference", "95 % interval", "p", "p (Holm)", "P(better)")
-"""Names of the columns of a cell's difference from its baseline."""
+_DIFFERENCE = ("difference", "95 % interval", "p", "p (Holm)", "P(better)")
+CELLS_IN_TERMINAL = ("cell", "seeds", "mean", "sd", *_DIFFERENCE)
+CELLS_IN_DOCUMENTS = ("cell", "seeds", MEAN_AND_SD, *_DIFFERENCE)
+CELLS_ON_PAGE = ("cell", "mean", "sd", "difference", "95 % interval", "p (Holm)", "P(better)", "by seed")
+TRIALS_ON_PAGE = ("seed", "state", "completed", "last", "best", "at epoch")
+TRIALS_IN_FILES = ("sweep", "trial_id", "state", "group", "cell", "seed", "checkpoint", "epoch", "metric", "value", "unit")
+"""Which columns each table shows, by name: for the terminal, for Markdown, LaTeX and MLflow, on the page, and in CSV and Parquet files."""
 _Item = TypeVar("_Item")
 
 

@@ -7,12 +7,11 @@ import io
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from orchestration.compare.columns import TrialColumn, metric_column, setting_column, trial_columns
+from orchestration.compare.columns import TRIALS_IN_FILES, TrialColumn, metric_column, setting_column, trial_columns
 from orchestration.compare.comparison import Comparison
 from orchestration.compare.notes import notes
 from orchestration.compare.results import SEED, common_epoch
 
-_FACTS = ("sweep", "trial_id", "state", "group", "cell", "seed", "checkpoint", "epoch", "metric", "value", "unit")
 _SPLIT = "split"
 
 
@@ -27,7 +26,7 @@ def long_table(comparison: Comparison) -> dict[str, tuple[TrialColumn, list[Any]
     metrics = {trial_id: entry.metrics if entry else {} for trial_id, entry in entries.items()}
     settings = [name for name in _names(trial.result.config for trial in trials) if name not in (SEED, _SPLIT)]
     defined = trial_columns(comparison)
-    facts = [defined[name] for name in (*_FACTS, *(name for name in defined if name.startswith(_SPLIT)))]
+    facts = [defined[name] for name in (*TRIALS_IN_FILES, *(name for name in defined if name.startswith(_SPLIT)))]
     columns = [*facts, *map(setting_column, settings), *(metric_column(name, metrics) for name in _names(metrics.values()))]
     return {column.name: (column, [column.value(trial) for trial in trials]) for column in columns} if trials else {}
 

@@ -8,15 +8,13 @@ from functools import cached_property
 from typing import Any, TypeVar
 
 from orchestration.compare import published
-from orchestration.compare.columns import TableColumn, cell_columns, setting_column, trial_columns
+from orchestration.compare.columns import CELLS_ON_PAGE, TRIALS_ON_PAGE, TableColumn, cell_columns, setting_column, trial_columns
 from orchestration.compare.comparison import Comparison, ComparisonGroup, seeds_named
 from orchestration.compare.metrics import NONE, axis_title
 from orchestration.compare.plot_points import measured, validation_list
 from orchestration.compare.text_tables import sentences, typographic
 from orchestration.plan.spec import Published
 
-_CELLS = ("cell", "mean", "sd", "difference", "95 % interval", "p (Holm)", "P(better)", "by seed")
-_PROGRESS = ("seed", "state", "completed", "last", "best", "at epoch")
 _Item = TypeVar("_Item")
 
 
@@ -47,7 +45,7 @@ class PageTable:
 def comparison_tables(comparison: Comparison) -> list[PageTable]:
     """For each group with values its cells: mean and spread, and the difference from its baseline."""
     defined, what = cell_columns(comparison), measured(comparison)
-    columns = [defined[name] for name in _CELLS]
+    columns = [defined[name] for name in CELLS_ON_PAGE]
     return [
         _page_table(group.label, columns, group.cells, f"{what}; {_group_note(group)}")
         for group in comparison.groups
@@ -67,7 +65,7 @@ def trials_table(comparison: Comparison) -> PageTable:
     columns = [
         *(defined[name] for name in ("trial_id", *several)),
         *map(setting_column, varied),
-        *(defined[name] for name in _PROGRESS),
+        *(defined[name] for name in TRIALS_ON_PAGE),
     ]
     helps = "; ".join(f"{name}: {defined[name].help}" for name in ("last", "best"))
     note = f"{axis_title(comparison.metric)} on the {validation_list(comparison.results)}; {helps}"

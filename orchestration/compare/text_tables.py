@@ -7,7 +7,7 @@ import re
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 
-from orchestration.compare.columns import DIFFERENCE_COLUMNS, GROUP, MEAN_AND_SD, cell_columns, texts
+from orchestration.compare.columns import CELLS_IN_DOCUMENTS, CELLS_IN_TERMINAL, GROUP, MEAN_AND_SD, cell_columns, texts
 from orchestration.compare.comparison import Comparison, ComparisonGroup
 from orchestration.compare.metrics import PLUS_MINUS, higher_is_better, number
 from orchestration.compare.notes import notes
@@ -30,7 +30,7 @@ _TEX = {letter: f"\\{letter}" for letter in "&%$#_{}"} | {
 def as_text(comparison: Comparison) -> str:
     """For the terminal: a block for each group, the notes below."""
     defined = cell_columns(comparison)
-    columns = [defined[name] for name in ("cell", "seeds", "mean", "sd", *DIFFERENCE_COLUMNS)]
+    columns = [defined[name] for name in CELLS_IN_TERMINAL]
     head, *lines = table([[column.name for column in columns], *texts(columns, comparison.cells)]).splitlines()
     blocks = [comparison.title]
     for group in comparison.groups:
@@ -117,7 +117,7 @@ def sentences(notes: Iterable[str]) -> str:
 def _one_table(comparison: Comparison) -> tuple[list[str], list[list[str]], set[tuple[int, int]]]:
     """Head and rows of a table that holds all groups, and the (row, column) of the best mean of each."""
     defined = cell_columns(comparison)
-    columns = [defined[name] for name in ("cell", "seeds", MEAN_AND_SD, *DIFFERENCE_COLUMNS)]
+    columns = [defined[name] for name in CELLS_IN_DOCUMENTS]
     if comparison.by:
         columns.insert(0, replace(GROUP, name=", ".join(comparison.by)))
     head = [column.name for column in columns]
