@@ -97,7 +97,7 @@ class Sweep:
             raise SweepError("--only: a search chooses its trials itself; leave it out")
         for word in only:
             if not any(plan.trial_id.startswith(word) for plan in self.plans):
-                raise SweepError(f"--only {word}: no identity of this sweep starts so; rrn-sweep plan FILE lists them")
+                raise SweepError(f"--only {word}: no trial ID of this sweep starts with it; rrn-sweep plan FILE lists them")
         named = [plan for plan in self.unfinished if not only or plan.trial_id.startswith(tuple(only))]
         return [plan for plan in named if not retry or self._failure(plan) in (None, *retry)]
 
@@ -161,7 +161,7 @@ def open_sweep(file: Path, overrides: Sequence[str], *, data_root: Path | None, 
     Args:
         data_root: folder of the images that identities depend on; unset, identities cover settings alone.
         look: read the store; else the sweep is opened as if the store were empty.
-        environment: RRN_STORE and MLFLOW_TRACKING_URI stand in for what the file leaves out.
+        environment: RRN_STORE and MLFLOW_TRACKING_URI are used where the file does not set store or tracking.
 
     Raises:
         SweepError: a faulty file, unusable data, or an absent store.

@@ -59,7 +59,7 @@ class Browser:
         self.open(href, width=self._size[0], height=self._size[1])
 
     def resize(self, width: int, height: int) -> None:
-        """The page as on a screen of so many CSS pixels, however narrow."""
+        """The page in a window of this size in CSS pixels."""
         self._size = (width, height)
         screen = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
         self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
@@ -118,7 +118,7 @@ class Browser:
         return sum(part.getchannel("S").histogram()[100:])
 
     def errors(self) -> list[str]:
-        """What the console told as an error since one asked last."""
+        """The errors that the console logged since the last call."""
         return [line["message"] for line in self.driver.get_log("browser") if line["level"] == "SEVERE"]
 
     def screenshot(self, name: str) -> Path:

@@ -1,4 +1,4 @@
-"""A TCP proxy before an S3 server that can be told to misbehave: to answer 503, to hang, or to cut connections in mid-body."""
+"""A TCP proxy before an S3 server that answers 503, hangs, or cuts connections in mid-body, on command."""
 
 from __future__ import annotations
 

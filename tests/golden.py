@@ -16,7 +16,7 @@ FOLDER = SHARED / "golden"
 
 
 def load(name):
-    """Arrays of `name`.npz by key; skips the test where the reference numbers are not at hand."""
+    """Arrays of `name`.npz by key; skips the test where the reference numbers are absent."""
     with np.load(_present(f"{name}.npz"), allow_pickle=False) as arrays:
         return dict(arrays)
 

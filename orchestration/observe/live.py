@@ -48,7 +48,7 @@ class LiveView:
         notes: Callable[[], Sequence[str]] | None = None,
     ) -> None:
         self._console, self._total, self._notes = console, total, notes
-        self._done, self._failed = finished, set(failed)
+        self._finished, self._failed = finished, set(failed)
         self._rows: dict[str, _RunningTrial] = {}
         self._started_s = time.monotonic()
         live = Live(console=console, get_renderable=self.render, refresh_per_second=4, transient=True)
@@ -88,16 +88,16 @@ class LiveView:
         return Group(Text(self.counts(), style="bold"), *running, *(Text(note, style="dim") for note in (self._notes or list)()))
 
     def counts(self) -> str:
-        """`8 trials: 3 waiting, 2 running, 3 done, 0 failed   1:05`"""
+        """`8 trials: 3 waiting, 2 running, 3 finished, 0 failed   1:05`"""
         running, failed = len(self._rows), len(self._failed)
-        waiting = max(0, self._total - running - self._done - failed)
+        waiting = max(0, self._total - running - self._finished - failed)
         elapsed = "" if self._notes else f"   {duration(time.monotonic() - self._started_s)}"
-        return f"{self._total} trials: {waiting} waiting, {running} running, {self._done} done, {failed} failed{elapsed}"
+        return f"{self._total} trials: {waiting} waiting, {running} running, {self._finished} finished, {failed} failed{elapsed}"
 
     def say(self, text: str, *, style: str = "") -> None:
         """Print a line above the table, or in the log."""
         stamp = time.strftime("%H:%M:%S")
-        prefix = stamp if self._live else f"{stamp} [{self._done}/{self._total} done]"
+        prefix = stamp if self._live else f"{stamp} [{self._finished}/{self._total} finished]"
         self._console.print(Text(f"{prefix} {text}", style=style), soft_wrap=not self._live)
 
     def _show_progress(self, row: _RunningTrial, progress: TrialProgress) -> None:
@@ -118,7 +118,7 @@ class LiveView:
     def _show_end(self, event: Event, row: _RunningTrial) -> None:
         del self._rows[event.plan.trial_id]
         if event.state is TrialState.FINISHED:
-            self._done += 1
+            self._finished += 1
             miou = f", mIoU {row.progress.miou:.3f}" if row.progress and row.progress.miou is not None else ""
             self.say(f"{event.plan.label}: finished{miou}", style="green")
         else:

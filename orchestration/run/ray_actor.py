@@ -66,7 +66,7 @@ class TrialActor(tune.Trainable):
         since = time.monotonic()
         for update in self._updates:
             if self._preempted and not update.ended:
-                self._updates.throw(Preempted("its process was told to end (SIGTERM)"))
+                self._updates.throw(Preempted("its process received SIGTERM"))
             if update.ended or update.committed != self._committed or time.monotonic() - since >= REPORT_EVERY_S:
                 self._committed = update.committed
                 return {_PROGRESS: asdict(update), "done": update.ended is not None}

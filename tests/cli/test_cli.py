@@ -164,7 +164,7 @@ def test_images_of_ones_own_are_checked_trained_evaluated_and_predicted(tmp_path
 
     code, text = run_sweep("own.yaml", *place, cwd=tmp_path)
     assert code == 0, text
-    (trial,) = json.loads(run_sweep("status", "own.yaml", "--json", cwd=tmp_path)[1])["trials"]  # without the data at hand
+    (trial,) = json.loads(run_sweep("status", "own.yaml", "--json", cwd=tmp_path)[1])["trials"]  # without --data-root
     assert trial["state"] == "finished"
     key = trial["checkpoints"][-1]["objects"]["model.safetensors"]["key"]
     checkpoint = f"runs/store/{key}"

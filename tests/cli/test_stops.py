@@ -60,7 +60,7 @@ def test_a_trial_process_that_ends_is_started_again_and_goes_on(here, deadly):
     assert {attempt["outcome"] for attempt in broken} == {"lost"}
     assert all(trial[-1]["outcome"] == "finished" for trial in attempts)
     if deadly == signal.SIGTERM:
-        assert {attempt["reason"] for attempt in broken} == {"Preempted: its process was told to end (SIGTERM)"}
+        assert {attempt["reason"] for attempt in broken} == {"Preempted: its process received SIGTERM"}
         steps = {trial[-1]["first_step"] for trial in attempts if len(trial) > 1}
         assert steps == {trial[0]["last_step"] for trial in attempts if len(trial) > 1}
 

@@ -35,12 +35,12 @@ def test_the_table_counts_the_trials_and_shows_each_running_one():
     view(Event(second, TrialState.RUNNING))
     view(Event(first, TrialState.RUNNING, update(first)))
     text = screen(view)
-    assert "3 trials: 1 waiting, 2 running, 0 done, 0 failed" in text
+    assert "3 trials: 1 waiting, 2 running, 0 finished, 0 failed" in text
     (line,) = [line for line in text.splitlines() if "eps=0.3" in line]
     assert [word for word in line.split() if "━" not in word] == ["1/8", "eps=0.3", "2/5", "1.250", "0.321", "1:15"]
     view(Event(first, TrialState.FINISHED))
     view(Event(second, TrialState.FAILED, reason="ValueError: no"))
-    assert "3 trials: 1 waiting, 0 running, 1 done, 1 failed" in screen(view)
+    assert "3 trials: 1 waiting, 0 running, 1 finished, 1 failed" in screen(view)
 
 
 def test_a_log_gets_plain_lines_for_events():
@@ -54,12 +54,12 @@ def test_a_log_gets_plain_lines_for_events():
     text = console.file.getvalue()
     assert "\x1b" not in text
     for line in (
-        "[1/3 done] 1/8 eps=0.6: started",
+        "[1/3 finished] 1/8 eps=0.6: started",
         "1/8 eps=0.6: checkpoint of step 60 is unusable",
         "1/8 eps=0.6: resumed at epoch 2 of 5 (step 40)",
         "1/8 eps=0.6: epoch 2/5, loss 1.250, mIoU 0.321, 1:15 left",
         "1/8 eps=0.6: worker lost: killed; restarting from the last checkpoint",
-        "[2/3 done] 1/8 eps=0.6: finished, mIoU 0.321",
+        "[2/3 finished] 1/8 eps=0.6: finished, mIoU 0.321",
     ):
         assert line in text
 

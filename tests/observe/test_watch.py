@@ -158,7 +158,7 @@ class TestWatch:
             wait_for(text, f"the driver with pid {lease._record.holder.pid} on ")
             wait_for(text, "is alive")
             record = writer.open(0)
-            wait_for(text, "[0/2 done] 1/8 eps=0.3: started")
+            wait_for(text, "[0/2 finished] 1/8 eps=0.3: started")
             writer.epoch(record, 1)
             wait_for(text, "1/8 eps=0.3: epoch 1/4, loss 2.000, mIoU 0.100, 0:30 left")
             record.fail(failure="lost", reason="worker died")
@@ -170,14 +170,14 @@ class TestWatch:
             for epoch in (3, 4):
                 writer.epoch(record, epoch)
             record.finish()
-            wait_for(text, "[1/2 done] 1/8 eps=0.3: finished, mIoU 0.400")
+            wait_for(text, "[1/2 finished] 1/8 eps=0.3: finished, mIoU 0.400")
             other = writer.open(1)
             other.fail(failure="diverged", reason="FloatingPointError: diverged: loss", traceback="...")
             wait_for(text, "1/8 eps=0.6: failed: [diverged] FloatingPointError: diverged: loss")
             lease.release()
             wait_for(text, f"no driver: nothing runs; resume with: rrn-sweep {sweep.file}")
             assert "\x1b" not in text()
-        assert "2 trials: 0 waiting, 0 running, 1 done, 1 failed" in text()
+        assert "2 trials: 0 waiting, 0 running, 1 finished, 1 failed" in text()
 
     def test_it_ends_by_itself_when_the_last_trial_has_finished(self, sweep, lease):
         writer = Writer(sweep, lease.token)
@@ -191,7 +191,7 @@ class TestWatch:
         thread.join(20)
         assert not thread.is_alive()
         last = console.file.getvalue()[console.file.getvalue().index("2 trials:") :]
-        assert "2 trials: 0 waiting, 0 running, 2 done, 0 failed" in last
+        assert "2 trials: 0 waiting, 0 running, 2 finished, 0 failed" in last
         assert "effort: useful 100.0%, repeated 0.0%, lost 0.0% of 0:01:20" in last
         assert "resume with" not in last
 
@@ -220,7 +220,7 @@ class TestWatch:
             wait_for(text, "1/8 eps=0.3: attempt 1 failed: [data] ValueError: no")
             writer.open(0)
             wait_for(text, "started")
-        assert "2 trials: 1 waiting, 1 running, 0 done, 0 failed" in text()
+        assert "2 trials: 1 waiting, 1 running, 0 finished, 0 failed" in text()
 
     def test_once_shows_counts_running_trials_recent_attempts_driver_and_effort(self, sweep, lease):
         writer = Writer(sweep, lease.token)
@@ -230,7 +230,7 @@ class TestWatch:
         writer.epoch(record, 2)
         text = once(reopened(sweep.file.parent), terminal=True)
         assert "1/8 eps=0.6: attempt 1 failed: [code] KeyError: 'eps'" in text
-        assert "2 trials: 0 waiting, 2 running, 0 done, 0 failed" in text  # a code error is retried once
+        assert "2 trials: 0 waiting, 2 running, 0 finished, 0 failed" in text  # a code error is retried once
         (row,) = [line for line in text.splitlines() if line.startswith("1/8 eps=0.3")]
         assert [word for word in row.split() if not set(word) <= {"━", "╸", "╺"}] == ["1/8", "eps=0.3", "2/4", "1.000", "0.200", "0:20"]
         assert text.count("is alive") == 1
@@ -308,11 +308,11 @@ class TestWatch:
         thread.start()
         for n in (0, 1):
             record = writer.open(n)
-            wait_for(console.file.getvalue, f"[{n}/2 done] eps={plans[n].config.eps}: started")
+            wait_for(console.file.getvalue, f"[{n}/2 finished] eps={plans[n].config.eps}: started")
             record.finish()
         thread.join(20)
         assert not thread.is_alive()
-        assert "2 trials: 0 waiting, 0 running, 2 done, 0 failed" in console.file.getvalue()
+        assert "2 trials: 0 waiting, 0 running, 2 finished, 0 failed" in console.file.getvalue()
 
     @pytest.mark.slow
     def test_a_killed_server_is_one_line_and_watch_retries(self, tmp_path_factory, tmp_path, monkeypatch):

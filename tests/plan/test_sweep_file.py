@@ -1,4 +1,4 @@
-"""sweep_file.py: what a sweep file may say, and how each fault is told."""
+"""sweep_file.py: what a sweep file may contain, and the message of each fault."""
 
 from pathlib import Path
 
@@ -179,6 +179,6 @@ def test_rubbish_is_refused_in_lines_and_never_crashes(document):
     try:
         check(document)
     except SpecError as error:
-        told = error.faults
-        assert told
-        assert all("\n" not in fault for fault in told)
+        faults = error.faults
+        assert faults
+        assert all("\n" not in fault for fault in faults)
