@@ -133,7 +133,7 @@ def _grid_faults(spec: SweepSpec) -> list[str]:
         for i, value in enumerate(values):
             faults += _value_faults(key, value, f"grid.{key}[{i}]")
             if any(_same(value, earlier) for earlier in values[:i]):
-                faults.append(f"grid.{key}[{i}]: {quoted(value)} stands twice")
+                faults.append(f"grid.{key}[{i}]: {quoted(value)} is given twice")
     return faults
 
 

@@ -1,4 +1,4 @@
-"""YAML 1.2 as people mean it: `1_8` is a text, `1e-3` a number, and a key that stands twice is refused."""
+"""YAML 1.2 as people mean it: `1_8` is a text, `1e-3` a number, and a key that is given twice is refused."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ def parse(text: str) -> Any:
     except (yaml.YAMLError, ValueError) as error:  # ValueError: a number or date that Python refuses
         words = re.sub(r"\s+", " ", str(error)).replace('in "<unicode string>", ', "at ")
         raise YamlError(f"not valid YAML: {words}") from error
+    except RecursionError:
+        raise YamlError("not valid YAML: nested too deeply") from None
 
 
 class _Loader(yaml.SafeLoader):
@@ -36,7 +38,7 @@ class _Loader(yaml.SafeLoader):
             if not isinstance(key, str):
                 raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} must be a text", key_node.start_mark)
             if key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f'the key "{key}" stands twice', key_node.start_mark)
+                raise yaml.constructor.ConstructorError(None, None, f'the key "{key}" is given twice', key_node.start_mark)
             seen.add(key)
         return super().construct_mapping(node, deep)
 

@@ -75,7 +75,7 @@ def test_each_fault_is_one_line_with_its_place(write, line, fault):
     [
         ("{eps: []}", "grid.eps: must not be empty"),
         ("{eps: [0.2, 1.5]}", "grid.eps[1]: must be < 1, got 1.5"),
-        ("{eps: [0.2, 0.2]}", "grid.eps[1]: 0.2 stands twice"),
+        ("{eps: [0.2, 0.2]}", "grid.eps[1]: 0.2 is given twice"),
         ("{epsilon: [0.2]}", 'grid.epsilon[0]: unknown setting; did you mean "eps"?'),
         ("{eps: 0.5}", "grid.eps: must be a list, got 0.5"),
         ("{seed: [1, 2]}\nseeds: [1]", "seeds: seed is also varied in grid, points or space; keep one of them"),
@@ -128,7 +128,7 @@ def test_a_published_number_may_be_missing_and_is_of_the_judged_metric_unless_sa
     assert (spec.published.rows[0].metric, spec.published.rows[0].value) == ("val/miou", None)
 
 
-def test_all_faults_are_told_at_once(write):
+def test_all_faults_are_reported_at_once(write):
     text = "name: x\npreset: digit\nbase: {lr: '1', epsilon: 1}\ngrid: {eps: [3]}\nsedes: [1]\nresources: {cpu: 0}\n"
     places = [fault.split(":")[0] for fault in faults_of(write(text))]
     assert places == ["resources.cpu", "sedes", "preset", "base.lr", "base.epsilon", "grid.eps[0]"]
@@ -136,11 +136,13 @@ def test_all_faults_are_told_at_once(write):
 
 def test_a_duplicate_key_is_refused(write):
     (fault,) = faults_of(write("name: demo\nbase:\n  eps: 0.1\n  eps: 0.2\n"))
-    assert 'the key "eps" stands twice' in fault
+    assert 'the key "eps" is given twice' in fault
     assert "line 4" in fault
 
 
-@pytest.mark.parametrize("text", ["", "- a\n", "just words", "name: [", "\x00", "name: !!python/object:os.system {}"])
+@pytest.mark.parametrize(
+    "text", ["", "- a\n", "just words", "name: [", "\x00", "name: !!python/object:os.system {}", "name: " + 3000 * "["]
+)
 def test_what_is_not_a_sweep_is_refused_in_one_line(write, text):
     (fault,) = faults_of(write(text))
     assert "\n" not in fault
