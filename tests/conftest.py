@@ -27,6 +27,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 SERVERS = {"s3_server", "mlflow_server", "mlflow_database"}
 """Fixtures that start a server or fill a database."""
+SERVER_PARAMETERS = {"s3", "server"}
+"""Parameters with which a fixture starts one."""
 WHOLE_SWEEPS = ("chaos", "infra", "benchmarks")
 """Folders whose tests run sweeps on real servers."""
 
@@ -39,7 +41,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def _is_slow(item: pytest.Item) -> bool:
-    needs_server = not SERVERS.isdisjoint(getattr(item, "fixturenames", ()))
+    parameters = {value for value in item.callspec.params.values() if isinstance(value, str)} if hasattr(item, "callspec") else set()
+    needs_server = not SERVERS.isdisjoint(getattr(item, "fixturenames", ())) or not SERVER_PARAMETERS.isdisjoint(parameters)
     return needs_server or item.get_closest_marker("slow") is not None or item.path.parent.name in WHOLE_SWEEPS
 
 

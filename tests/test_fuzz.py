@@ -172,12 +172,14 @@ def moved(body: bytes, start: int, end: int, to: int) -> bytes:
 
 @inputs(1200)
 @given(body=damaged(GOOD[STATE]))
+@pytest.mark.slow
 def test_damaged_bytes_of_the_state_are_refused(target, body):
     assert refused(target, GOOD | {STATE: body}) == (body != GOOD[STATE])
 
 
 @inputs(2000)
 @given(body=damaged(GOOD[STATE]).map(sealed))
+@pytest.mark.slow
 def test_damaged_bytes_of_a_state_that_vouches_for_itself_are_refused_or_taken_as_they_are(target, body):
     if not refused(target, GOOD | {STATE: body}):
         now = target.to_files()[STATE]
@@ -191,6 +193,7 @@ def slots(state: bytes) -> dict[str, bytes]:
 
 @inputs(2200)
 @given(body=damaged(GOOD[WEIGHTS]))
+@pytest.mark.slow
 def test_damaged_bytes_of_the_weights_are_refused_even_where_the_state_vouches_for_them(target, body):
     assert refused(target, GOOD | {WEIGHTS: body}) == (body != GOOD[WEIGHTS])
     try:
@@ -275,6 +278,7 @@ WRONG = st.one_of(
 
 @inputs(700)
 @given(said=WRONG)
+@pytest.mark.slow
 def test_a_sound_state_with_wrong_numbers_is_refused(target, said):
     assert refused(target, state_of(said=said))
 
@@ -381,6 +385,7 @@ WHOLE = {f"branch{i}.{key}": tensor for i in (1, 2) for key, tensor in Branch("t
 
 @inputs(200)
 @given(some=st.dictionaries(NAMES, VALUES, max_size=12), rest=st.sampled_from([False] * 4 + [True]))
+@pytest.mark.slow
 def test_files_to_import_with_odd_tensors_are_refused(canary, some, rest):
     file = canary.with_name("odd.pth")
     torch.save({"model": WHOLE | some if rest else some}, file)
@@ -575,6 +580,7 @@ def assert_read_or_store_error(store, key: str, body: bytes, read: Callable[[], 
 
 @inputs(1200)
 @given(body=notes(MANIFEST))
+@pytest.mark.slow
 def test_a_damaged_manifest_is_a_store_error(store, body):
     assert_read_or_store_error(store, manifest_key("demo", "t"), body, lambda: read_manifest(store, "demo", "t"))
 

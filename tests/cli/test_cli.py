@@ -12,6 +12,8 @@ from own_data import make_folder
 from processes import run_sweep
 from small_sweep import mlflow_points, mlflow_statuses, status
 
+pytestmark = pytest.mark.slow
+
 
 def test_a_sweep_runs_is_idempotent_and_grows(here):
     code, text = run_sweep("small.yaml", cwd=here)

@@ -10,6 +10,8 @@ import pytest
 from processes import run_sweep, sweep
 from small_sweep import SMALL, mlflow_points, mlflow_statuses, outcomes, status, wait_for_an_epoch, weights
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:

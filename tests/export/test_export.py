@@ -37,6 +37,8 @@ from rrn_core.evaluate import predict, slide
 from rrn_core.methods import build_networks
 from rrn_core.weights import Model, load_model, pack, training_metadata
 
+pytestmark = pytest.mark.slow
+
 ONE_THREAD = Runtime(device="cpu", threads=1)
 SMALL = {"train_images": 16, "val_images": 6, "batch_size": 4, "epochs": 2, "warmup_epochs": 0, "lambda1": 0.0, "lambda2": 0.0}
 SPEC = check({"name": "demo", "preset": "digits", "base": SMALL, "grid": {"partition": ["1/4", "1/2"]}, "seeds": [0, 1]})

@@ -206,7 +206,7 @@ class TestWatch:
                 writer.open(0)
             record = writer.open(0)
             record.finish()
-            wait_for(text, "finished")
+            wait_for(text, "eps=0.3: finished")
             lines = [line.split(": ", 1)[1] for line in text().splitlines() if "eps=0.3: " in line]
             assert lines[0] == "started"
             assert [line for line in lines if "death" in line] == [

@@ -427,6 +427,7 @@ def live_through(store: Store, history: list[tuple[str, int, int]], rule: Finish
 
 @settings(max_examples=100, deadline=None)
 @given(history=HISTORIES, rule=FINISHED)
+@pytest.mark.slow
 def test_after_any_history_exactly_the_named_objects_remain(history, rule):
     with tempfile.TemporaryDirectory() as folder:
         live_through(open_store(folder), history, rule)
@@ -434,6 +435,7 @@ def test_after_any_history_exactly_the_named_objects_remain(history, rule):
 
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(history=HISTORIES, rule=FINISHED)
+@pytest.mark.slow
 def test_after_any_history_exactly_the_named_objects_remain_in_s3(s3_environment, history, rule):
     store = fresh_s3()
     assert isinstance(store, S3Store)

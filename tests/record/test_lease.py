@@ -394,6 +394,7 @@ class TestOutages:
         lease.release()
         assert record_of(store)["released"]
 
+    @pytest.mark.slow
     def test_release_is_bounded_while_the_store_hangs(self, tmp_path_factory, monkeypatch, caplog):
         monkeypatch.setattr(lease_module, "_RELEASE_WITHIN_S", 1.0)
         server = new_s3_server(tmp_path_factory)

@@ -61,6 +61,7 @@ def test_discriminators_have_the_released_names_without_unused_parameters(kind):
 
 @pytest.mark.parametrize("mode", ["train", "eval"])
 @pytest.mark.parametrize("size", SIZES)
+@pytest.mark.slow
 def test_resnet50_branch_equals_the_release(resnet50_branch, mode, size):
     expected = golden.load(f"segnet_{mode}")
     branch = golden.fill(resnet50_branch, "branch1.").train(mode == "train")

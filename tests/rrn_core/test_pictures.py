@@ -64,6 +64,7 @@ def after(settings: TrainConfig, *, drawn: bool) -> tuple[dict[str, float], dict
 
 
 @pytest.mark.parametrize("method", ["cps", "rrn"])
+@pytest.mark.slow
 def test_a_run_with_pictures_equals_one_without_bit_for_bit(method):
     (metrics, files), (plain_metrics, plain_files) = (after(config(method=method), drawn=drawn) for drawn in (True, False))
     assert metrics == plain_metrics

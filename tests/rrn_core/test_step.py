@@ -55,6 +55,7 @@ def run(settings, *, epoch=1, lr=0.01, of=None, steps=1):
 
 
 @pytest.mark.parametrize("precision", ["f64", "f32"])
+@pytest.mark.slow
 def test_two_iterations_equal_the_release(precision):
     expected = golden.load(f"step128_{precision}")
     settings = RELEASED
@@ -170,6 +171,7 @@ def test_groups_of_iterations_start_anew_with_every_epoch_and_its_last_may_be_sh
 
 
 @pytest.mark.parametrize("method", ["supervised", "cps", "rrn"])
+@pytest.mark.slow
 def test_a_group_steps_once_with_the_mean_gradient_and_the_rate_of_its_last_iteration(method):
     settings = config(method=method)
     parts = [run(settings, of=batch(i))[0] for i in (1, 2)]
@@ -225,12 +227,14 @@ def test_pseudo_labels_are_counted_inside_and_outside_the_selection():
     assert 0 <= terms["correct_outside"] <= terms["total_outside"]
 
 
+@pytest.mark.slow
 def test_pseudo_labels_without_a_known_truth_are_not_counted():
     for method, names in (("cps", ("correct", "total")), ("rrn", ("total_inside", "total_outside", "correct_inside", "correct_outside"))):
         _, _, terms = run(config(method=method), of=batch(hidden=False))
         assert all(terms[name] == 0 for name in names)
 
 
+@pytest.mark.slow
 def test_the_segmentation_loss_gives_the_discriminators_no_gradient():
     settings = config()
     quartet = build_networks(settings, CLASSES)
@@ -310,6 +314,7 @@ def test_void_blanks_the_same_pixels_of_both_streams():
             assert pair[:, :, 10:].any()
 
 
+@pytest.mark.slow
 def test_bfloat16_keeps_losses_and_weights_in_float32_and_the_loss_close():
     quartet, _, terms = run(config(precision="bfloat16"))
     _, _, exact = run(config())
@@ -320,6 +325,7 @@ def test_bfloat16_keeps_losses_and_weights_in_float32_and_the_loss_close():
 
 
 @pytest.mark.parametrize("method", ["supervised", "cps", "rrn"])
+@pytest.mark.slow
 def test_restored_optimisers_continue_as_if_nothing_had_happened(method):
     settings = config(method=method)
     quartet, optimisers, _ = run(settings)
@@ -333,6 +339,7 @@ def test_restored_optimisers_continue_as_if_nothing_had_happened(method):
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(quartet.state_dict().values(), twin.state_dict().values(), strict=True))
 
 
+@pytest.mark.slow
 def test_steps_on_one_batch_lower_the_supervised_loss():
     settings, generator = config(method="supervised", batch_size=4), torch.Generator().manual_seed(0)
     label = torch.randint(CLASSES, (4, 2, 2), generator=generator).repeat_interleave(32, 1).repeat_interleave(32, 2)

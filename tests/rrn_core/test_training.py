@@ -71,6 +71,7 @@ def test_an_epoch_reports_the_confusion_of_the_head_that_counts_and_its_data():
         assert at_end.confusion.sum(dim=1).tolist() == truth.tolist()
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_numbers_and_another_does_not():
     first, second, other = (final(train(config(seed=seed), ONE_THREAD)) for seed in (1, 1, 2))
     assert without_time(first[0]) == without_time(second[0])
@@ -80,6 +81,7 @@ def test_the_same_seed_gives_the_same_numbers_and_another_does_not():
 
 @pytest.mark.parametrize("method", ["supervised", "cps", "rrn"])
 @pytest.mark.parametrize("stop", [2, 6, 8], ids=["in the first epoch", "between epochs", "in the second epoch"])
+@pytest.mark.slow
 def test_an_interrupted_run_equals_the_uninterrupted_one_bit_for_bit(method, stop):
     runtime = ONE_THREAD.model_copy(update={"progress_every": 2})
     whole = final(train(config(method=method), runtime))
@@ -95,6 +97,7 @@ def test_an_interrupted_run_equals_the_uninterrupted_one_bit_for_bit(method, sto
 
 
 @pytest.mark.parametrize("stop", [2, 7])
+@pytest.mark.slow
 def test_an_interrupted_run_that_accumulates_gradients_equals_the_uninterrupted_one_bit_for_bit(stop):
     settings = {"accumulate": 2, "train_images": 28}  # 5 iterations an epoch: groups of 2, 2 and 1
     runtime = ONE_THREAD.model_copy(update={"progress_every": 1})
@@ -146,6 +149,7 @@ def test_batches_prepared_by_worker_processes_change_nothing():
     assert helped[1][WEIGHTS] == alone[1][WEIGHTS]
 
 
+@pytest.mark.slow
 def test_a_checkpoint_in_a_directory_resumes_as_well(tmp_path):
     reports = train(config(), ONE_THREAD)
     next(reports).state.save(tmp_path / "checkpoint")
@@ -189,6 +193,7 @@ def test_camvid_without_a_folder_is_refused_in_one_line():
 
 
 @pytest.mark.parametrize("method", METHODS)
+@pytest.mark.slow
 def test_every_setting_is_read(method, tmp_path):
     """A field that nothing reads is a knob that sweeps nothing."""
     kind, read = settings_class(method), set()
@@ -244,6 +249,7 @@ def test_the_cityscapes_preset_has_the_paper_s_pool_and_regions_of_an_800_px_cro
     assert settings.conv4_side // settings.region_kernel == 5
 
 
+@pytest.mark.slow
 def test_the_digits_preset_learns_far_beyond_naming_everything_background():
     learning = configure("digits", partition="1/4")
     truth = open_dataset(learning, ONE_THREAD).val

@@ -155,6 +155,7 @@ def test_discriminators_that_are_incomplete_or_for_other_classes_are_left_out(tm
         assert any(key.startswith("D1.conv1") for key in found.unexpected)
 
 
+@pytest.mark.slow
 def test_equal_weights_and_metadata_give_equal_bytes_in_every_process(tmp_path):
     """The writer of safetensors orders several entries of metadata anew in every process."""
     file = saved(tmp_path, backbone("tiny"))

@@ -48,6 +48,7 @@ def weights(plan: TrialPlan, job: Job) -> str:
     return manifest_of(plan, job).checkpoints[-1].objects["model.safetensors"].sha256
 
 
+@pytest.mark.slow
 def test_a_trial_ends_finished_with_every_epoch_in_its_manifest(job):
     plan = plan_of()
     updates = list(run_trial(plan, job))

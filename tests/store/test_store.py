@@ -133,6 +133,7 @@ class TestContract:
         store.replace("k", b"2", expected=None)
         assert store.read("k")[0] == b"2"
 
+    @pytest.mark.slow
     def test_of_eight_creators_exactly_one_wins(self, store: Store):
         def one_round(n: int) -> bool:
             winners = winners_of_race(store, f"race/{n}", [f"{n}-{writer}".encode() for writer in range(8)], expected=None)
@@ -141,6 +142,7 @@ class TestContract:
         with ThreadPoolExecutor(10) as pool:  # SeaweedFS delays the losers by a second or two
             assert list(pool.map(one_round, range(20))) == [True] * 20
 
+    @pytest.mark.slow
     def test_of_eight_updaters_exactly_one_wins(self, store: Store):
         def two_rounds(key: str) -> None:
             etag = store.replace(key, b"start", expected=None)
@@ -412,6 +414,7 @@ class TestS3:
         assert (create["If-None-Match"], update["If-Match"]) == ("*", '"old"')
         assert create["x-amz-checksum-sha256"] == base64.b64encode(hashlib.sha256(b"mine").digest()).decode()
 
+    @pytest.mark.slow
     def test_more_keys_than_one_page_are_all_listed(self, s3_environment: S3Server):
         store = fresh_s3()
         names = [f"k/{n:04}" for n in range(1050)]
@@ -438,6 +441,7 @@ class TestS3:
             assert s3_environment.access_key.encode() not in text
             assert s3_environment.secret_key.encode() not in text
 
+    @pytest.mark.slow
     def test_a_forked_child_creates_its_own_client(self, s3_environment: S3Server):
         store = fresh_s3()
         store.write("k", b"1")

@@ -93,6 +93,7 @@ FINISHED = manifest(3, status="finished", attempt=2, attempts=(attempt(1, "lost"
 FAILED = manifest(2, trial_id="def", seed=4, status="failed", attempts=(attempt(1, "memory"),), failure="memory", reason="too little")
 
 
+@pytest.mark.slow
 def test_runs_of_a_dead_driver_get_their_real_status_and_a_second_sync_writes_nothing(case: Case) -> None:
     ids = ["abc", "def", "cut", "old", "gone"]
     case.put(*(manifest(1, trial_id=trial_id, seed=seed) for seed, trial_id in enumerate(ids)))
@@ -194,6 +195,7 @@ def test_a_trial_that_mlflow_refuses_is_named_and_the_others_are_written(fresh: 
     assert {name: points[name] for name in expected_points(3)} == expected_points(3)
 
 
+@pytest.mark.slow
 def test_what_an_outage_held_back_arrives_later(mlflow_database: Path, tmp_path: Path, store: Store) -> None:
     server = MlflowServer(Path(shutil.copy(mlflow_database, tmp_path / "mlflow.db")))
     try:

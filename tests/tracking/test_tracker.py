@@ -206,6 +206,7 @@ class TestViewOfTheStore:
 
 
 class TestOutages:
+    @pytest.mark.slow
     def test_a_server_killed_while_logging_gets_everything_when_it_is_back(
         self, mlflow_database: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
