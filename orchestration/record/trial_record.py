@@ -153,7 +153,9 @@ class TrialRecord:
             "pictures": (*self.manifest.pictures, *self._put_pictures(pictures or {})),
             "seconds": max(seconds, self.manifest.seconds),
         }
-        self._swap(self._account(step, self._clock() if at_s is None else at_s), **changes)
+        at_s = max(self._clock() if at_s is None else at_s, self._accounted_s)
+        self._swap(self._account(step, at_s), **changes)
+        self._accounted_s, self._step = at_s, step
         self._drop(lambda: (ref.key for c in before for ref in c.objects.values()))
 
     def finish(self) -> None:
@@ -195,9 +197,8 @@ class TrialRecord:
 
     def _account(self, step: int, at_s: float) -> dict[str, Any]:
         """Changes to the attempt that account for the seconds up to `at_s`, in which it trained up to `step`."""
-        attempt, spent_s = self.manifest.attempts[-1], max(0.0, at_s - self._accounted_s)
+        attempt, spent_s = self.manifest.attempts[-1], at_s - self._accounted_s
         repeated = max(0, min(step, self.manifest.reached) - self._step) / max(1, step - self._step)
-        self._accounted_s, self._step = max(at_s, self._accounted_s), step
         return {
             "first_step": self._first,
             "last_step": step,

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 
 from orchestration.errors import Fenced, StoreError, StoreUnavailable
@@ -227,6 +230,10 @@ class Clock:
         return self.now_s
 
 
+def unavailable(*_: Any, **__: Any) -> str:
+    raise StoreUnavailable("no answer")
+
+
 def account(record: TrialRecord) -> list[tuple]:
     return [(a.outcome, a.first_step, a.last_step, a.useful_s, a.repeated_s, a.lost_s) for a in record.manifest.attempts]
 
@@ -252,6 +259,22 @@ def test_every_second_of_an_attempt_is_useful_repeated_or_lost(store, tmp_path):
     again.finish()
     assert account(again)[1] == ("finished", 10, 30, 4.0 + 2.0, 4.0, 0.0)
     assert read_manifest(store, "demo", PLAN.trial_id) == again.manifest
+
+
+def test_the_seconds_of_a_commit_that_the_store_did_not_take_are_not_forgotten(store, monkeypatch):
+    clock = Clock()
+    stopped, retried = (TrialRecord.open(store, plan, retention=KEEP, clock=clock) for plan in (PLAN, replace(PLAN, sweep="retried")))
+    clock.now_s += 4
+    with monkeypatch.context() as patch:
+        patch.setattr(type(store), "replace", unavailable)
+        for record in (stopped, retried):
+            with pytest.raises(StoreUnavailable):
+                commit(record, 1, 0.5)
+    clock.now_s += 1
+    stopped.stop()
+    commit(retried, 1, 0.5)
+    assert account(stopped) == [("interrupted", 0, 0, 0.0, 0.0, 5.0)]
+    assert account(retried) == [(None, 0, 10, 5.0, 0.0, 0.0)]
 
 
 def test_a_wall_clock_that_jumps_changes_no_account(store):
