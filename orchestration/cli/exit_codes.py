@@ -1,12 +1,17 @@
-"""What the exit code of a command means."""
+"""The exit codes of every command, each with its meaning."""
+
+from __future__ import annotations
 
 OK = 0
-"""Done; after `run`: every trial is finished."""
 FAILED = 1
-"""Some trial is not finished."""
 BAD_INPUT = 2
-"""Refused: something that the user can fix, printed in one line each."""
-RESUME_ME = 75
-"""Stopped by SIGTERM: give the same command again (EX_TEMPFAIL)."""
+RESUME_ME = 75  # EX_TEMPFAIL
 INTERRUPTED = 130
-"""Stopped by Ctrl-C."""
+
+MEANINGS = {
+    OK: "success; after `run`, every trial is finished",
+    FAILED: "some trial is not finished",
+    BAD_INPUT: "bad input or refused: each line says what to change",
+    RESUME_ME: "stopped by SIGTERM: give the same command again",
+    INTERRUPTED: "stopped by Ctrl-C",
+}

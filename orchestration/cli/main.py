@@ -1,7 +1,4 @@
-"""`rrn-sweep`: dispatches a command, prints what a user must fix in one line, and ends with an exit code.
-
-0 all finished, 1 some trial is not, 2 bad input or refused, 75 stopped by SIGTERM (give the same command again), 130 stopped by Ctrl-C.
-"""
+"""`rrn-sweep`: dispatches a command, prints what a user must fix in one line, and ends with one of `exit_codes`."""
 
 from __future__ import annotations
 
@@ -72,7 +69,3 @@ def _with_command(argv: list[str]) -> list[str]:
         print(f"{first}: neither a command nor a sweep file{suggestion(first, COMMANDS)}", file=sys.stderr)
         sys.exit(BAD_INPUT)
     return ["run", *argv]
-
-
-if __name__ == "__main__":
-    main()

@@ -114,6 +114,7 @@ def list_sweeps(arguments: argparse.Namespace) -> int:
 
 
 def _states(store: Store, name: str) -> Counter[TrialState]:
+    """With the default retries: the store does not have the sweep file."""
     driver = driver_of(store, name)
     token = driver.token if driver and driver.working else None
     return Counter(state_of(manifest, driver=token, retries=Retries()) for manifest in read_manifests(store, name).values())

@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from orchestration.cli.arguments import parser
-from orchestration.cli.exit_codes import OK
+from orchestration.cli.exit_codes import MEANINGS, OK
 from orchestration.errors import SweepError
 from orchestration.formatting import table
 from orchestration.plan.spec import SweepSpec
@@ -51,13 +51,13 @@ def settings_text(fields: Mapping[str, FieldInfo]) -> str:
     rows = []
     for group in GROUPS:
         members = {name: field for name, field in fields.items() if setting_of(field).group == group}
-        rows += [[group if i == 0 else "", name, _default(field), allowed(name, field)] for i, (name, field) in enumerate(members.items())]
+        rows += [[group if i == 0 else "", name, _default(field), allowed(name)] for i, (name, field) in enumerate(members.items())]
     return table([["group", "setting", "default", "values"], *rows])
 
 
 def settings_page() -> str:
     """docs/settings.md."""
-    lines = ["# Settings", "", _GENERATED, "", "A setting stands under `base:`, `grid:`, `points:` or `space:` of a sweep file, or in"]
+    lines = ["# Settings", "", _GENERATED, "", "A setting is given under `base:`, `grid:`, `points:` or `space:` of a sweep file, or in"]
     lines += ["`--set name=value`. A method has the settings of every method, and its own.", ""]
     for group in GROUPS:
         lines += [f"## {group.capitalize()}", ""]
@@ -82,29 +82,28 @@ def commands_page() -> str:
         operands, colon, text = summary.partition(": ")
         usage, text = (f"{name} {operands}", text) if colon else (name, summary)
         lines += [f"## `rrn-sweep {usage}`", "", f"{text[:1].upper()}{text[1:]}.", "", *_arguments(command), ""]
-    codes = "0 done, 1 some trial is not finished, 2 bad input or refused, 75 stopped by SIGTERM (give the same command again), 130 Ctrl-C."
-    return "\n".join([*lines, "## Exit codes", "", codes, ""])
+    codes = [f"| {code} | {meaning} |" for code, meaning in MEANINGS.items()]
+    return "\n".join([*lines, "## Exit codes", "", "| code | meaning |", "|---|---|", *codes, ""])
 
 
 PAGES = {"settings.md": settings_page, "sweep-file.md": sweep_file_page, "commands.md": commands_page}
 """What `make golden` writes into docs/."""
 
 
-def allowed(name: str, field: FieldInfo) -> str:
+def allowed(name: str) -> str:
     """The values that a setting takes, in words."""
-    owner = next((settings_class(method) for method in methods_with(name)), None)
     if name == "method":
         return ", ".join(METHODS)
-    assert owner is not None
-    return _values(owner.model_json_schema()["properties"][name], owner.model_json_schema().get("$defs", {}))
+    schema = settings_class(methods_with(name)[0]).model_json_schema()
+    return _values(schema["properties"][name], schema.get("$defs", {}))
 
 
 def _setting_lines(name: str, field: FieldInfo) -> list[str]:
     facts, methods = setting_of(field), methods_with(name)
     whose = "every method" if methods == METHODS else f"method {', '.join(methods)}"
-    lines = [f"{name}: {allowed(name, field)}; default {_default(field)}; {whose}"]
+    lines = [f"{name}: {allowed(name)}; default {_default(field)}; {whose}"]
     lines += ["", *_paragraph(field.description or ""), ""]
-    known = [f"Values: {allowed(name, field)}.", f"Default: {_default(field)}.", f"Read by {whose}.", f"Acts from: {facts.acts_from}."]
+    known = [f"Values: {allowed(name)}.", f"Default: {_default(field)}.", f"Read by {whose}.", f"Acts from: {facts.acts_from}."]
     known += ["Changes the cost of a trial."] if facts.changes_cost else []
     known += [f"Neutral value: {facts.neutral}."] if facts.neutral is not NO_NEUTRAL_VALUE else []
     return [*lines, *_paragraph(" ".join(known))]

@@ -24,8 +24,6 @@ from orchestration.run.signals import Sigterm
 from orchestration.store.open import open_store
 from orchestration.sweep import Sweep, open_sweep
 
-FIRST_SWEEP = "epsilon_grid"
-
 
 def init(arguments: argparse.Namespace) -> int:
     """Write a shipped sweep file into the current folder."""

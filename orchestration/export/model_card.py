@@ -20,8 +20,6 @@ WEIGHTS, CONFIG, ONNX, README = "model.safetensors", "config.yaml", "model.onnx"
 FILES = (WEIGHTS, CONFIG, ONNX, README)
 """All files that an export may write."""
 
-PAPER = "Semi-Supervised Semantic Segmentation With Region Relevance"
-
 
 @dataclass(frozen=True)
 class ModelCardFacts:

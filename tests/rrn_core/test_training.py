@@ -240,6 +240,7 @@ def write_folder(root: Path) -> Path:
 def test_the_paper_preset_is_the_defaults_and_the_released_one_differs_only_where_the_script_does():
     assert configure("paper") == configure()
     paper, released = (configure(name).model_dump() for name in ("paper", "released"))
+    assert paper.keys() == released.keys()
     assert {name for name in paper if paper[name] != released[name]} == {"discriminator", "gate", "weight_decay"}
 
 
