@@ -7,6 +7,8 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from finished import manifest_of
+
 from orchestration.compare.results import TrialResult, results
 from orchestration.plan.sweep_file import check
 from orchestration.plan.trial_plan import TrialPlan, expand
@@ -65,16 +67,9 @@ def trials(document: Mapping[str, Any] | None = None, **how: Any) -> list[TrialR
 
 def _manifest(plan: TrialPlan, reached: int, score: Score, classes: Sequence[str]) -> Manifest:
     done = reached == plan.config.epochs
-    return Manifest(
-        sweep=plan.sweep,
-        trial_id=plan.trial_id,
-        label=plan.label,
-        config=plan.config.model_dump(mode="json"),
-        varied=plan.varied,
-        iterations=plan.iterations,
+    return manifest_of(
+        plan,
         status="finished" if done else "failed",
         failure=None if done else "memory",
-        created_ms=0,
-        updated_ms=1,
         history=tuple(entry(plan, epoch, score, classes) for epoch in range(1, reached + 1)),
     )

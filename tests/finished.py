@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from orchestration.failures import Failure
 from orchestration.plan.spec import Retention
 from orchestration.plan.trial_plan import TrialPlan
-from orchestration.record.manifest import SCORE, EpochMetrics
+from orchestration.record.manifest import SCORE, EpochMetrics, Manifest
+from orchestration.record.stored_trials import new_manifest
 from orchestration.record.trial_record import TrialRecord
 from orchestration.store.base import Store
+
+
+def manifest_of(plan: TrialPlan, **changes: Any) -> Manifest:
+    """The manifest of a trial that exists in no store."""
+    return Manifest(**{**dict(new_manifest(plan, now_ms=0)), **changes})
 
 
 def train(
@@ -22,6 +29,6 @@ def train(
         entry = EpochMetrics(epoch=epoch, step=epoch, time_ms=0, metrics=metrics)
         record.commit(step=epoch, epoch=epoch, files={"w": b"w"}, entries=[entry], seconds=1)
     if failure:
-        record.fail(failure=failure, reason="as told")
+        record.fail(failure=failure, reason="as the test says")
     elif finished:
         record.finish()

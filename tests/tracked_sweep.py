@@ -53,7 +53,7 @@ def validated(epoch: int, score: float) -> EpochMetrics:
 
 def checkpoint(epoch: int, score: float | None = None) -> Checkpoint:
     folder = f"sweep/abc/checkpoints/{epoch:08d}-1"
-    objects = {name: ObjectRef(key=f"{folder}/{name}", sha256="0", size=1) for name in ("model.safetensors", "state.pt")}
+    objects = {name: ObjectRef(key=f"{folder}/{name}", sha256="0", size=1) for name in ("model.safetensors", "state.safetensors")}
     return Checkpoint(step=10 * epoch, epoch=epoch, attempt=1, score=score, objects=objects)
 
 

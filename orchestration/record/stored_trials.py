@@ -70,6 +70,21 @@ def identity_of(manifest: Manifest) -> str | None:
     return identity if manifest.trial_id in (identity, _identity_of_release_0_1(manifest.config)) else None
 
 
+def new_manifest(plan: TrialPlan, *, now_ms: int) -> Manifest:
+    """The manifest of a trial without attempts. `restored_plan` is its inverse."""
+    return Manifest(
+        sweep=plan.sweep,
+        trial_id=plan.trial_id,
+        label=plan.label,
+        config=plan.config.model_dump(mode="json"),
+        varied=plan.varied,
+        proposal=plan.proposal,
+        iterations=plan.iterations,
+        created_ms=now_ms,
+        updated_ms=now_ms,
+    )
+
+
 def restored_plan(manifest: Manifest) -> TrialPlan:
     """The plan of a stored trial. Raises SweepError if this release cannot run it."""
     config, identity = stored_config(manifest), identity_of(manifest)

@@ -33,6 +33,7 @@ from orchestration.record.manifest import (
     retained,
     sha256_of,
 )
+from orchestration.record.stored_trials import new_manifest
 from orchestration.record.trial_state import TrialState, budget_spent
 from orchestration.store.base import Store
 
@@ -292,18 +293,7 @@ def _read_or_new(store: Store, plan: TrialPlan, key: str, now_ms: int) -> tuple[
     try:
         return parse_manifest(*store.read(key), key=key)
     except NotFound:
-        fresh = Manifest(
-            sweep=plan.sweep,
-            trial_id=plan.trial_id,
-            label=plan.label,
-            config=plan.config.model_dump(mode="json"),
-            varied=plan.varied,
-            proposal=plan.proposal,
-            iterations=plan.iterations,
-            created_ms=now_ms,
-            updated_ms=now_ms,
-        )
-        return fresh, None
+        return new_manifest(plan, now_ms=now_ms), None
 
 
 def _with_attempt(manifest: Manifest, driver: int, machine: dict[str, str], now_ms: int) -> Manifest:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 
+from finished import manifest_of
 from rich.console import Console
 
 from orchestration.observe import status
@@ -70,9 +71,7 @@ def manifest(plan, *, status: str, mious=(), reason=None) -> Manifest:
         EpochMetrics(epoch=n, step=n, time_ms=n, metrics={f"val/miou{head}": miou for head in heads})
         for n, miou in enumerate(mious, start=1)
     ]
-    common = {"sweep": "demo", "trial_id": plan.trial_id, "label": plan.label, "varied": plan.varied, "config": {}}
-    times = {"iterations": 1, "created_ms": 0, "updated_ms": 0, "seconds": 61.0}
-    return Manifest(**common, **times, status=status, reason=reason, history=tuple(history))
+    return manifest_of(plan, seconds=61.0, status=status, reason=reason, history=tuple(history))
 
 
 def test_the_summary_lists_failures_first_and_separates_last_from_best():

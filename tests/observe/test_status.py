@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+from finished import manifest_of
 
 from orchestration.observe import status
 from orchestration.plan.sweep_file import check
@@ -20,20 +21,13 @@ def varied(*eps: float) -> list[TrialPlan]:
 
 
 def trial(plan, *attempts: Attempt, status: str = "running", failure: str | None = None) -> Manifest:
-    return Manifest(
-        sweep=plan.sweep,
-        trial_id=plan.trial_id,
-        label=plan.label,
-        config=plan.config.model_dump(mode="json"),
-        varied=plan.varied,
-        iterations=plan.iterations,
+    return manifest_of(
+        plan,
         status=status,
         failure=failure,
         reason="too little" if failure else None,
         attempt=len(attempts),
         attempts=attempts,
-        created_ms=0,
-        updated_ms=1,
         history=tuple(EpochMetrics(epoch=epoch, step=epoch, time_ms=0, metrics=dict.fromkeys(HEADS, 0.5)) for epoch in (1, 2, 3)),
     )
 

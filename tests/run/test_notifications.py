@@ -13,6 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from finished import manifest_of
 from servers import free_port, wait_until
 
 from orchestration.observe.events import Event
@@ -112,8 +113,7 @@ def finished(tmp_path: Path) -> Sweep:
 
 def manifest(plan, mious=(), **changes) -> Manifest:
     history = tuple(EpochMetrics(epoch=n, step=n, time_ms=n, metrics={"val/miou": miou}) for n, miou in enumerate(mious, start=1))
-    known = {"sweep": "demo", "trial_id": plan.trial_id, "label": plan.label, "varied": plan.varied, "config": {}, "iterations": 1}
-    return Manifest(**known, created_ms=0, updated_ms=0, **{"status": "finished", "history": history, **changes})
+    return manifest_of(plan, **{"status": "finished", "history": history, **changes})
 
 
 class TestTexts:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from finished import manifest_of
+
 from orchestration.plan.sweep_file import check
 from orchestration.plan.trial_plan import TrialPlan
 from orchestration.record.manifest import EpochMetrics, Manifest
@@ -15,19 +17,17 @@ def spec_of(sampler: str = "tpe", trials: int = 14, *, space=None, at: str = "la
     return check({"name": "demo", "preset": "digits", "search": search, "space": space or SPACE})
 
 
-def manifest_of(plan: TrialPlan, *, status: str = "finished") -> Manifest:
+def trained(plan: TrialPlan, *, status: str = "finished") -> Manifest:
     """A finished trial is best where eps is 0.5; it was better still an epoch earlier."""
     score = 1 - abs(plan.config.eps - 0.5)
     history = [EpochMetrics(epoch=n, step=n, time_ms=n, metrics={"val/miou": value}) for n, value in ((1, score + 0.5), (2, score))]
-    common = {"sweep": "demo", "trial_id": plan.trial_id, "label": plan.label, "varied": plan.varied, "proposal": plan.proposal}
-    config = plan.config.model_dump(mode="json")
-    return Manifest(**common, config=config, iterations=1, created_ms=0, updated_ms=0, status=status, history=tuple(history))
+    return manifest_of(plan, status=status, history=tuple(history))
 
 
 def run(source: AdaptiveSource, most: int = 1000) -> dict[str, Manifest]:
     done = {}
     while len(done) < most and (plan := source.next()):
-        done[plan.trial_id] = manifest_of(plan)
+        done[plan.trial_id] = trained(plan)
         source.tell(done[plan.trial_id])
     return done
 
@@ -63,7 +63,7 @@ def test_tpe_learns_from_results():
 def test_an_unfinished_trial_comes_first_and_counts():
     source = AdaptiveSource(spec_of(trials=3), {})
     plans = [source.next(), source.next()]
-    stored = {plan.trial_id: manifest_of(plan, status="running") for plan in plans}
+    stored = {plan.trial_id: trained(plan, status="running") for plan in plans}
     again = AdaptiveSource(spec_of(trials=3), stored)
     assert again.remaining == 3
     assert [again.next(), again.next()] == plans
@@ -74,7 +74,7 @@ def test_an_unfinished_trial_comes_first_and_counts():
 def test_a_failed_trial_is_tried_again_and_may_fail_again():
     source = AdaptiveSource(spec_of(trials=1), {})
     plan = source.next()
-    failed = manifest_of(plan, status="failed")
+    failed = trained(plan, status="failed")
     again = AdaptiveSource(spec_of(trials=1), {plan.trial_id: failed})
     assert again.next() == plan
     again.tell(failed)
