@@ -34,7 +34,9 @@ class StoredTrials:
 
     def of_search(self, spec: SweepSpec, resolve: Resolve = lambda config: config) -> list[Manifest]:
         """The trials of the spec's search, by proposal: values inside the space, all other settings as in the file."""
-        found = [manifest for manifest, _ in self._runs if manifest.proposal is not None and self._belongs(manifest, spec, resolve)]
+        found = [
+            manifest for manifest, stored in self._runs if manifest.proposal is not None and self._belongs(manifest, stored, spec, resolve)
+        ]
         return sorted(found, key=lambda manifest: manifest.proposal or 0)
 
     def _by_digest(self, unknown: tuple[str, ...]) -> dict[str, Manifest]:
@@ -45,8 +47,8 @@ class StoredTrials:
             chosen[digest] = max(chosen.get(digest, manifest), manifest, key=_preference)
         return chosen
 
-    def _belongs(self, manifest: Manifest, spec: SweepSpec, resolve: Resolve) -> bool:
-        values = {name: manifest.config.get(name) for name in spec.space}
+    def _belongs(self, manifest: Manifest, stored: TrainConfig, spec: SweepSpec, resolve: Resolve) -> bool:
+        values = {name: manifest.config[name] for name in spec.space if name in type(stored).model_fields}
         if not all(spec.space[name].holds(value) for name, value in values.items()):
             return False
         try:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Mapping
+from typing import Any
 
 import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
-from optuna.trial import FrozenTrial, create_trial
+from optuna.trial import create_trial
 
 from orchestration.errors import SpecError
 from orchestration.plan.spec import Dimension, Search, SweepSpec
@@ -51,7 +52,7 @@ class AdaptiveSource:
         self._resumable = [restored_plan(m) for m in stored if m.status is not TrialState.FINISHED and m.trial_id not in skip]
         self._next_number = len(stored)
         for manifest in stored:
-            self._add(manifest)
+            self._add(manifest.trial_id, manifest.config, objective(manifest, self._search))
 
     @property
     def remaining(self) -> int:
@@ -65,14 +66,12 @@ class AdaptiveSource:
         if self._next_number >= self._search.trials:
             return None
         for repeat in range(MAX_REPEATS):
-            trial = self._ask(repeat)
-            plan = self._plan(trial)
+            plan = self._plan(self._ask(repeat))
             if plan and plan.trial_id not in self._known:
                 self._known.add(plan.trial_id)
-                self._numbers[plan.trial_id] = trial.number
+                self._add(plan.trial_id, plan.config.model_dump(mode="json"), None)
                 self._next_number += 1
                 return plan
-            self._study.tell(trial, state=optuna.trial.TrialState.FAIL)
         log.warning(
             "search: %d consecutive proposals are known or invalid; the search space is exhausted after %d trials",
             MAX_REPEATS,
@@ -89,27 +88,31 @@ class AdaptiveSource:
         value = objective(manifest, self._search)
         self._study.tell(number, value, state=optuna.trial.TrialState.FAIL if value is None else optuna.trial.TrialState.COMPLETE)
 
-    def _ask(self, repeat: int) -> optuna.Trial:
+    def _ask(self, repeat: int) -> dict[str, Any]:
+        """Values that the sampler proposes. The study keeps only what `_add` adds, so that it is the same after a restart."""
         seed = int(np.random.SeedSequence([self._search.seed, self._next_number, repeat]).generate_state(1)[0])
         samplers = {"random": optuna.samplers.RandomSampler, "tpe": optuna.samplers.TPESampler}
         self._study.sampler = samplers[self._search.sampler](seed=seed)
-        return self._study.ask(self._distributions)
+        trial = self._study.ask(self._distributions)
+        self._study.tell(trial, state=optuna.trial.TrialState.FAIL)
+        return trial.params
 
-    def _plan(self, trial: optuna.Trial) -> TrialPlan | None:
+    def _plan(self, values: dict[str, Any]) -> TrialPlan | None:
         """The plan of a proposal; None if its values are in range but invalid in combination."""
         try:
-            return make_plan(self._spec, trial.params, varied=tuple(self._spec.space), proposal=self._next_number, resolve=self._resolve)
+            return make_plan(self._spec, values, varied=tuple(self._spec.space), proposal=self._next_number, resolve=self._resolve)
         except SpecError as error:
             log.info("search: skipped an invalid proposal: %s", error)
             return None
 
-    def _add(self, manifest: Manifest) -> None:
-        """Add a stored trial to the study: complete with its value, or running until `tell`."""
-        value = objective(manifest, self._search)
-        trial = _frozen(manifest, value, self._distributions)
-        self._study.add_trial(trial)
+    def _add(self, trial_id: str, config: Mapping[str, Any], value: float | None) -> None:
+        """Add a trial to the study: complete with its value, or running until `tell`. It has the searched settings of its method."""
+        searched = {name: distribution for name, distribution in self._distributions.items() if name in config}
+        state = optuna.trial.TrialState.RUNNING if value is None else optuna.trial.TrialState.COMPLETE
+        params = {name: config[name] for name in searched}
+        self._study.add_trial(create_trial(state=state, value=value, params=params, distributions=searched))
         if value is None:
-            self._numbers[manifest.trial_id] = len(self._study.trials) - 1
+            self._numbers[trial_id] = len(self._study.trials) - 1
 
 
 def objective(manifest: Manifest, search: Search) -> float | None:
@@ -126,9 +129,3 @@ def _distribution(spec: SweepSpec, name: str, dimension: Dimension) -> BaseDistr
     if isinstance(dimension.low, int) and isinstance(dimension.high, int) and all_settings()[name].annotation is not float:
         return IntDistribution(int(dimension.low), int(dimension.high), log=dimension.log)
     return FloatDistribution(float(dimension.low), float(dimension.high), log=dimension.log)
-
-
-def _frozen(manifest: Manifest, value: float | None, distributions: Mapping[str, BaseDistribution]) -> FrozenTrial:
-    state = optuna.trial.TrialState.RUNNING if value is None else optuna.trial.TrialState.COMPLETE
-    params = {name: manifest.config[name] for name in distributions}
-    return create_trial(state=state, value=value, params=params, distributions=dict(distributions))

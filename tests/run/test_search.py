@@ -19,7 +19,7 @@ def spec_of(sampler: str = "tpe", trials: int = 14, *, space=None, at: str = "la
 
 def trained(plan: TrialPlan, *, status: str = "finished") -> Manifest:
     """A finished trial is best where eps is 0.5; it was better still an epoch earlier."""
-    score = 1 - abs(plan.config.eps - 0.5)
+    score = 1 - abs(getattr(plan.config, "eps", 0.5) - 0.5)
     history = [EpochMetrics(epoch=n, step=n, time_ms=n, metrics={"val/miou": value}) for n, value in ((1, score + 0.5), (2, score))]
     return manifest_of(plan, status=status, history=tuple(history))
 
@@ -51,6 +51,17 @@ def test_a_restarted_search_proposes_the_trials_of_an_uninterrupted_one():
         begun = run(AdaptiveSource(spec_of(sampler), {}), most=12)
         rest = run(AdaptiveSource(spec_of(sampler), begun))
         assert begun | rest == whole
+
+
+def test_a_search_over_methods_keeps_the_trials_whose_method_lacks_a_searched_setting():
+    space = {"method": {"choices": ["cps", "rrn"]}, "eps": SPACE["eps"]}
+    for sampler in ("random", "tpe"):
+        whole = run(AdaptiveSource(spec_of(sampler, 6, space=space), {}))
+        assert {manifest.config["method"] for manifest in whole.values()} == {"cps", "rrn"}
+        begun = run(AdaptiveSource(spec_of(sampler, 6, space=space), {}), most=4)
+        rest = run(AdaptiveSource(spec_of(sampler, 6, space=space), begun))
+        assert begun | rest == whole
+        assert AdaptiveSource(spec_of(sampler, 6, space=space), whole).next() is None
 
 
 def test_tpe_learns_from_results():
