@@ -72,6 +72,11 @@ class BestCheckpoint:
     def value(self) -> float:
         return self.best.entry.metrics[self.metric]
 
+    @property
+    def selected(self) -> bool:
+        """Whether the validation images were used to choose the checkpoint."""
+        return self.at == "best" or self.trials > 1
+
     def next(self, reason: str) -> BestCheckpoint | None:
         """The choice without its best checkpoint, which is unusable for `reason`; None if no other is left."""
         note = f"{self.best.where} is unusable ({reason})"
@@ -101,7 +106,8 @@ def best(
     _check_metric(metric, finished)
     choices = [_choice(group, of_group, metric, at) for group, of_group in _groups(finished, per)]
     if not any(choices):
-        raise SweepError(f"the store has no checkpoint of a finished trial with {metric} at its {at} epoch; use --at best")
+        remedy = "use --at best" if at == "last" else "train again with another `retention`"
+        raise SweepError(f"the store has no checkpoint of a finished trial with {metric} at its {at} epoch; {remedy}")
     return [choice for choice in choices if choice]
 
 
@@ -132,7 +138,7 @@ def rules(choice: BestCheckpoint) -> list[str]:
         "last": f"of the checkpoints after the last epoch of every finished trial, the one with the highest {metric}",
     }[choice.at]
     lines = [f"checkpoint: {rule}; chosen and measured on the same images, {measured}, so its number is optimistic"]
-    if choice.at == "last" and choice.trials == 1:
+    if not choice.selected:
         lines = [f"checkpoint: after the last epoch of the only finished trial; measured on {measured}, which was not used to choose it"]
     if any(len(candidate.by_seed) > 1 for candidate in choice.ranking):
         each = "at its own best epoch" if choice.at == "best" else "after its last epoch"

@@ -208,7 +208,7 @@ class _Known:
 
 
 def _checked_onnx(file: Path, choice: BestCheckpoint, known: _Known, show: Callable[[str], None]) -> Agreement:
-    """Write the ONNX file, and delete it if it differs from torch. Raises OnnxError."""
+    """Write the ONNX file, and delete it if it cannot be used or differs from torch. Raises OnnxError."""
     from orchestration.export.onnx_model import OnnxError, compare, head_of, write_onnx
 
     chosen, config = choice.best, known.model.config
@@ -226,17 +226,20 @@ def _checked_onnx(file: Path, choice: BestCheckpoint, known: _Known, show: Calla
     show("export ONNX")
     write_onnx(known.model, file, facts)
     images, description = known.images()
-    agreement = compare(
-        file,
-        known.model,
-        images,
-        description,
-        threads=known.runtime.threads,
-        progress=lambda windows: show(f"ONNX and torch compared on {windows} windows"),
-    )
-    if not agreement.holds:
+    try:
+        agreement = compare(
+            file,
+            known.model,
+            images,
+            description,
+            threads=known.runtime.threads,
+            progress=lambda windows: show(f"ONNX and torch compared on {windows} windows"),
+        )
+        if not agreement.holds:
+            raise OnnxError(f"its scores differ from torch: {agreement}")
+    except OnnxError:
         file.unlink()
-        raise OnnxError(f"its scores differ from torch: {agreement}")
+        raise
     return agreement
 
 

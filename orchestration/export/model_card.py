@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import Any
 
 import yaml
 
 from orchestration.export.best_checkpoint import BestCheckpoint, rules, spread
-from orchestration.formatting import bytes_shown
+from orchestration.formatting import bytes_shown, clock
 from orchestration.observe.status import HEADS
-from orchestration.record.manifest import SCORE
+from orchestration.record.manifest import CONTENTS, SCORE
 from rrn_core.config import TrainConfig, labeled_count
 from rrn_core.methods import method_of
 
@@ -60,7 +59,7 @@ def model_card(choice: BestCheckpoint, facts: ModelCardFacts) -> str:
         "## Use",
         _use(plan.config, facts),
         "## Limits",
-        _limits(plan.config),
+        _limits(choice),
         "## Files",
         _files(facts),
         "## Settings",
@@ -72,7 +71,7 @@ def model_card(choice: BestCheckpoint, facts: ModelCardFacts) -> str:
 def sweep_file(choice: BestCheckpoint) -> str:
     """A sweep file of this trial only. It trains the trial again; with the same store, the trial is already finished."""
     plan = choice.best.plan
-    settings = plan.config.model_dump(mode="json", exclude={"split", "init_sha256"}, exclude_none=True)
+    settings = plan.config.model_dump(mode="json", exclude=set(CONTENTS), exclude_none=True)
     lines = [
         f"# Trial {plan.trial_id} of {plan.sweep}, {choice.label}: all settings. `rrn-sweep FILE` trains it.",
         *(["# Paths of lists and weights are relative to this file, then to the data root."] if _has_paths(plan.config) else []),
@@ -89,11 +88,12 @@ def class_names(metrics: Mapping[str, float]) -> tuple[str, ...]:
 def _front_matter(choice: BestCheckpoint, facts: ModelCardFacts) -> dict[str, Any]:
     config = choice.best.plan.config
     named = config.dataset != "folder"
+    supervision = ["semi-supervised"] if config.unlabeled_streams else []
     formats = ["safetensors", *(["onnx"] if ONNX in facts.files else [])]
     return {
         "library_name": "rrn-sweep",
         "pipeline_tag": "image-segmentation",
-        "tags": ["semantic-segmentation", "semi-supervised", "deeplabv3plus", config.backbone, config.method, *formats],
+        "tags": ["semantic-segmentation", *supervision, "deeplabv3plus", config.backbone, config.method, *formats],
         **({"datasets": [config.dataset]} if named else {}),
         "metrics": ["mean_iou"],
         "model-index": [{"name": f"{choice.best.plan.sweep} {choice.label}", "results": [_result(choice)]}],
@@ -176,7 +176,7 @@ def _training(choice: BestCheckpoint, facts: ModelCardFacts) -> str:
     machine = chosen.manifest.attempts[-1].machine if chosen.manifest.attempts else {}
     lines = [
         f"Sweep {chosen.plan.sweep}, trial {chosen.plan.trial_id} ({choice.label}), seed {chosen.plan.config.seed};"
-        f" {timedelta(seconds=round(chosen.manifest.seconds))} h of training{_attempts(len(chosen.manifest.attempts))}.",
+        f" {clock(chosen.manifest.seconds)} h of training{_attempts(len(chosen.manifest.attempts))}.",
         *([f"Trained with `{facts.command}`."] if facts.command else []),
         f"`rrn-sweep {CONFIG}` trains this trial again, with the same data.",
         *([f"Machine: {', '.join(f'{name} {value}' for name, value in machine.items())}."] if machine else []),
@@ -235,10 +235,11 @@ labels = scores[0].argmax(axis=0)  # (H, W)
 """
 
 
-def _limits(config: TrainConfig) -> str:
+def _limits(choice: BestCheckpoint) -> str:
+    config = choice.best.plan.config
     lines = [
         "This is one training with one seed. Another seed gives other weights and another number.",
-        "Epoch and trial were selected on the validation images, so the numbers above are not test results.",
+        *(["The checkpoint was selected on the validation images, so the numbers above are not test results."] if choice.selected else []),
         f"It was trained on {config.dataset}; its accuracy on other images is unknown.",
         *(["CamVid is for research use only."] if config.dataset == "camvid" else []),
         "No licence was chosen for these weights, so none is named here; the terms of the data set apply.",

@@ -21,7 +21,7 @@ from orchestration.errors import SweepError
 from orchestration.export import best_checkpoint, onnx_model
 from orchestration.export.best_checkpoint import BestCheckpoint
 from orchestration.export.export_folder import Exported, export, folder_names, slug
-from orchestration.export.model_card import class_names
+from orchestration.export.model_card import ModelCardFacts, class_names, model_card
 from orchestration.export.onnx_model import OnnxError, Scores, compare, write_onnx
 from orchestration.inference import evaluate_checkpoint
 from orchestration.plan.spec import Retention
@@ -43,6 +43,7 @@ ONE_THREAD = Runtime(device="cpu", threads=1)
 SMALL = {"train_images": 16, "val_images": 6, "batch_size": 4, "epochs": 2, "warmup_epochs": 0, "lambda1": 0.0, "lambda2": 0.0}
 SPEC = check({"name": "demo", "preset": "digits", "base": SMALL, "grid": {"partition": ["1/4", "1/2"]}, "seeds": [0, 1]})
 PLANS = expand(SPEC)
+SMALL_SUPERVISED = {**{name: SMALL[name] for name in SMALL if not name.startswith("lambda")}, "method": "supervised"}
 HEADS = ("val/miou", "val/miou_branch1", "val/miou_branch2", "val/miou_ensemble")
 CAMVID = SHARED / "data" / "camvid" / "val"
 
@@ -293,6 +294,29 @@ class TestWithoutOnnx:
             export_one(best(store)[0], store, tmp_path / "model", runtime=ONE_THREAD)
         assert "\n" not in str(caught.value)
         assert sorted(file.name for file in (tmp_path / "model").iterdir()) == ["README.md", "config.yaml", "model.safetensors"]
+
+    @needs_onnx
+    def test_an_onnx_file_that_could_not_be_compared_is_not_published(self, store, tmp_path, monkeypatch):
+        def refuse(*_: Any, **__: Any) -> None:
+            raise OnnxError("onnxruntime cannot load it (no)")
+
+        monkeypatch.setattr("orchestration.export.onnx_model.compare", refuse)
+        with pytest.raises(SweepError, match="cannot load it"):
+            export_one(best(store)[0], store, tmp_path / "model", runtime=ONE_THREAD)
+        assert sorted(file.name for file in (tmp_path / "model").iterdir()) == ["README.md", "config.yaml", "model.safetensors"]
+        assert "onnx" not in front_matter(tmp_path / "model")["tags"]
+
+    def test_the_card_of_the_only_trial_s_last_epoch_claims_no_selection_and_of_supervised_training_no_unlabelled_images(self, tmp_path):
+        store = open_store(str(tmp_path / "store"))
+        (plan,) = expand(check({"name": "demo", "preset": "digits", "base": SMALL_SUPERVISED}))
+        finish(store, plan, 0.4, 0.5)
+        (chosen,) = best(store, [plan], at="last")
+        facts = ModelCardFacts((), 11, ((0.5,) * 3, (0.5,) * 3), "logits", discriminators=False, files={}, onnx="not written")
+        card = model_card(chosen, facts)
+        assert "not used to choose it" in card
+        assert "was selected on the validation images" not in card
+        assert "semi-supervised" not in card
+        assert "was selected on the validation images" in model_card(best(store, [plan])[0], facts)
 
     def test_a_damaged_checkpoint_is_replaced_by_the_next_best_with_a_note(self, store, tmp_path):
         (chosen,) = best(store)
