@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pwd
 import random
+import re
 import shutil
 import signal
 import socket
@@ -148,10 +149,11 @@ class StackPart:
         self._record.unlink(missing_ok=True)
 
     def tail(self) -> str:
-        """The end of its log, as one line."""
+        """The end of its log, as one line. A Go server prints all its goroutines after the fatal line, which then stands alone."""
         with suppress(FileNotFoundError):
-            lines = self.log.read_text(errors="replace").split("\n")
-            return " | ".join(line.strip() for line in lines if line.strip())[-400:]
+            lines = [line.strip() for line in self.log.read_text(errors="replace").split("\n") if line.strip()]
+            fatal = [line for line in lines if re.match(r"F\d{4} ", line)]
+            return " | ".join(fatal or lines)[-400:]
         return "no log"
 
     def _processes(self) -> set[int]:
@@ -174,7 +176,8 @@ def free_ports(count: int, *, above: int = 0) -> list[int]:
 
     With `above`, each port + `above` is free too. Raises StackError if too few are free.
     """
-    candidates = random.sample(range(20_000, 22_700) if above else range(23_000, 29_900), 200)
+    anywhere = random.SystemRandom()  # training seeds the global generator: two processes with the same seed would choose the same ports
+    candidates = anywhere.sample(range(20_000, 22_700) if above else range(23_000, 29_900), 200)
     found = [port for port in candidates if port_is_free(port) and (not above or port_is_free(port + above))]
     if len(found) < count:
         raise StackError(f"too few free TCP ports on 127.0.0.1: {count} needed, {len(found)} of 200 tried are free")

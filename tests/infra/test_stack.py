@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import shlex
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from botocore.exceptions import ClientError
 from mlflow import MlflowClient
 from processes import sweep
 
-from infra.local.parts import MARK, StackError, StackPart, program, wait_until
+from infra.local.parts import MARK, StackError, StackPart, free_ports, program, wait_until
 from infra.local.stack import Stack
 
 NAMES = ["postgres", "mlflow", "s3", "ray-head", "ray-worker-1", "ray-worker-2"]
@@ -308,3 +309,17 @@ def start_driver(*lines: str, environment: dict[str, str], home: Path) -> subpro
     return subprocess.Popen(
         [sys.executable, "-c", text], env=plain | environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=home
     )
+
+
+def test_two_processes_with_the_same_seed_choose_different_ports():
+    chosen = []
+    for _ in range(2):
+        random.seed(1)  # as training does
+        chosen.append(free_ports(4))
+    assert chosen[0] != chosen[1]
+
+
+def test_the_fatal_line_of_a_go_server_is_what_an_error_shows(tmp_path: Path):
+    (tmp_path / "s.log").write_text("I1128 02:00:10 a\nF1128 02:00:11 b: address already in use\ngoroutine 1 [running]:\n" + "main.main()\n" * 99)
+    part = StackPart("s", ["true"], log=tmp_path / "s.log", check=lambda: True)
+    assert part.tail() == "F1128 02:00:11 b: address already in use"
