@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from orchestration.errors import SpecError, SweepError
-from orchestration.plan.spec import SweepSpec
+from orchestration.plan.spec import Settings, SweepSpec
 from orchestration.plan.sweep_file import build_config
 from orchestration.plan.trial_plan import ID_LENGTH, Resolve, TrialPlan
 from orchestration.record.manifest import CONTENTS, Manifest, sha256_of
@@ -61,6 +61,15 @@ class StoredTrials:
 def stored_config(manifest: Manifest) -> TrainConfig:
     """The configuration of a stored trial. Raises SpecError if this release does not know its settings."""
     return build_config(manifest.config, path="config")
+
+
+def varied_settings(manifest: Manifest) -> Settings:
+    """The varied settings that the trial's method has, as in its plan. All of them if this release does not know its settings."""
+    try:
+        config = stored_config(manifest)
+    except SpecError:
+        return {name: manifest.config.get(name) for name in manifest.varied}
+    return TrialPlan(manifest.sweep, config, manifest.varied).settings
 
 
 def identity_of(manifest: Manifest) -> str | None:

@@ -12,6 +12,7 @@ from typing import Any
 from orchestration.formatting import label
 from orchestration.plan.trial_plan import ID_LENGTH
 from orchestration.record.manifest import SCORE, EpochMetrics, Manifest
+from orchestration.record.stored_trials import varied_settings
 from orchestration.record.trial_state import TrialState
 from orchestration.tracking.dataset_inputs import counts, split_hash
 
@@ -57,7 +58,7 @@ class TrialSummary:
 def summary_of(manifest: Manifest, state: TrialState) -> TrialSummary:
     last, best, config = manifest.last, manifest.best, manifest.config
     return TrialSummary(
-        label=manifest.label,
+        label=label_of(manifest),
         cell=cell_of(manifest),
         seed=config.get("seed"),
         state=state,
@@ -73,9 +74,14 @@ def summary_of(manifest: Manifest, state: TrialState) -> TrialSummary:
     )
 
 
+def label_of(manifest: Manifest) -> str:
+    """The label of the trial's plan. Release 0.1 stored labels with settings that the method does not have."""
+    return label(varied_settings(manifest))
+
+
 def cell_of(manifest: Manifest) -> str:
     """The common label of trials that differ only in the seed."""
-    return label({name: manifest.config.get(name) for name in manifest.varied if name != "seed"})
+    return label({name: value for name, value in varied_settings(manifest).items() if name != "seed"})
 
 
 def trial_note(manifest: Manifest, *, store: str, state: TrialState) -> str:
@@ -91,7 +97,7 @@ def trial_note(manifest: Manifest, *, store: str, state: TrialState) -> str:
         "Run again": f"download `config.yaml` from the artifacts, then {code(command)}",
     }
     lines = [f"- **{name}:** {value}" for name, value in facts.items() if value]
-    return "\n".join([f"Trial {code(manifest.trial_id)} of the sweep {text(manifest.sweep)}: **{text(manifest.label)}**", "", *lines])
+    return "\n".join([f"Trial {code(manifest.trial_id)} of the sweep {text(manifest.sweep)}: **{text(label_of(manifest))}**", "", *lines])
 
 
 def sweep_note(name: str, summaries: Sequence[TrialSummary], facts: SweepFacts, *, links: Mapping[str, str], total: int) -> str:

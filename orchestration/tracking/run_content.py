@@ -11,9 +11,10 @@ from typing import Any
 
 from orchestration.plan.trial_plan import ID_LENGTH
 from orchestration.record.manifest import CONTENTS, SCORE, Checkpoint, EpochMetrics, Manifest
+from orchestration.record.stored_trials import varied_settings
 from orchestration.record.trial_state import TrialState
 from orchestration.tracking.dataset_inputs import DatasetInput, data_sets, split_hash
-from orchestration.tracking.descriptions import cell_of, trial_note
+from orchestration.tracking.descriptions import cell_of, label_of, trial_note
 from orchestration.tracking.mlflow_private import LONGEST_PARAM, LONGEST_TAG, NOTE
 from rrn_core.methods import METHODS, settings_class
 from rrn_core.setting import setting_of
@@ -75,7 +76,7 @@ def run_content(manifest: Manifest, *, store: str, live: bool) -> RunContent:
     state = manifest.status if manifest.status.is_final else unfinished
     status = MLFLOW_STATUS[state]
     return RunContent(
-        name=manifest.label,
+        name=label_of(manifest),
         state=state,
         tags=_trial_tags(manifest, store, state),
         start_ms=manifest.created_ms,
@@ -135,7 +136,7 @@ def _effort(manifest: Manifest) -> tuple[MetricPoint, ...]:
 
 
 def _trial_tags(manifest: Manifest, store: str, state: TrialState) -> dict[str, str]:
-    shown = dict.fromkeys(("partition", "seed", "method", "dataset", *manifest.varied))
+    shown = dict.fromkeys(("partition", "seed", "method", "dataset", *varied_settings(manifest)))
     tags: dict[str, Any] = {name: manifest.config[name] for name in shown if name in manifest.config}
     tags |= {"sweep": manifest.sweep, "trial_id": manifest.trial_id, KIND: "trial", "attempt": manifest.attempt}
     tags |= {"cell": cell_of(manifest), "split": split_hash(manifest.config)[:ID_LENGTH]}

@@ -12,11 +12,13 @@ from typing import Any
 
 from PIL import Image
 
-from orchestration.errors import Corrupt
+from orchestration.errors import Corrupt, SpecError
 from orchestration.record.manifest import SCORE, Attempt, EpochMetrics, EpochPictures, Manifest, ObjectRef, sha256_of
+from orchestration.record.stored_trials import stored_config
 from orchestration.record.trial_state import TrialState
 from orchestration.store.base import Store
 from orchestration.tracking.confusion_map import confusion_map
+from orchestration.tracking.descriptions import label_of
 from orchestration.tracking.mlflow_private import image_names, is_table, table
 
 CONFIG, IOU = "config.yaml", "iou_per_class.json"
@@ -100,10 +102,19 @@ def _overview_file(name: str, body: bytes) -> RunFile:
 def _config(manifest: Manifest) -> str:
     """A sweep file for this trial alone, under a name of its own, so that it cannot write into the sweep that it comes from."""
     name = f"{manifest.sweep[: 99 - len(manifest.trial_id)]}-{manifest.trial_id}"
-    order = dict.fromkeys([*manifest.varied, *manifest.config])
-    settings = [f"  {key}: {json.dumps(manifest.config[key])}" for key in order if manifest.config.get(key) is not None]
-    head = f"# {' '.join(manifest.label.split())}: trial {manifest.trial_id} of {manifest.sweep}, alone. Run it with: rrn-sweep {CONFIG}"
+    known = _settings(manifest)
+    order = dict.fromkeys([*manifest.varied, *known])
+    settings = [f"  {key}: {json.dumps(known[key])}" for key in order if known.get(key) is not None]
+    head = f"# {' '.join(label_of(manifest).split())}: trial {manifest.trial_id} of {manifest.sweep}, alone. Run it with: rrn-sweep {CONFIG}"
     return "\n".join([head, f"name: {name}", "base:", *settings, ""])
+
+
+def _settings(manifest: Manifest) -> Mapping[str, Any]:
+    """What the method reads: release 0.1 stored settings of other methods too, which a sweep file refuses."""
+    try:
+        return stored_config(manifest).model_dump(mode="json")
+    except SpecError:
+        return manifest.config
 
 
 def _attempt(attempt: Attempt, origin: CodeOrigin | None) -> Iterator[RunFile]:

@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
+from finished import manifest_of
 from tracked_sweep import STORE, attempt, checkpoint, manifest, validated
 
+from orchestration.plan.sweep_file import check
+from orchestration.plan.trial_plan import expand
+from orchestration.record.manifest import Manifest
 from orchestration.tracking.dataset_inputs import DatasetInput
+from orchestration.tracking.descriptions import summary_of
 from orchestration.tracking.run_content import run_content
 from rrn_core import configure
 from rrn_core.config import Split, TrainConfig
+
+EARLIER = Path(__file__).parents[1] / "record" / "release_0_1"
 
 
 class TestRunContent:
@@ -116,6 +124,18 @@ class TestParametersAndMetrics:
             "seed": "3",
             "cell": "1/8 eps=0.25 drlc=false",
         }
+
+
+def test_run_name_label_cell_and_tags_name_only_settings_that_the_method_has() -> None:
+    found = Manifest.model_validate_json((EARLIER / "0608bf133b96.json").read_bytes())
+    assert found.label == "method=supervised eps=0.6"
+    shown, summary = run_content(found, store=STORE, live=False), summary_of(found, found.status)
+    assert {shown.name, shown.tags["cell"], summary.label, summary.cell} == {"method=supervised"}
+    assert "eps" not in shown.tags
+    plans = expand(check({"name": "s", "preset": "digits", "grid": {"method": ["supervised", "rrn"], "eps": [0.4]}, "seeds": [1, 2]}))
+    shown_now = [run_content(manifest_of(plan), store=STORE, live=False) for plan in plans]
+    assert [content.name for content in shown_now] == [plan.label for plan in plans]
+    assert [content.tags["cell"] for content in shown_now] == ["method=supervised"] * 2 + ["method=rrn eps=0.4"] * 2
 
 
 class TestData:

@@ -15,6 +15,7 @@ from orchestration.errors import Corrupt, NotFound
 from orchestration.plan.sweep_file import load
 from orchestration.plan.trial_plan import expand
 from orchestration.record.manifest import EpochPictures, Manifest, ObjectRef, sha256_of
+from orchestration.record.stored_trials import identity_of
 from orchestration.store.base import Store
 from orchestration.store.open import open_store
 from orchestration.tracking.mlflow_private import table
@@ -22,6 +23,7 @@ from orchestration.tracking.run_files import CodeOrigin, RunFile, digest_of, ove
 from rrn_core import configure
 from rrn_core.config import Split, TrainConfig
 
+EARLIER = Path(__file__).parents[1] / "record" / "release_0_1"
 OURS = CodeOrigin(driver=1, facts={"ray": "2.60", "git_commit": "c0ffee"}, code={"git.diff": "+x\n"})
 
 
@@ -72,6 +74,13 @@ class TestSettings:
         assert (plan.config, plan.trial_id) == (config, trial_id)
         assert spec.name != found.sweep
         assert spec.name.endswith(trial_id)
+
+    @pytest.mark.parametrize("stored_trial", sorted(EARLIER.glob("*.json")), ids=lambda file: file.stem)
+    def test_those_of_an_earlier_release_are_a_sweep_file_of_this_one(self, store: Store, tmp_path: Path, stored_trial: Path) -> None:
+        found = Manifest.model_validate_json(stored_trial.read_bytes())
+        (tmp_path / "config.yaml").write_bytes(files(store, found)["config.yaml"].make())
+        (plan,) = expand(load(tmp_path / "config.yaml"))
+        assert plan.trial_id == identity_of(found)
 
     def test_settings_that_vary_come_first(self, store: Store) -> None:
         text = files(store, manifest(1, varied=("eps", "seed")))["config.yaml"].make().decode()
