@@ -20,6 +20,8 @@ from orchestration.tracking.sweep_run import Overview, comparison_files, describ
 
 log = logging.getLogger(__name__)
 
+_OWN_RUN = "the sweep's own run"
+
 
 @dataclass(frozen=True)
 class SyncReport:
@@ -86,7 +88,8 @@ class _Sync:
     def __init__(self, runs: Runs, sweep: str, store: Store, manifests: Mapping[str, Manifest], planned: Sequence[str]) -> None:
         self._runs, self._sweep, self._store, self._manifests, self._planned = runs, sweep, store, manifests, planned
         self._contents = {trial_id: run_content(manifest, store=store.uri, live=False) for trial_id, manifest in manifests.items()}
-        self._refused: list[str] = []
+        self._refused: dict[str, RunGone] = {}
+        """Why, by the run's name in the error."""
         self._missing, self._error = 0, ""
         self._artifacts_unavailable = False
 
@@ -97,7 +100,8 @@ class _Sync:
             progress(done, len(trial_ids))
         self._show_sweep(facts, overview)
         if self._refused:
-            raise TrackingError(f"MLflow at {without_password(uri)} refused {len(self._refused)} runs: {'; '.join(self._refused)}")
+            errors = "; ".join(f"{run}: {error}" for run, error in self._refused.items())
+            raise TrackingError(f"MLflow at {without_password(uri)} refused {len(self._refused)} runs: {errors}")
         runs = self._runs
         return SyncReport(
             runs=len(runs.trial_ids) + 1,
@@ -115,7 +119,7 @@ class _Sync:
             with translated():
                 self._runs.show(trial_id, content, thorough=True)
         except RunGone as error:
-            self._refused.append(f"{trial_id}: {error}")
+            self._refused[trial_id] = error
             return
         if content:
             self._store_files(trial_id, trial_files(self._manifests[trial_id], stored(self._store), live=False))
@@ -129,6 +133,9 @@ class _Sync:
                 return
         except TrackingError:
             raise
+        except RunGone as error:
+            self._refused[trial_id or _OWN_RUN] = error
+            return
         except (ArtifactsUnavailable, SweepError) as error:
             self._artifacts_unavailable = isinstance(error, ArtifactsUnavailable)
             self._error = self._error or str(error)
@@ -145,7 +152,7 @@ class _Sync:
                 self._runs.end(sweep_state(states), end_ms=ended_ms)
                 describe(self._runs, self._sweep, summaries, facts, files=files, total=len(self._planned))
         except RunGone as error:
-            self._refused.append(f"the sweep's own run: {error}")
+            self._refused[_OWN_RUN] = error
 
     def _comparison_files(self, overview: Overview | None, summaries: Mapping[str, TrialSummary]) -> tuple[RunFile, ...]:
         try:

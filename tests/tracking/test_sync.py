@@ -195,6 +195,17 @@ def test_a_trial_that_mlflow_refuses_is_named_and_the_others_are_written(fresh: 
     assert {name: points[name] for name in expected_points(3)} == expected_points(3)
 
 
+def test_a_run_that_is_deleted_before_its_files_arrive_is_named(fresh: Case) -> None:
+    fresh.put(FINISHED)
+
+    def overview() -> dict[str, bytes]:
+        fresh.sweep.client.delete_run(fresh.sweep.parent().info.run_id)
+        return {"comparison.html": b"<p>"}
+
+    with pytest.raises(TrackingError, match="refused 1 runs: the sweep's own run: "):
+        fresh.sync(overview=overview)
+
+
 @pytest.mark.slow
 def test_what_an_outage_held_back_arrives_later(mlflow_database: Path, tmp_path: Path, store: Store) -> None:
     server = MlflowServer(Path(shutil.copy(mlflow_database, tmp_path / "mlflow.db")))
