@@ -1,4 +1,4 @@
-"""YAML 1.2 as people mean it: `1_8` is a text, `1e-3` a number, and a key that is given twice is refused."""
+"""YAML 1.2 as people mean it: `1_8` is a text, `1e-3` a number, `010` ten, and a key that is given twice is refused."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def parse(text: str) -> Any:
 class _Loader(yaml.SafeLoader):
     """YAML 1.2's plain scalars, and no duplicate keys.
 
-    PyYAML follows YAML 1.1, which reads `1_8` as 18, `1e-3` as a text, `no` as false and `1:30` as 90.
+    PyYAML follows YAML 1.1, which reads `1_8` as 18, `1e-3` as a text, `010` as 8, `no` as false and `1:30` as 90.
     """
 
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012 (PyYAML's own protocol)
@@ -42,10 +42,16 @@ class _Loader(yaml.SafeLoader):
             seen.add(key)
         return super().construct_mapping(node, deep)
 
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        digits = self.construct_scalar(node)
+        return int(digits, {"0o": 8, "0x": 16}.get(digits[:2], 10))
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
 
 for _tag, _pattern, _first in (
     ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
-    ("int", r"[-+]?[0-9]+", "-+0123456789"),
+    ("int", r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", "-+0123456789"),
     ("float", r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)", "-+0123456789."),
     ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
 ):
