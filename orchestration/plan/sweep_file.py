@@ -13,10 +13,10 @@ from pydantic import ValidationError
 from orchestration.errors import SpecError
 from orchestration.plan.spec import Settings, SweepSpec
 from orchestration.plan.validation_text import dotted, faults_of, lines, quoted, suggestion
-from orchestration.plan.yaml12 import YamlError, parse
 from rrn_core.config import TrainConfig
 from rrn_core.methods import DEFAULT, METHODS, all_settings, methods_with, settings_class
 from rrn_core.presets import PRESETS
+from rrn_core.yaml12 import YamlError, parse
 
 
 def load(path: Path, *, overrides: Iterable[str] = ()) -> SweepSpec:

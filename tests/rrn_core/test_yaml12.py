@@ -2,7 +2,7 @@
 
 import pytest
 
-from orchestration.plan.yaml12 import YamlError, parse
+from rrn_core.yaml12 import YamlError, parse
 
 
 @pytest.mark.parametrize(
