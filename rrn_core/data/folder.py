@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 
 from rrn_core.data.files import VOID, Colour, ImageRecord, SplitName, label_table, voc_palette
 from rrn_core.data.lists import first_few, image_name, read_list, repeated
 from rrn_core.errors import DataError
+from rrn_core.yaml12 import YamlError, parse
 
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 MASKS = (".png",)
@@ -104,22 +104,13 @@ def _description(file: Path) -> tuple[tuple[str, ...], tuple[Colour, ...], NDArr
 
 def _read(file: Path) -> Any:
     try:
-        text = file.read_text(encoding="utf-8-sig")
-        duplicates, document = _repeated_keys(yaml.compose(text, yaml.SafeLoader)), yaml.safe_load(text)
+        return parse(file.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise DataError(f"{file}: cannot be read: {error.strerror}; write into it, for example, `{EXAMPLE}`") from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # the loader raises ValueError for a date such as 2024-13-01
-        raise DataError(f"{file}: not valid YAML: {' '.join(str(error).split())}") from error
-    if duplicates:
-        raise DataError(f"{file}: keys that occur more than once: {first_few(duplicates)}; keep one of each")
-    return document
-
-
-def _repeated_keys(document: yaml.Node | None) -> list[str]:
-    """Repeated keys of the mapping and of mappings in it. The loader would silently keep the last value of each."""
-    outer = document.value if isinstance(document, yaml.MappingNode) else []
-    inner = [pair for _, node in outer if isinstance(node, yaml.MappingNode) for pair in node.value]
-    return [key for pairs in (outer, inner) for key in repeated(str(node.value) for node, _ in pairs)]
+    except UnicodeDecodeError as error:
+        raise DataError(f"{file}: not valid YAML: {error}") from error
+    except YamlError as error:
+        raise DataError(f"{file}: {error}") from error
 
 
 def _faults(document: Any) -> Iterator[str]:

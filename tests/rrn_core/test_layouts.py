@@ -594,16 +594,17 @@ def test_no_description_is_answered_with_an_example(own):
         ("classes: [a]", "classes: must be 2 to 255 names"),
         ("classes: [a, b, a]", "classes: named more than once: a"),
         ("classes: [a, traffic light]", "letters, digits and _, .* got 'traffic light'"),
-        ("classes: [a, no]", "got False"),
+        ("classes: [a, true]", "got True"),
         ("classes: {a: [0, 0, 0], b: [0, 256, 0]}", r"classes\.b: must be a colour .* got \[0, 256, 0\]"),
         ("classes: [a, b]\nvalues: [0, 1, 2]", "values: must be one for each of the 2 classes, got 3"),
         ("classes: [a, b]\nvalues: [3, 3]", "values: given more than once: 3"),
         ("classes: [a, b]\nvoid: [255, 0]", "void: 0 is the value of class a; remove it"),
         ("classes: [a, b]\nvoid: black", "void: must be a value or a list of values in 0..255, got black"),
         ("classes: [a", "not valid YAML"),
-        ("classes: [a, b]\nvoid: 2024-13-01", "not valid YAML: month must be in 1"),
-        ("classes: [a, b]\nvoid: 3\nclasses: [a, c]", "keys that occur more than once: classes; keep one of each"),
-        ("classes: {a: [0, 0, 0], b: [1, 1, 1], a: [2, 2, 2]}", "keys that occur more than once: a; keep one of each"),
+        ("classes: [a, b]\nvoid: 2024-13-01", "void: must be a value or a list of values in 0..255, got 2024-13-01"),
+        ("classes: [a, b]\nvoid: 1_8", "void: must be a value or a list of values in 0..255, got 1_8"),
+        ("classes: [a, b]\nvoid: 3\nclasses: [a, c]", r'not valid YAML: the key "classes" is given twice at line 3'),
+        ("classes: {a: [0, 0, 0], b: [1, 1, 1], a: [2, 2, 2]}", r'not valid YAML: the key "a" is given twice'),
     ],
 )
 def test_a_wrong_description_is_reported_in_one_line(own, text, fault):
@@ -611,6 +612,14 @@ def test_a_wrong_description_is_reported_in_one_line(own, text, fault):
     with pytest.raises(DataError, match=rf"^{own}/dataset\.yaml: .*{fault}") as refused:
         find_split(of("folder"), at(own))
     assert "\n" not in str(refused.value)
+
+
+def test_a_description_is_read_by_yaml_1_2(own):
+    write_mask(own / "masks" / "a.png", 0, 10)
+    write_list(own / "dataset.yaml", "classes: [background, no]", "values: [0, 010]")
+    data = open_dataset(of("folder"), at(own))
+    assert data.classes == ("background", "no")
+    assert data.train[0][1][0, :2].tolist() == [0, 1]
 
 
 def test_every_fault_of_a_description_is_reported_at_once(own):
