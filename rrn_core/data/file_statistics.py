@@ -12,17 +12,13 @@ import numpy as np
 from PIL import Image
 
 from rrn_core.data.dataset import Images
-from rrn_core.data.files import ImageFiles, ImageRecord, Pixels, raw_label
+from rrn_core.data.files import ImageFiles, ImageRecord, Pixels, raw_label, read_image
 from rrn_core.errors import DataError
 
 Progress = Callable[[int, int], None]
 """Is called with the number of images that are done, and the number of all images."""
 
 _THREADS = min(8, os.cpu_count() or 1)
-_SWAPS_SIDES = (5, 6, 7, 8)
-"""EXIF orientations that swap width and height."""
-_ORIENTATION = 0x0112
-"""EXIF tag of the orientation."""
 
 
 @dataclass(frozen=True)
@@ -95,8 +91,9 @@ def _file_statistics(record: ImageRecord) -> FileStatistics:
     size, kind, label_size, counts = None, "", None, tuple[int, ...]()
     image_fault = label_fault = None
     try:
-        size = _decoded_size(record.image)
-    except DataError as error:
+        height, width = read_image(record.image).shape[:2]  # by the decoder of training
+        size = width, height
+    except (DataError, OSError) as error:
         image_fault = str(error)
     if record.label is not None:
         try:
@@ -105,17 +102,6 @@ def _file_statistics(record: ImageRecord) -> FileStatistics:
         except (DataError, OSError) as error:
             label_fault = str(error)
     return FileStatistics(record.name, record.label, size, label_size, kind, counts, image_fault, label_fault)
-
-
-def _decoded_size(file: Path) -> tuple[int, int]:
-    """The size of an image as training decodes it, which is rotated as its EXIF header says. Raises DataError for a damaged file."""
-    try:
-        with Image.open(file) as image:
-            image.load()  # before reading the orientation: for a TIFF, loading rotates the pixels and removes the tag
-            swapped = image.getexif().get(_ORIENTATION) in _SWAPS_SIDES
-            return (image.height, image.width) if swapped else (image.width, image.height)
-    except Exception as error:  # for a damaged file the decoders raise exceptions of many kinds
-        raise DataError(f"{file}: not a readable image, or truncated") from error
 
 
 def _kind(file: Path) -> str:

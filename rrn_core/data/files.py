@@ -110,7 +110,7 @@ def read_image(file: Path) -> Pixels:
             raise MemoryError(f"{file}: out of memory while decoding") from error
         raise DataError(f"{file}: not a readable image ({error.err})") from error  # such as more pixels than OpenCV decodes
     if pixels is None:
-        raise DataError(f"{file}: not a readable image")
+        raise DataError(f"{file}: not a readable image, or truncated")
     return np.asarray(pixels, np.uint8)
 
 

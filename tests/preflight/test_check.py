@@ -132,6 +132,20 @@ def test_a_truncated_image_is_a_fault(root, suffix):
     assert only(inspected(root)).endswith(f"t1.{suffix}: not a readable image, or truncated")
 
 
+def test_images_are_decoded_as_in_training(root):
+    Image.new("RGB", (80, 60)).save(root / "train" / "t1.png", format="PCX")  # which Pillow decodes, but not OpenCV
+    assert only(inspected(root)).endswith("t1.png: not a readable image, or truncated")
+
+
+def test_too_little_memory_to_decode_an_image_is_no_fault_of_the_image(root, monkeypatch):
+    def exhausted(file: Path) -> None:
+        raise MemoryError(file)
+
+    monkeypatch.setattr("rrn_core.data.file_statistics.read_image", exhausted)
+    with pytest.raises(MemoryError):
+        inspected(root)
+
+
 def test_an_image_that_trains_and_validates_is_a_fault(root):
     for folder in ("", "annot"):
         (root / f"val{folder}" / "t0.png").write_bytes((root / f"train{folder}" / "t0.png").read_bytes())

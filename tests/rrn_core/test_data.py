@@ -200,7 +200,7 @@ def test_a_colour_label_is_refused_instead_of_read_as_grey(tiny_camvid):
 @pytest.mark.parametrize("content", [b"", b"not an image"])
 def test_an_unreadable_file_is_named_before_training_starts(tiny_camvid, folder, content):
     (tiny_camvid / folder / "v_a.png").write_bytes(content)
-    with pytest.raises(DataError, match=rf"{folder}/v_a\.png: not a readable image$"):
+    with pytest.raises(DataError, match=rf"{folder}/v_a\.png: not a readable image(, or truncated)?$"):
         open_dataset(configure(dataset="camvid"), Runtime(data_root=tiny_camvid))
 
 
