@@ -105,7 +105,7 @@ def _config(manifest: Manifest) -> str:
     known = _settings(manifest)
     order = dict.fromkeys([*manifest.varied, *known])
     settings = [f"  {key}: {json.dumps(known[key])}" for key in order if known.get(key) is not None]
-    head = f"# {' '.join(label_of(manifest).split())}: trial {manifest.trial_id} of {manifest.sweep}, alone. Run it with: rrn-sweep {CONFIG}"
+    head = f"# {' '.join(label_of(manifest).split())}: trial {manifest.trial_id} of {manifest.sweep}, alone. Run: rrn-sweep {CONFIG}"
     return "\n".join([head, f"name: {name}", "base:", *settings, ""])
 
 
