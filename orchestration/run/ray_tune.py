@@ -8,8 +8,7 @@ from __future__ import annotations
 import logging
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import ray
@@ -163,19 +162,31 @@ class _Events(_NeverRestored, Callback):
             self._emit(Event(plan, TrialState.RUNNING, progress))
 
     def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        self._emit(Event(trial.config["plan"], TrialState.RESTARTING, reason=_reason(self._settled(trial, self._job.retries), trial)))
+        self._emit(Event(trial.config["plan"], TrialState.RESTARTING, reason=self._restart_reason(trial)))
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        refused = refusal_of(trial.last_result or {})
-        manifest = self._settled(trial, NO_RETRIES, "unavailable", refused) if refused else self._manifest(trial)
-        self._conclude(trial, manifest, refused or f"no manifest in {self._store.uri}; check that all nodes share this store")
+        plan: TrialPlan = trial.config["plan"]
+        if refused := refusal_of(trial.last_result or {}):
+            self._conclude(trial, lambda: self._settle(trial, NO_RETRIES, "unavailable", refused), refused)
+        else:
+            absent = f"no manifest in {self._store.uri}; check that all nodes share this store"
+            self._conclude(trial, lambda: read_manifest(self._store, plan.sweep, plan.trial_id), absent)
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        self._conclude(trial, self._settled(trial, NO_RETRIES), error_line(error_text(trial)))
+        self._conclude(trial, lambda: self._settle(trial, NO_RETRIES), error_line(error_text(trial)))
 
-    def _conclude(self, trial: Trial, manifest: Manifest | None, otherwise: str) -> None:
-        """Emit how a trial ended; `otherwise` is the reason if the store has no manifest."""
+    def _conclude(self, trial: Trial, ended: Callable[[], Manifest | None], otherwise: str) -> None:
+        """Emit how a trial ended; `otherwise` is the reason if the store has no manifest.
+
+        If the store does not answer, the attempt may still be open: the next driver closes it.
+        """
         plan: TrialPlan = trial.config["plan"]
+        try:
+            manifest = ended()
+        except SweepError as error:  # an exception here would end the whole sweep
+            log.warning("trial %s: %s", plan.trial_id, error)
+            self._emit(Event(plan, TrialState.INTERRUPTED, reason=str(error)))
+            return
         self._lease.forget(plan.trial_id)
         if manifest is None:
             self._emit(Event(plan, TrialState.FAILED, reason=otherwise))
@@ -187,37 +198,28 @@ class _Events(_NeverRestored, Callback):
         self._breaker.tell(manifest)
         self._emit(Event(plan, manifest.status, reason=_reason(manifest, trial)))
 
-    def _settled(self, trial: Trial, retries: Retries, failure: Failure | None = None, reason: str = "") -> Manifest | None:
-        """The trial's manifest, after its attempt was closed if the worker died before it could."""
+    def _restart_reason(self, trial: Trial) -> str | None:
+        try:
+            return _reason(self._settle(trial, self._job.retries), trial)
+        except SweepError as error:  # an exception here would end the whole sweep
+            log.warning("trial %s: %s", trial.config["plan"].trial_id, error)
+            return _reason(None, trial)
+
+    def _settle(self, trial: Trial, retries: Retries, failure: Failure | None = None, reason: str = "") -> Manifest | None:
+        """The trial's manifest, after its attempt was closed if the worker died before it could. Raises SweepError."""
         plan: TrialPlan = trial.config["plan"]
         text = error_text(trial)
-        with self._warned(trial):
-            return settle(
-                self._store,
-                plan.sweep,
-                plan.trial_id,
-                driver=self._job.driver,
-                failure=failure or classify_death(text),
-                reason=reason or error_line(text),
-                traceback=text,
-                worked_s=self._worked_s(plan.trial_id),
-                retries=retries,
-            )
-        return None
-
-    def _manifest(self, trial: Trial) -> Manifest | None:
-        plan: TrialPlan = trial.config["plan"]
-        with self._warned(trial):
-            return read_manifest(self._store, plan.sweep, plan.trial_id)
-        return None
-
-    @contextmanager
-    def _warned(self, trial: Trial) -> Iterator[None]:
-        """Store errors become warnings: an exception here would end the whole sweep."""
-        try:
-            yield
-        except SweepError as error:
-            log.warning("trial %s: %s", trial.config["plan"].trial_id, error)
+        return settle(
+            self._store,
+            plan.sweep,
+            plan.trial_id,
+            driver=self._job.driver,
+            failure=failure or classify_death(text),
+            reason=reason or error_line(text),
+            traceback=text,
+            worked_s=self._worked_s(plan.trial_id),
+            retries=retries,
+        )
 
     def _worked_s(self, trial_id: str) -> float:
         """Seconds that the worker had trained when it died: what it last reported, and the time since."""
