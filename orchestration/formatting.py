@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime, tzinfo
+
+UNKNOWN_TIME = "an unknown time    "
+"""As long as a time."""
 
 
 def label(settings: Mapping[str, object]) -> str:
@@ -28,6 +32,14 @@ def bytes_shown(count: float) -> str:
     """`0.5 kB`, `683 MB`, `11.8 GB`."""
     scale, unit = next(((scale, unit) for scale, unit in ((1e9, "GB"), (1e6, "MB")) if count >= scale), (1e3, "kB"))
     return f"{count / scale:.{int(count < 10 * scale or scale == 1e9)}f} {unit}"
+
+
+def instant(ms: int, zone: tzinfo | None = None) -> str:
+    """A stored time: `2026-11-26 04:10:33` in the local time zone, `2026-11-26 04:10:33 UTC` with a zone."""
+    try:
+        return datetime.fromtimestamp(ms / 1000, zone).strftime("%Y-%m-%d %H:%M:%S" + (" %Z" if zone else ""))
+    except (ValueError, OverflowError, OSError):  # a node's clock may be wrong by any amount
+        return UNKNOWN_TIME
 
 
 def clock(seconds: float) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import platform
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import UTC
 from importlib.metadata import version
 from pathlib import Path
 from typing import Literal, get_args
@@ -16,6 +16,7 @@ from orchestration.compare.page import page
 from orchestration.compare.published import Form, published_table, reproductions
 from orchestration.compare.results import At, results
 from orchestration.compare.text_tables import as_latex, as_markdown, as_mlflow_table, as_text
+from orchestration.formatting import instant
 from orchestration.record.manifest import SCORE
 from orchestration.sweep import Sweep
 
@@ -97,9 +98,9 @@ def _page(comparison: Comparison, sweeps: Sequence[Sweep], source: Mapping[str, 
 
 
 def _newest(sweeps: Iterable[Sweep]) -> str:
-    """The instant of the newest commit, `2026-11-26 04:10 UTC`; empty before the first."""
+    """The instant of the newest commit, `2026-11-26 04:10:33 UTC`; empty before the first."""
     newest_ms = max((manifest.updated_ms for sweep in sweeps for manifest in sweep.manifests.values()), default=None)
-    return f"{datetime.fromtimestamp(newest_ms / 1000, UTC):%Y-%m-%d %H:%M} UTC" if newest_ms is not None else ""
+    return instant(newest_ms, UTC).strip() if newest_ms is not None else ""
 
 
 def _joined(text: str, sweeps: Iterable[Sweep], form: Form) -> bytes:

@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from orchestration.formatting import instant
 from orchestration.observe.events import Event, TrialProgress
-from orchestration.observe.trial_log import attempt_end, instant
+from orchestration.observe.trial_log import attempt_end
 from orchestration.plan.trial_plan import TrialPlan
 from orchestration.record.manifest import SCORE, Attempt, Manifest
 from orchestration.record.trial_state import TrialState

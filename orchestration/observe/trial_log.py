@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import datetime
 
-from orchestration.formatting import clock
+from orchestration.formatting import UNKNOWN_TIME, clock, instant
 from orchestration.observe.status import HEADS
 from orchestration.record.manifest import SCORE, Attempt, Checkpoint, EpochMetrics, Manifest, ObjectRef
 
 _TERMS = "train/loss_"
-_UNKNOWN_TIME = "an unknown time    "
 
 Key = tuple[str, int]
 """Identifies lines of a log: kind of event, and number of the attempt or epoch."""
@@ -42,14 +40,6 @@ def stored_objects(manifest: Manifest, store_uri: str) -> Iterator[str]:
         yield f"checkpoint of {_place(checkpoint)}{_by(rules, checkpoint)}: {_folder(checkpoint.objects, store_uri)}"
     for pictures in manifest.pictures:
         yield f"pictures of epoch {pictures.epoch}: {_folder(pictures.objects, store_uri)}"
-
-
-def instant(ms: int) -> str:
-    """A stored time in the local time zone."""
-    try:
-        return f"{datetime.fromtimestamp(ms / 1000).astimezone():%Y-%m-%d %H:%M:%S}"
-    except (ValueError, OverflowError, OSError):  # a node's clock may be wrong by any amount
-        return _UNKNOWN_TIME
 
 
 def attempt_end(attempt: Attempt) -> str:
@@ -111,4 +101,4 @@ def _bracketed(parts: list[str]) -> str:
 
 
 def _blank() -> str:
-    return " " * len(_UNKNOWN_TIME)
+    return " " * len(UNKNOWN_TIME)

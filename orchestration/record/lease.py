@@ -8,13 +8,14 @@ import time
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC
 from types import TracebackType
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt, ValidationError
 
 from orchestration.errors import Conflict, LeaseHeld, LeaseLost, NotFound, StoreError
+from orchestration.formatting import instant
 from orchestration.record.process import Process, here
 from orchestration.store.base import Store
 
@@ -63,10 +64,7 @@ class _LeaseRecord(_LeaseModel):
 
     @property
     def last_heartbeat(self) -> str:
-        try:
-            return f"{datetime.fromtimestamp(self.beat_ms / 1000, UTC):%Y-%m-%d %H:%M:%S} UTC by its own clock"
-        except (ValueError, OverflowError, OSError):  # a wrong clock may give any number
-            return "an unknown time"
+        return f"{instant(self.beat_ms, UTC).strip()} by its own clock"
 
 
 class Lease:

@@ -5,17 +5,22 @@ from __future__ import annotations
 import itertools
 import json
 from html.parser import HTMLParser
+from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from compared import GRID, MIXED, entry, plausible, swept, trials
 from plotly.offline import get_plotlyjs
 
+from orchestration.compare import formats
 from orchestration.compare.comparison import compare
 from orchestration.compare.notes import notes
 from orchestration.compare.page import page, summary
 from orchestration.compare.published import reproductions
 from orchestration.compare.results import results
 from orchestration.plan.spec import Published, PublishedRow
+from orchestration.plan.sweep_file import check
+from orchestration.sweep import Sweep
 
 HOSTILE = '</script><script>alert("1")</script><b>&amp; <!--'
 PUBLISHED = Published(
@@ -277,3 +282,10 @@ def test_headings_go_down_one_level_at_a_time_and_every_link_has_its_target(pars
     targets = {attributes.get("id") for _, attributes in parsed.elements}
     assert {link["href"][1:] for link in parsed.all("a")} <= targets
     assert {"name": "viewport", "content": "width=device-width, initial-scale=1"} in parsed.all("meta")
+
+
+def test_a_wrong_clock_of_a_node_does_not_prevent_the_page():
+    plans, manifests = swept({"base": {"epochs": 1}})
+    ahead = {trial_id: manifest.model_copy(update={"updated_ms": 10**17}) for trial_id, manifest in manifests.items()}
+    sweep = Sweep(Path("demo.yaml"), check({"name": "demo", "preset": "digits"}), Mock(), "", Mock(), plans, ahead, [])
+    assert "an unknown time" in Page(formats.rendered(formats.compared([sweep]), [sweep], "html", source={}).decode()).text
