@@ -58,12 +58,12 @@ class Sweep:
         return {plan.trial_id for plan in self.plans}
 
     @property
+    def finished(self) -> list[TrialPlan]:
+        return [plan for plan in self.plans if self._is_finished(plan)]
+
+    @property
     def unfinished(self) -> list[TrialPlan]:
-        return [
-            plan
-            for plan in self.plans
-            if plan.trial_id not in self.manifests or self.manifests[plan.trial_id].status is not TrialState.FINISHED
-        ]
+        return [plan for plan in self.plans if not self._is_finished(plan)]
 
     @property
     def to_run(self) -> list[TrialPlan]:
@@ -81,7 +81,7 @@ class Sweep:
     @property
     def count(self) -> str:
         """`3 of 8 finished`."""
-        return f"{len(self.plans) - len(self.unfinished)} of {self.total} finished"
+        return f"{len(self.finished)} of {self.total} finished"
 
     def chosen(self, *, only: Sequence[str] = (), retry: Collection[str] = ()) -> list[TrialPlan]:
         """The unfinished trials to run.
@@ -101,6 +101,9 @@ class Sweep:
         named = [plan for plan in self.unfinished if not only or plan.trial_id.startswith(tuple(only))]
         return [plan for plan in named if not retry or self._failure(plan) in (None, *retry)]
 
+    def _is_finished(self, plan: TrialPlan) -> bool:
+        return plan.trial_id in self.manifests and self.manifests[plan.trial_id].status is TrialState.FINISHED
+
     def _failure(self, plan: TrialPlan) -> Failure | None:
         """Why the trial has failed, if it has."""
         manifest = self.manifests.get(plan.trial_id)
@@ -117,9 +120,9 @@ class Sweep:
 
     def why_new(self) -> dict[str, str]:
         """Of trials without a record: the finished trial that has the same values of all that varies, and what differs otherwise."""
-        finished: dict[str, list[Manifest]] = {}
+        own, finished = self.trial_ids, dict[str, list[Manifest]]()
         for manifest in self.manifests.values():
-            if manifest.status is TrialState.FINISHED and manifest.trial_id not in self.trial_ids:
+            if manifest.status is TrialState.FINISHED and manifest.trial_id not in own:
                 finished.setdefault(_varied_values(manifest.config, self.plans), []).append(manifest)
         new = [plan for plan in self.plans if plan.trial_id not in self.manifests]
         near = {plan.trial_id: _nearest(plan, finished.get(_varied_values(_settings(plan), self.plans), [])) for plan in new}

@@ -7,10 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from orchestration.formatting import clock, duration, shown, table
-from orchestration.plan.spec import Retries
 from orchestration.plan.trial_plan import TrialPlan
-from orchestration.record.manifest import Attempt, EpochMetrics, Manifest
-from orchestration.record.trial_state import TrialState, state_of
+from orchestration.record.manifest import SCORE, Attempt, EpochMetrics, Manifest
+from orchestration.record.trial_state import TrialState
 
 HEADS = ("branch1", "branch2", "ensemble")
 
@@ -19,29 +18,23 @@ States = Mapping[str, TrialState]
 """States by trial_id."""
 
 
-def summary(plans: Sequence[TrialPlan], manifests: Mapping[str, Manifest], states: States | None = None) -> str:
+def summary(plans: Sequence[TrialPlan], manifests: Mapping[str, Manifest], states: States) -> str:
     """One line per failed trial, then a table of all trials in the order of the sweep file.
 
     mIoU in percent on the validation list, of branch 1, branch 2 and their ensemble, at the last epoch and at the epoch with the
     best `val/miou`.
-
-    Args:
-        states: unset, the states without a running driver.
     """
     varied = plans[0].varied if plans else ()
     head = ["trial", *varied, "state", "epoch", "last: b1", "b2", "ens", "best: b1", "b2", "ens", "at", "time"]
-    states = states or _without_driver(plans, manifests)
     rows = [_row(plan, manifests.get(plan.trial_id), states[plan.trial_id]) for plan in plans]
     text = table([head, *rows])
-    return "\n".join([*failures(plans, manifests), text])
+    return "\n".join([*failures(plans, manifests, states), text])
 
 
-def failures(plans: Sequence[TrialPlan], manifests: Mapping[str, Manifest]) -> list[str]:
+def failures(plans: Sequence[TrialPlan], manifests: Mapping[str, Manifest], states: States) -> list[str]:
     """One line per failed trial, with the reason."""
-    found = [(plan, manifests[plan.trial_id]) for plan in plans if plan.trial_id in manifests]
-    return [
-        f"FAILED {plan.trial_id} {plan.label}: {manifest.failure_text}" for plan, manifest in found if manifest.status is TrialState.FAILED
-    ]
+    failed = [plan for plan in plans if states[plan.trial_id] is TrialState.FAILED]
+    return [f"FAILED {plan.trial_id} {plan.label}: {manifests[plan.trial_id].failure_text}" for plan in failed]
 
 
 def effort(plans: Sequence[TrialPlan], manifests: Mapping[str, Manifest]) -> str:
@@ -78,14 +71,9 @@ def state_text(state: TrialState, manifest: Manifest | None) -> str:
     return f"{_with_class(state, manifest)} at epoch {manifest.epochs}"
 
 
-def as_json(plans: Sequence[TrialPlan], manifests: Mapping[str, Manifest], states: States | None = None) -> list[dict[str, Any]]:
+def as_json(plans: Sequence[TrialPlan], manifests: Mapping[str, Manifest], states: States) -> list[dict[str, Any]]:
     """State, attempts and checkpoints of every trial, and the metrics of its last and best epoch, for other programs."""
-    states = states or _without_driver(plans, manifests)
     return [_as_json(plan, manifests.get(plan.trial_id), states[plan.trial_id]) for plan in plans]
-
-
-def _without_driver(plans: Sequence[TrialPlan], manifests: Mapping[str, Manifest]) -> States:
-    return {plan.trial_id: state_of(manifests.get(plan.trial_id), driver=None, retries=Retries()) for plan in plans}
 
 
 def _with_class(state: str, manifest: Manifest) -> str:
@@ -125,7 +113,8 @@ def _row(plan: TrialPlan, manifest: Manifest | None, state: TrialState) -> list[
 
 
 def _mious(entry: EpochMetrics | None) -> list[str]:
-    return [f"{100 * entry.metrics[f'val/miou_{head}']:.1f}" if entry else "-" for head in HEADS]
+    mious = [entry.metrics.get(f"{SCORE}_{head}") if entry else None for head in HEADS]
+    return ["-" if miou is None else f"{100 * miou:.1f}" for miou in mious]
 
 
 def _as_json(plan: TrialPlan, manifest: Manifest | None, state: TrialState) -> dict[str, Any]:

@@ -63,11 +63,11 @@ class _Watcher:
         self.sweep, self._console, self._liveness = sweep, console, DriverLiveness()
         self._read_s, self._unavailable = time.monotonic(), False
         self._liveness.take(driver_of(sweep.store, sweep.name))
-        states = {trial_id: self._state(manifest) for trial_id, manifest in sweep.manifests.items() if trial_id in sweep.trial_ids}
+        own = sweep.trial_ids
+        states = {trial_id: self._state(manifest) for trial_id, manifest in sweep.manifests.items() if trial_id in own}
         self._reported = {trial_id: _as_reported(sweep.manifests[trial_id], state) for trial_id, state in states.items()}
         failed = {trial_id for trial_id, state in states.items() if state is TrialState.FAILED}
-        finished = len(sweep.plans) - len(sweep.unfinished)
-        self.view = LiveView(console, total=sweep.total, finished=finished, failed=failed, notes=self._notes)
+        self.view = LiveView(console, total=sweep.total, finished=len(sweep.finished), failed=failed, notes=self._notes)
         for line in newest(sweep.plans, sweep.manifests, count=NEWEST):
             self._console.print(Text(line))
         self._driver = self._liveness.state if drawn else ""  # a table shows it below the trials, a log needs a line

@@ -36,11 +36,11 @@ class Notification:
 
 def ended(sweep: Sweep, *, stopped: str | None = None) -> Notification:
     """The sweep ended. `stopped`: why it ended before its trials did."""
-    failed = failures(sweep.plans, sweep.manifests)
+    failed = failures(sweep.plans, sweep.manifests, sweep.states)
     outcome = f"stopped: {stopped}" if stopped else "finished" if sweep.complete else f"ended, {len(failed)} failed"
     more = [f"and {len(failed) - MAX_FAILURES} more failed"] if len(failed) > MAX_FAILURES else []
     text = "\n".join([f"Sweep {sweep.name} {outcome}; {sweep.count}", *_best(sweep), *failed[:MAX_FAILURES], *more])
-    return _clean(Notification("end", sweep.name, text, len(sweep.plans) - len(sweep.unfinished), sweep.total, reason=outcome))
+    return _clean(Notification("end", sweep.name, text, len(sweep.finished), sweep.total, reason=outcome))
 
 
 def failed(plan: TrialPlan, reason: str, *, finished: int, total: int) -> Notification:
@@ -78,7 +78,7 @@ def variables(notification: Notification) -> dict[str, str]:
 
 def _best(sweep: Sweep) -> list[str]:
     """One line: the finished trial with the highest score at its best epoch; empty if none is finished."""
-    found = [(plan, sweep.manifests[plan.trial_id]) for plan in sweep.plans if plan not in sweep.unfinished]
+    found = [(plan, sweep.manifests[plan.trial_id]) for plan in sweep.finished]
     scored = [(manifest.best.metrics[SCORE], manifest.best.epoch, plan) for plan, manifest in found if manifest.best]
     if not scored:
         return []

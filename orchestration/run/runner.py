@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,7 +73,7 @@ class Runner:
 
         self._sweep, self._runtime, self._lease, self._chosen, self._say = sweep, runtime, lease, chosen, say
         self._ray_address = environment.get("RAY_ADDRESS") or None
-        finished = len(sweep.plans) - len(sweep.unfinished)
+        finished = len(sweep.finished)
         self._notifier = Notifier(sweep.spec.notify, sweep.name, total=sweep.total, finished=finished, environment=environment)
         self._stop, self._run_command, self._sigterm = Stop(say), command, sigterm
         self._committed: dict[str, int] = {}
@@ -107,7 +108,7 @@ class Runner:
             yield
         except ClusterError as error:
             with suppress(SweepError):
-                self._notifier.ended(self._sweep.reread(), stopped=str(error))
+                self._notifier.ended(self._ended(), stopped=str(error))
             raise
         finally:
             with _spinner("sending notifications"):
@@ -135,8 +136,8 @@ class Runner:
             raise
         finally:
             incomplete, cut_short = self._close()
-        ended = sweep.reread()
-        ended.write_tracked({plan.trial_id for plan in ended.plans} - {plan.trial_id for plan in ended.unfinished} - set(incomplete))
+        ended = self._ended()
+        ended.write_tracked({plan.trial_id for plan in ended.finished} - set(incomplete))
         self._conclude(ended)
         if self._stop.reason and self._stop.tripped:
             self._notifier.breaker(self._stop.reason)
@@ -144,6 +145,10 @@ class Runner:
         if stopped := interrupted or cut_short:
             raise stopped
         return ended
+
+    def _ended(self) -> Sweep:
+        """The sweep as it stands once this driver starts no further attempt."""
+        return replace(self._sweep.reread(), driver=None)
 
     def _close(self) -> tuple[list[str], KeyboardInterrupt | None]:
         """Update MLflow. Returns the trials that MLflow does not show completely, and the signal that interrupted the update."""
@@ -169,7 +174,7 @@ class Runner:
             with ray_nodes.connect(self._ray_address):
                 self._sigterm.listen()
                 self._sigterm.check()
-                view = LiveView(console, total=sweep.total, finished=len(sweep.plans) - len(sweep.unfinished))
+                view = LiveView(console, total=sweep.total, finished=len(sweep.finished))
                 with graceful_stop(self._stop), view:
                     ray_tune.run(
                         self._source(),
@@ -230,10 +235,10 @@ def settle_dead(sweep: Sweep, lease: Lease) -> Sweep:
     for trial_id in sorted({*sweep.manifests, *lease.previous}):
         manifest, seen = sweep.manifests.get(trial_id), lease.previous.get(trial_id)
         worked_s = seen.worked_s if seen and (manifest is None or seen.attempt == manifest.attempt) else 0.0
-        lease.forget(trial_id)
         if manifest is None or manifest.is_open:
             reason = "driver died without reporting an error"
             settle(sweep.store, sweep.name, trial_id, driver=lease.token, failure="lost", reason=reason, worked_s=worked_s)
+        lease.forget(trial_id)
     return sweep.reread()
 
 

@@ -77,7 +77,8 @@ def manifest(plan, *, status: str, mious=(), reason=None) -> Manifest:
 def test_the_summary_lists_failures_first_and_separates_last_from_best():
     finished, failed, new = PLANS
     known = [manifest(finished, status="finished", mious=(0.1, 0.5, 0.4)), manifest(failed, status="failed", reason="ValueError: no")]
-    lines = status.summary(PLANS, {m.trial_id: m for m in known}).splitlines()
+    states = dict(zip((plan.trial_id for plan in PLANS), (TrialState.FINISHED, TrialState.FAILED, TrialState.NEW), strict=True))
+    lines = status.summary(PLANS, {m.trial_id: m for m in known}, states).splitlines()
     assert lines[0] == f"FAILED {failed.trial_id} 1/8 eps=0.6: ValueError: no"
     assert lines[2].split() == [finished.trial_id, "1/8", "0.3", "finished", "3/5", *["40.0"] * 3, *["50.0"] * 3, "2", "1:01"]
     assert lines[3].split()[3:5] == ["failed", "0/5"]

@@ -78,16 +78,32 @@ def test_effort_of_a_sweep_that_has_not_started_is_nothing():
 )
 def test_a_state_names_the_class_of_the_failure(stored, failure, text, cell):
     (plan,) = varied(0.3)
-    manifests = {plan.trial_id: trial(plan, status=stored, failure=failure)}
-    assert status.state_text(TrialState(stored), manifests[plan.trial_id]) == text
-    assert f"  {cell}  " in status.summary([plan], manifests)
+    manifests, state = {plan.trial_id: trial(plan, status=stored, failure=failure)}, TrialState(stored)
+    assert status.state_text(state, manifests[plan.trial_id]) == text
+    assert f"  {cell}  " in status.summary([plan], manifests, {plan.trial_id: state})
 
 
 def test_a_failed_trial_has_class_and_reason_and_its_attempts_are_in_the_json():
     (plan,) = varied(0.3)
     memory = attempt(1, "memory", 1, 2, 3)
     manifests = {plan.trial_id: trial(plan, memory, status="failed", failure="memory")}
-    assert status.failures([plan], manifests) == [f"FAILED {plan.trial_id} {plan.label}: [memory] too little"]
-    (known,) = json.loads(json.dumps(status.as_json([plan], manifests)))
+    states = {plan.trial_id: TrialState.FAILED}
+    assert status.failures([plan], manifests, states) == [f"FAILED {plan.trial_id} {plan.label}: [memory] too little"]
+    (known,) = json.loads(json.dumps(status.as_json([plan], manifests, states)))
     assert known["failure"] == "memory"
     assert [Attempt.model_validate(record) for record in known["attempts"]] == [memory]
+
+
+def test_a_trial_that_its_driver_restarts_is_not_listed_as_failed():
+    (plan,) = varied(0.3)
+    manifests = {plan.trial_id: trial(plan, attempt(1, "lost", 1, 2, 3), status="failed", failure="lost")}
+    _, row = status.summary([plan], manifests, {plan.trial_id: TrialState.RESTARTING}).splitlines()
+    assert "  restarting (lost)  " in row
+
+
+def test_a_head_without_a_metric_is_a_dash():
+    (plan,) = varied(0.3)
+    entry = EpochMetrics(epoch=1, step=1, time_ms=0, metrics={"val/miou": 0.5, "val/miou_branch1": 0.4})
+    found = manifest_of(plan, status="finished", history=(entry,))
+    row = status.summary([plan], {plan.trial_id: found}, {plan.trial_id: TrialState.FINISHED}).splitlines()[-1]
+    assert row.split()[4:11] == ["40.0", "-", "-", "40.0", "-", "-", "1"]
