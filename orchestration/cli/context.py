@@ -7,7 +7,7 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +74,20 @@ def own_runtime(arguments: argparse.Namespace) -> Runtime:
 def changed_settings(arguments: argparse.Namespace) -> dict[str, Any]:
     """Settings that replace those of a checkpoint: `--data` and every `--set`."""
     return ({"dataset": arguments.data} if arguments.data else {}) | settings_of(arguments.set)
+
+
+def say(text: str) -> None:
+    """Print a line. A closed pipe or a full disk under the output does not end a sweep."""
+    try:
+        print(text, flush=True)
+    except (OSError, ValueError):
+        discard_output()
+
+
+def discard_output() -> None:
+    """Send standard output to nowhere from now on, so that Python's last flush cannot fail."""
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def console() -> Any:

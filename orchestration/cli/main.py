@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import NoReturn
 
 from orchestration.cli import model_commands, reading_commands, reference, sweep_commands
 from orchestration.cli.arguments import parser
+from orchestration.cli.context import discard_output
 from orchestration.cli.exit_codes import BAD_INPUT, INTERRUPTED, OK, RESUME_ME
 from orchestration.errors import SweepError
 from orchestration.plan.validation_text import suggestion
@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         print("interrupted", file=sys.stderr)
         code = INTERRUPTED
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        discard_output()
         code = OK
     sys.exit(code)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import yaml
 
-from orchestration.cli.context import command_line, open_with_data, progress_bar, set_defaults, trial_runtime
+from orchestration.cli.context import command_line, open_with_data, progress_bar, say, set_defaults, trial_runtime
 from orchestration.cli.exit_codes import BAD_INPUT, FAILED, OK
 from orchestration.errors import SweepError, user_errors
 from orchestration.observe.status import state_text
@@ -107,7 +107,7 @@ def run(arguments: argparse.Namespace) -> int:
             environment=os.environ,
             command=command_line(arguments),
             sigterm=sigterm,
-            say=print,
+            say=say,
         ).run()
     left = ended.chosen(only=arguments.only) if arguments.only else ended.unfinished
     return OK if not left and (arguments.only or ended.complete) else FAILED
@@ -154,9 +154,9 @@ def _leased(sweep: Sweep, arguments: argparse.Namespace) -> Lease:
     """The sweep's lease, with a token above that of every driver that its trials have known."""
     above = max((manifest.driver for manifest in sweep.manifests.values()), default=0)
     beats = open_store(sweep.store.uri, deadline_s=BEAT_WITHIN_S)
-    lease = Lease.acquire(sweep.store, sweep.name, take_over=arguments.take_over, above=above, beats=beats, say=print)
+    lease = Lease.acquire(sweep.store, sweep.name, take_over=arguments.take_over, above=above, beats=beats, say=say)
     if lease.took_over:
-        print(lease.took_over)
+        say(lease.took_over)
     return lease
 
 
