@@ -13,6 +13,7 @@ SweepError                 the command line prints its text and exits with code 
 ├── LeaseLost              another driver has taken over this sweep: this one must stop
 ├── TrackingError          MLflow refused a request, or its configuration is wrong
 └── ClusterError           Ray refused a request, or its configuration is wrong
+    └── ClusterLost        Ray ended while trials ran, and did not come back
 
 `rrn_core` has classes of its own (rrn_core/errors.py), which `user_errors` turns into SweepError.
 """
@@ -103,6 +104,10 @@ class TrackingError(SweepError):
 
 class ClusterError(SweepError):
     """Ray refused a request, or its configuration is wrong."""
+
+
+class ClusterLost(ClusterError):
+    """Ray ended while trials ran, and did not come back. The same command resumes the sweep."""
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from orchestration.cli import model_commands, reading_commands, reference, sweep
 from orchestration.cli.arguments import parser
 from orchestration.cli.context import discard_output
 from orchestration.cli.exit_codes import BAD_INPUT, INTERRUPTED, OK, RESUME_ME
-from orchestration.errors import SweepError
+from orchestration.errors import ClusterLost, SweepError
 from orchestration.plan.validation_text import suggestion
 from orchestration.run.signals import Terminated
 
@@ -45,6 +45,9 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     logging.getLogger("urllib3").setLevel(logging.ERROR)  # the store reports an outage itself, in one line
     try:
         code = COMMANDS[arguments.command](arguments)
+    except ClusterLost as error:
+        print(f"{error}; the same command resumes from the last checkpoints", file=sys.stderr)
+        code = RESUME_ME
     except SweepError as error:
         print(error, file=sys.stderr)
         code = BAD_INPUT

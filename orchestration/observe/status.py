@@ -18,23 +18,31 @@ States = Mapping[str, TrialState]
 """States by trial_id."""
 
 
-def summary(plans: Sequence[TrialPlan], manifests: Mapping[str, Manifest], states: States) -> str:
+def summary(
+    plans: Sequence[TrialPlan], manifests: Mapping[str, Manifest], states: States, *, unrecorded: Mapping[str, str] | None = None
+) -> str:
     """One line per failed trial, then a table of all trials in the order of the sweep file.
 
     mIoU in percent on the validation list, of branch 1, branch 2 and their ensemble, at the last epoch and at the epoch with the
     best `val/miou`.
+
+    Args:
+        unrecorded: by trial_id, why a trial failed that the store could not record.
     """
     varied = plans[0].varied if plans else ()
     head = ["trial", *varied, "state", "epoch", "last: b1", "b2", "ens", "best: b1", "b2", "ens", "at", "time"]
     rows = [_row(plan, manifests.get(plan.trial_id), states[plan.trial_id]) for plan in plans]
     text = table([head, *rows])
-    return "\n".join([*failures(plans, manifests, states), text])
+    return "\n".join([*failures(plans, manifests, states, unrecorded), text])
 
 
-def failures(plans: Sequence[TrialPlan], manifests: Mapping[str, Manifest], states: States) -> list[str]:
+def failures(
+    plans: Sequence[TrialPlan], manifests: Mapping[str, Manifest], states: States, unrecorded: Mapping[str, str] | None = None
+) -> list[str]:
     """One line per failed trial, with the reason."""
+    reasons = {trial_id: manifest.failure_text for trial_id, manifest in manifests.items()} | dict(unrecorded or {})
     failed = [plan for plan in plans if states[plan.trial_id] is TrialState.FAILED]
-    return [f"FAILED {plan.trial_id} {plan.label}: {manifests[plan.trial_id].failure_text}" for plan in failed]
+    return [f"FAILED {plan.trial_id} {plan.label}: {reasons[plan.trial_id]}" for plan in failed]
 
 
 def effort(plans: Sequence[TrialPlan], manifests: Mapping[str, Manifest]) -> str:

@@ -92,7 +92,7 @@ class TrialRecord:
             if manifest.status is TrialState.FINISHED:
                 assert etag is not None
                 return cls(store, manifest, etag, retention=retention, now_ms=now_ms, clock=clock)
-            fresh = _with_attempt(manifest, driver, dict(machine or {}), now_ms())
+            fresh = _with_attempt(manifest, driver, platform.node(), dict(machine or {}), now_ms())
             try:
                 etag = store.replace(key, dump_manifest(fresh), expected=etag)
                 return cls(store, fresh, etag, retention=retention, now_ms=now_ms, clock=clock)
@@ -243,21 +243,26 @@ def settle(
     trial_id: str,
     *,
     driver: int,
-    failure: Failure,
+    failure: Failure | None,
     reason: str,
     traceback: str = "",
     worked_s: float = 0.0,
     retries: Retries | None = None,
+    unopened: TrialPlan | None = None,
+    after: int = 0,
     now_ms: Callable[[], int] = _wall_ms,
 ) -> Manifest | None:
     """Close the open attempt of a dead worker, and fence it in case it is still alive.
 
     Args:
+        failure: None if the worker was interrupted for a reason that is not its own.
         worked_s: seconds from the attempt's start to its last heartbeat; 0 if unknown.
         retries: budgets per class of failure. If this one is used up, the trial fails. None: the trial is only interrupted.
+        unopened: the trial's plan, if its worker may have died before it opened an attempt. Unless the store has an attempt later than
+            number `after`, one is added, so that the budget counts every death.
 
     Returns:
-        The trial's manifest, unchanged if no attempt was open. None if the trial never started.
+        The trial's manifest, unchanged if no attempt was open. None if the trial never started and `unopened` is not given.
 
     Raises:
         Fenced: a driver with a higher token started the attempt.
@@ -267,11 +272,16 @@ def settle(
         try:
             manifest, etag = parse_manifest(*store.read(key), key=key)
         except NotFound:
-            return None
-        if not manifest.is_open:
+            if unopened is None:
+                return None
+            manifest, etag = new_manifest(unopened, now_ms=now_ms()), None
+        died_early = unopened and manifest.attempt <= after and manifest.status is not TrialState.FINISHED
+        if not manifest.is_open and not died_early:
             return manifest
         if manifest.driver > driver:
             raise _superseded(trial_id, manifest, driver)
+        if not manifest.is_open:
+            manifest = _with_attempt(manifest, driver, "an unknown node", {}, now_ms())
         closed = _closed(manifest, failure, reason, worked_s, now_ms())
         failed = retries is not None and budget_spent(closed, retries, driver=driver)
         changes = {
@@ -296,11 +306,11 @@ def _read_or_new(store: Store, plan: TrialPlan, key: str, now_ms: int) -> tuple[
         return new_manifest(plan, now_ms=now_ms), None
 
 
-def _with_attempt(manifest: Manifest, driver: int, machine: dict[str, str], now_ms: int) -> Manifest:
+def _with_attempt(manifest: Manifest, driver: int, node: str, machine: dict[str, str], now_ms: int) -> Manifest:
     """The manifest with a new attempt, after closing the open attempt of a dead worker."""
     if manifest.is_open:
         manifest = _closed(manifest, "lost", WORKER_DIED, 0.0, manifest.updated_ms)
-    attempt = Attempt(number=manifest.attempt + 1, driver=driver, node=platform.node(), machine=machine, started_ms=now_ms)
+    attempt = Attempt(number=manifest.attempt + 1, driver=driver, node=node, machine=machine, started_ms=now_ms)
     changes = {
         "attempt": attempt.number,
         "attempts": (*manifest.attempts, attempt),
@@ -315,9 +325,9 @@ def _with_attempt(manifest: Manifest, driver: int, machine: dict[str, str], now_
     return manifest.model_copy(update=changes)
 
 
-def _closed(manifest: Manifest, failure: Failure, reason: str, worked_s: float, ended_ms: int) -> Manifest:
+def _closed(manifest: Manifest, failure: Failure | None, reason: str, worked_s: float, ended_ms: int) -> Manifest:
     """The manifest with its last attempt closed by another process. Fences the attempt's writer."""
     attempt = manifest.attempts[-1]
-    end = {"ended_ms": ended_ms, "outcome": failure, "reason": reason, "lost_s": max(0.0, worked_s - attempt.seconds)}
+    end = {"ended_ms": ended_ms, "outcome": failure or "interrupted", "reason": reason, "lost_s": max(0.0, worked_s - attempt.seconds)}
     attempts = (*manifest.attempts[:-1], attempt.model_copy(update=end))
     return manifest.model_copy(update={"attempts": attempts, "failure": failure, "reason": reason, "writer": uuid.uuid4().hex})

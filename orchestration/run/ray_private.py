@@ -5,6 +5,7 @@ All were read from the source of that release. pyproject.toml bounds Ray to it; 
 
 from __future__ import annotations
 
+import re
 from contextlib import suppress
 from pathlib import Path
 
@@ -34,12 +35,15 @@ def error_text(trial: Trial) -> str:
 
 
 def error_line(text: str) -> str:
-    """The last line of `error_text` that names an error or a death."""
+    """Why an attempt ended, from `error_text`: what Ray's memory monitor measured, or the last line that names an error or a death."""
+    if measured := re.findall(r"was ([\d.]+)GB used / ([\d.]+)GB limit", text):
+        used, limit = map(float, measured[-1])
+        return f"killed for memory: {used:.1f} of {limit:.1f} GB used"
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return next((line for line in reversed(lines) if "Error" in line or "died" in line), WORKER_DIED)
 
 
-def first_sentence(error: Exception) -> str:
+def first_sentence(error: BaseException) -> str:
     """The first sentence of the last line of Ray's exception; the others give advice for other causes."""
     last = str(error).strip().splitlines()[-1:] or [type(error).__name__]
     return last[0].partition(". ")[0].rstrip(".")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestration.compare.published import published_table
-from orchestration.errors import ClusterError, LeaseLost, SweepError
+from orchestration.errors import ClusterError, ClusterLost, LeaseLost, StoreError, StoreUnavailable, SweepError
 from orchestration.observe import status
 from orchestration.plan.trial_plan import TrialPlan
 from orchestration.record.inputs import STORED
@@ -18,14 +19,20 @@ from orchestration.record.lease import Lease
 from orchestration.record.manifest import Manifest, read_manifest
 from orchestration.record.trial_record import settle
 from orchestration.record.trial_state import TrialState
+from orchestration.run import ray_process
+from orchestration.run.dispatch import Dispatch
 from orchestration.run.git_checkout import git_diff, git_state
+from orchestration.run.job import Job
 from orchestration.run.signals import Sigterm, graceful_stop
+from orchestration.run.stopping import Stop
 from orchestration.sweep import Sweep
 from rrn_core.config import Runtime
 
 if TYPE_CHECKING:
     from orchestration.observe.events import Event
     from orchestration.tracking.descriptions import SweepFacts
+
+log = logging.getLogger(__name__)
 
 RAY_SETTINGS = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # no CSV, JSON and TensorBoard copies of every report
@@ -67,7 +74,6 @@ class Runner:
         say: Callable[[str], None],
     ) -> None:
         from orchestration.run.notifications import Notifier
-        from orchestration.run.stopping import Stop
         from orchestration.tracking.run_files import stored
         from orchestration.tracking.tracker import Tracker
 
@@ -77,6 +83,7 @@ class Runner:
         self._notifier = Notifier(sweep.spec.notify, sweep.name, total=sweep.total, finished=finished, environment=environment)
         self._stop, self._run_command, self._sigterm = Stop(say), command, sigterm
         self._committed: dict[str, int] = {}
+        self._unwritable: Mapping[str, str] = {}
         self._tracker = Tracker(
             sweep.tracking,
             sweep=sweep.name,
@@ -96,6 +103,7 @@ class Runner:
         Raises:
             SweepError: files of unfinished trials are missing, or the store, MLflow or Ray failed.
             LeaseLost: another driver took the sweep over.
+            ClusterLost: Ray ended and did not come back; MLflow was updated.
             KeyboardInterrupt: stopped by Ctrl-C after MLflow was updated; Terminated if stopped by SIGTERM.
         """
         with self._notifications():
@@ -106,6 +114,8 @@ class Runner:
         """Send queued notifications at the end. After LeaseLost nothing is added: the other driver reports the end."""
         try:
             yield
+        except ClusterLost:
+            raise  # its end was reported with the others
         except ClusterError as error:
             with suppress(SweepError):
                 self._notifier.ended(self._ended(), stopped=str(error))
@@ -124,13 +134,16 @@ class Runner:
         sweep.write_tracked(sweep.tracked())
         sweep.inputs.upload()
         self._tracker.start([plan.trial_id for plan in sweep.plans])
-        interrupted: KeyboardInterrupt | None = None
+        interrupted: KeyboardInterrupt | ClusterLost | None = None
         try:
             if self._chosen or len(sweep.plans) < sweep.total:
                 self._train()
         except KeyboardInterrupt as stop:
             interrupted = stop
             self._say("\ninterrupted: closing MLflow runs; the same command resumes from the last checkpoints")
+        except ClusterLost as lost:
+            interrupted = lost
+            self._stop.request(str(lost))
         except LeaseLost:
             self._tracker.abandon()  # the other driver writes to MLflow now
             raise
@@ -163,29 +176,24 @@ class Runner:
         from rich.console import Console
 
         from orchestration.observe.live import LiveView
-        from orchestration.run import ray_nodes, ray_tune
-        from orchestration.run.trial import Job
 
         sweep = self._sweep
         console = Console(width=None if sys.stdout.isatty() else 200, highlight=False)
         spec = sweep.spec
         job = Job(sweep.store.uri, self._runtime, spec.retention, spec.retries, self._lease.token, pictures=spec.pictures)
-        try:
-            with ray_nodes.connect(self._ray_address):
-                self._sigterm.listen()
-                self._sigterm.check()
-                view = LiveView(console, total=sweep.total, finished=len(sweep.finished))
-                with graceful_stop(self._stop), view:
-                    ray_tune.run(
-                        self._source(),
-                        job,
-                        resources=spec.resources,
-                        listeners=[view, self._track, self._notifier],
-                        stop=self._stop,
-                        lease=self._lease,
-                    )
-        finally:
-            self._sigterm.listen()
+        view = LiveView(console, total=sweep.total, finished=len(sweep.finished))
+        dispatch = Dispatch(
+            self._source(),
+            job,
+            listeners=[view, self._track, self._notifier],
+            stop=self._stop,
+            lease=self._lease,
+            ended={trial_id: manifest.attempt for trial_id, manifest in sweep.manifests.items()},
+        )
+        self._unwritable = dispatch.unwritable
+        self._sigterm.check()
+        with graceful_stop(self._stop), view:
+            ray_process.train(dispatch, job, address=self._ray_address, resources=spec.resources)
 
     def _manifest(self, trial_id: str) -> Manifest | None:
         return read_manifest(self._sweep.store, self._sweep.name, trial_id)
@@ -208,7 +216,8 @@ class Runner:
         return FixedSource(self._chosen)
 
     def _conclude(self, sweep: Sweep) -> None:
-        self._say(f"\n{status.summary(sweep.plans, sweep.manifests, sweep.states)}\n\n{sweep.count}")
+        states = sweep.states | dict.fromkeys(self._unwritable, TrialState.FAILED)
+        self._say(f"\n{status.summary(sweep.plans, sweep.manifests, states, unrecorded=self._unwritable)}\n\n{sweep.count}")
         self._say(
             "mIoU in percent on the validation list; b1, b2, ens: branch 1, branch 2, their ensemble; best: epoch with the best val/miou"
         )
@@ -237,7 +246,13 @@ def settle_dead(sweep: Sweep, lease: Lease) -> Sweep:
         worked_s = seen.worked_s if seen and (manifest is None or seen.attempt == manifest.attempt) else 0.0
         if manifest is None or manifest.is_open:
             reason = "driver died without reporting an error"
-            settle(sweep.store, sweep.name, trial_id, driver=lease.token, failure="lost", reason=reason, worked_s=worked_s)
+            try:
+                settle(sweep.store, sweep.name, trial_id, driver=lease.token, failure="lost", reason=reason, worked_s=worked_s)
+            except StoreUnavailable:
+                raise
+            except StoreError as error:  # of this trial alone, such as a folder that is not writable: its worker will say so
+                log.warning("%s", error)
+                continue
         lease.forget(trial_id)
     return sweep.reread()
 

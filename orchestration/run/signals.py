@@ -27,10 +27,6 @@ class Sigterm:
 
     def __init__(self) -> None:
         self._received = False
-        self.listen()
-
-    def listen(self) -> None:
-        """Install the handler. Call it again after Ray starts (Ray installs its own) and after Ray ends (Ray removes ours)."""
         signal.signal(signal.SIGTERM, self._on_sigterm)
 
     def check(self) -> None:

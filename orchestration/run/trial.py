@@ -6,14 +6,13 @@ import logging
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from itertools import chain
 
 from orchestration.errors import Fenced, Preempted, StoreError
 from orchestration.failures import classify, reason_of, traceback_of
 from orchestration.observe.events import TrialProgress
-from orchestration.plan.spec import PictureRule, Retention, Retries
 from orchestration.plan.trial_plan import TrialPlan
 from orchestration.record.inputs import weights_key
 from orchestration.record.lease import current_token
@@ -22,11 +21,11 @@ from orchestration.record.trial_record import WORKER_DIED, TrialRecord, settle
 from orchestration.record.trial_state import TrialState, budget_spent
 from orchestration.record.upload_queue import PendingCheckpoint, UploadQueue
 from orchestration.run.epoch_pictures import drawn
+from orchestration.run.job import Job
 from orchestration.run.resource_usage import Usage, machine
 from orchestration.store.base import Store
 from orchestration.store.open import open_store
 from rrn_core import CheckpointError
-from rrn_core.config import Runtime
 from rrn_core.training import Report, train
 
 log = logging.getLogger(__name__)
@@ -36,30 +35,6 @@ COMMIT_WITHIN_S = 25.0
 
 CLOSE_WITHIN_S = 5.0
 """Limit for closing the attempt in the store afterwards."""
-
-LONGEST_PAUSE_S = 30.0
-"""Longest pause between attempts that end because the store or the disk is unavailable."""
-
-
-@dataclass(frozen=True)
-class Job:
-    """What all trials of a sweep share. Contains no credential."""
-
-    store: str
-    """URI."""
-    runtime: Runtime
-    retention: Retention
-    retries: Retries = field(default_factory=Retries)
-    driver: int = 0
-    """Token of the driver's lease."""
-    checkpoint_every_s: float = 300.0
-    """Longest time between checkpoints within an epoch; every completed epoch is saved too."""
-    outbox_bytes: int = 2**32
-    """Local disk for checkpoints while the store is unavailable; when it is full, training pauses."""
-    patience_s: float = 3600.0
-    """How long to wait for an unavailable store."""
-    pictures: PictureRule = field(default_factory=PictureRule)
-    """What to draw; changes no result."""
 
 
 def run_trial(plan: TrialPlan, job: Job) -> Generator[TrialProgress, None, None]:
@@ -115,16 +90,12 @@ def _close_quickly(record: TrialRecord, job: Job, end: Callable[[], None]) -> No
 
 
 def _without_retries(plan: TrialPlan, job: Job, store: Store) -> Manifest | None:
-    """The manifest of a trial with no retries left under this driver; else None, after a pause if store or disk was unavailable."""
+    """The manifest of a trial with no retries left under this driver; else None."""
     token = current_token(store, plan.sweep)
     if token > job.driver:
         raise Fenced(f"trial {plan.trial_id}: driver {token} has taken the sweep over from driver {job.driver}")
     known = settle(store, plan.sweep, plan.trial_id, driver=job.driver, failure="lost", reason=WORKER_DIED, retries=job.retries)
-    if known and budget_spent(known, job.retries, driver=job.driver):
-        return known
-    if known and known.failure == "unavailable" and (tries := known.failures("unavailable", driver=job.driver)):
-        time.sleep(min(LONGEST_PAUSE_S, 2.0**tries))
-    return None
+    return known if known and budget_spent(known, job.retries, driver=job.driver) else None
 
 
 def _train(plan: TrialPlan, job: Job, record: TrialRecord, store: Store) -> Iterator[TrialProgress]:

@@ -67,13 +67,11 @@ def test_a_trial_process_that_ends_is_started_again_and_goes_on(here, deadly):
         assert steps == {trial[0]["last_step"] for trial in attempts if len(trial) > 1}
 
 
-def test_a_sweep_that_loses_its_only_node_ends_and_goes_on_when_told_again(here):
+def test_a_sweep_that_loses_its_only_node_starts_ray_again_and_goes_on(here):
     with sweep("small.yaml", "--set", "epochs=10", cwd=here) as running:
         wait_for_an_epoch(here, running)
         for pid in (running.pid_of("raylet/raylet"), *running.trial_processes()):  # all of a node's, as when its machine goes
             os.kill(pid, signal.SIGKILL)
-        assert running.wait(deadline_s=120) != 0, running.text
-    code, text = run_sweep("small.yaml", "--set", "epochs=10", cwd=here)
-    assert code == 0, text
-    assert "resumed at epoch" in text
-    assert "RUNNING" not in mlflow_statuses(here)
+        assert running.wait(deadline_s=180) == 0, running.text
+    assert "resumed at epoch" in running.text
+    assert mlflow_statuses(here) == ["FINISHED"] * 3

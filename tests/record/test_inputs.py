@@ -17,7 +17,8 @@ from orchestration.plan.sweep_file import check
 from orchestration.plan.trial_plan import TrialPlan, expand
 from orchestration.record.inputs import InputContents, unresolved, weights_key
 from orchestration.record.manifest import read_manifest
-from orchestration.run.trial import Job, run_trial
+from orchestration.run.job import Job
+from orchestration.run.trial import run_trial
 from orchestration.store.open import open_store
 from orchestration.sweep import Sweep, open_sweep
 from rrn_core import Runtime, configure

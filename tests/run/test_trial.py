@@ -22,7 +22,8 @@ from orchestration.record.lease import Lease
 from orchestration.record.manifest import read_manifest
 from orchestration.record.trial_record import TrialRecord
 from orchestration.run import trial
-from orchestration.run.trial import Job, run_trial
+from orchestration.run.job import Job
+from orchestration.run.trial import run_trial
 from orchestration.store.open import open_store
 from rrn_core import Runtime
 from rrn_core.evaluate import miou
