@@ -69,7 +69,7 @@ def show(runs: Runs, found: Manifest) -> None:
 
 
 def trial(epochs: int, *, with_pictures: bool = False) -> Manifest:
-    ref = ObjectRef(key="confusion.json", sha256="0", size=len(CONFUSION))
+    ref = ObjectRef(key="benchmark/abc/pictures/1-1/confusion.json", sha256="0", size=len(CONFUSION))
     return Manifest(
         sweep="benchmark",
         trial_id="abc",

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import itertools
 import json
+import logging
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,15 @@ from orchestration.plan.sweep_file import load
 from orchestration.plan.trial_plan import TrialPlan, expand, representatives
 from orchestration.record.inputs import InputContents
 from orchestration.record.lease import driver_of
-from orchestration.record.manifest import Manifest, read_manifests
+from orchestration.record.manifest import Manifest, read_all
 from orchestration.record.stored_trials import StoredTrials, restored_plan
 from orchestration.record.tracking_note import tracked, write_tracked
 from orchestration.record.trial_state import TrialState, state_of
 from orchestration.store.base import Store
 from orchestration.store.open import open_store
 from rrn_core.config import Runtime
+
+log = logging.getLogger(__name__)
 
 STORE_WAITS_S = 30.0
 """How long a command waits for a store that does not answer; trials wait longer."""
@@ -48,6 +51,8 @@ class Sweep:
     """Of an adaptive search: trials like those that it will propose."""
     driver: int | None = None
     """Token of the driver that works on the sweep, as far as the last reading of the store can tell."""
+    unreadable: Mapping[str, str] = field(default_factory=dict)
+    """Why, for each trial whose manifest cannot be read."""
 
     @property
     def name(self) -> str:
@@ -129,9 +134,16 @@ class Sweep:
         return {trial_id: reason for trial_id, reason in near.items() if reason}
 
     def reread(self, *, known: Mapping[str, Manifest] | None = None) -> Sweep:
-        """The sweep with what the store knows now; manifests that are `known` not to change are not read again. Raises StoreError."""
+        """The sweep with what the store knows now; manifests that are `known` not to change are not read again. Raises StoreError.
+
+        A manifest that cannot be read is named in a warning, once, and its trial is left out.
+        """
         spec = self.spec
-        manifests = read_manifests(self.store, spec.name, known=known)
+        manifests, faults = read_all(self.store, spec.name, known=known)
+        unreadable = {trial_id: str(fault) for trial_id, fault in faults.items()}
+        for trial_id, fault in unreadable.items():
+            if self.unreadable.get(trial_id) != fault:
+                log.warning("%s; this trial is left out", fault)
         stored = StoredTrials(manifests.values())
         if spec.search:
             found = stored.of_search(spec, self.inputs.resolve)
@@ -139,7 +151,8 @@ class Sweep:
         else:
             plans = [plan if plan.trial_id in manifests else _as_stored(plan, stored) for plan in self.plans]
         driver = driver_of(self.store, spec.name)
-        return replace(self, plans=plans, manifests=manifests, driver=driver.token if driver and driver.working else None)
+        token = driver.token if driver and driver.working else None
+        return replace(self, plans=plans, manifests=manifests, driver=token, unreadable=unreadable)
 
     def tracked(self) -> set[str]:
         """Trials that MLflow shows completely; none where its database is gone."""
@@ -148,9 +161,9 @@ class Sweep:
             return set()
         return tracked(self.store, self.name, without_password(self.tracking))
 
-    def write_tracked(self, trial_ids: set[str]) -> None:
-        """Remember what `tracked` answers."""
-        write_tracked(self.store, self.name, without_password(self.tracking), sorted(trial_ids))
+    def write_tracked(self, trial_ids: set[str], *, driver: int) -> None:
+        """Remember what `tracked` answers. `driver`: token of the lease. Raises Fenced if another driver has taken the sweep over."""
+        write_tracked(self.store, self.name, without_password(self.tracking), trial_ids, driver=driver)
 
 
 def store_uri(given: str | None, environment: Mapping[str, str]) -> str:

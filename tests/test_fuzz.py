@@ -526,7 +526,13 @@ MANIFEST = json.loads(
                 "created_ms": 1,
                 "updated_ms": 2,
                 "checkpoints": (
-                    {"step": 4, "epoch": 1, "attempt": 1, "score": 0.5, "objects": {STATE: {"key": "k", "sha256": "0", "size": 1}}},
+                    {
+                        "step": 4,
+                        "epoch": 1,
+                        "attempt": 1,
+                        "score": 0.5,
+                        "objects": {STATE: {"key": f"demo/t/checkpoints/4-1/{STATE}", "sha256": "0", "size": 1}},
+                    },
                 ),
                 "history": ({"epoch": 1, "step": 4, "time_ms": 1, "metrics": {"val/miou": 0.5, "train/loss": 1.0}},),
             }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import shlex
 import sys
@@ -14,7 +15,7 @@ from orchestration.cli.context import command_line, console, open_from_store, ow
 from orchestration.cli.exit_codes import OK
 from orchestration.compare import formats
 from orchestration.compare.published import published_table
-from orchestration.errors import SweepError, user_errors
+from orchestration.errors import StoreError, StoreUnavailable, SweepError, user_errors
 from orchestration.formatting import bytes_shown, table
 from orchestration.observe.status import as_json, effort, summary
 from orchestration.plan.spec import Retries
@@ -25,6 +26,8 @@ from orchestration.run.git_checkout import git_state
 from orchestration.store.base import Store
 from orchestration.store.open import open_store
 from orchestration.sweep import STORE_WAITS_S, open_sweep, store_uri
+
+log = logging.getLogger(__name__)
 
 
 def status(arguments: argparse.Namespace) -> int:
@@ -115,6 +118,12 @@ def list_sweeps(arguments: argparse.Namespace) -> int:
 
 def _states(store: Store, name: str) -> Counter[TrialState]:
     """With the default retries: the store does not have the sweep file."""
-    driver = driver_of(store, name)
+    try:
+        driver = driver_of(store, name)
+    except StoreUnavailable:
+        raise
+    except StoreError as error:  # a damaged lease: the other sweeps are shown all the same
+        log.warning("%s", error)
+        driver = None
     token = driver.token if driver and driver.working else None
     return Counter(state_of(manifest, driver=token, retries=Retries()) for manifest in read_manifests(store, name).values())

@@ -130,6 +130,7 @@ def sync(arguments: argparse.Namespace) -> int:
                 facts=facts(sweep, command),
                 overview=overview(sweep, command),
                 progress=progress,
+                confirm=lease.confirm,
             )
         print(report)
     return OK

@@ -18,7 +18,7 @@ from orchestration.plan.spec import Resources, Retention, SweepSpec
 from orchestration.plan.trial_plan import TrialPlan
 from orchestration.preflight.estimate import cost_group
 from orchestration.record.inputs import InputContents
-from orchestration.store.base import Store
+from orchestration.store.base import Store, require_conditions
 from orchestration.store.directory import DirectoryStore
 from rrn_core.config import Runtime, TrainConfig
 from rrn_core.errors import ConfigError, DataError
@@ -196,10 +196,10 @@ def _tried_store(store: Store, key: str) -> Finding:
     if body != first:
         return _finding("fault", "store", f"{store.uri}: returned other bytes than were written; use another store")
     store.replace(key, second, expected=etag)
-    for stale in (etag, None):
-        with suppress(Conflict):
-            store.replace(key, b"third", expected=stale)
-            return _finding("fault", "store", f"{store.uri}: ignores the condition of a conditional put; use a server that supports it")
+    with suppress(Conflict):
+        store.replace(key, b"third", expected=etag)
+        return _finding("fault", "store", f"{store.uri}: takes an outdated etag for the present one; use another store")
+    require_conditions(store, key, b"third")
     store.delete([key])
     with suppress(NotFound):
         store.read(key)

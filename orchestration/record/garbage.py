@@ -10,12 +10,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
 
-from orchestration.errors import Conflict, StoreError, StoreUnavailable
+from orchestration.errors import Conflict, Fenced, StoreError, StoreUnavailable
 from orchestration.formatting import bytes_shown, table
 from orchestration.plan.spec import FinishedRetention, Retention
-from orchestration.record.manifest import FOLDERS, Checkpoint, Manifest, dump_manifest, manifest_key, parse_manifest, read_manifests
+from orchestration.record.lease import current_token
+from orchestration.record.manifest import FOLDERS, Checkpoint, Manifest, dump_manifest, manifest_key, parse_manifest, read_all
 from orchestration.record.tracking_note import forget_tracked
-from orchestration.record.trial_record import WORKER_DIED, settle
+from orchestration.record.trial_record import superseded
 from orchestration.record.trial_state import TrialState
 from orchestration.store.base import Store, UnfinishedWrite
 
@@ -52,10 +53,10 @@ class GarbageReport:
     """What was removed (in a dry run: would be), and what was kept and why."""
 
     items: tuple[GarbageItem, ...]
-    settled: tuple[str, ...]
-    """Trials whose worker died, and whose attempt was closed."""
     open: tuple[str, ...]
     """Trials with an open attempt: none of their objects was removed."""
+    unreadable: tuple[str, ...]
+    """Why, for each manifest that cannot be read: none of the trial's objects was removed."""
     others: int
     """Trials that are not in the sweep file. Everything that their manifests name is kept."""
     others_bytes: int
@@ -64,7 +65,8 @@ class GarbageReport:
 def collect(store: Store, sweep: str, trial_ids: Collection[str], *, driver: int, retention: Retention, dry_run: bool) -> GarbageReport:
     """Remove what no trial of the sweep needs. Keeps all metrics, and everything that unfinished trials name.
 
-    The caller must hold the lease of the sweep, unless `dry_run`, which changes nothing. Safe to interrupt and to repeat.
+    Unless `dry_run`, which changes nothing, the caller must hold the lease of the sweep and have closed the attempts of dead workers
+    (`settle`). Safe to interrupt and to repeat.
 
     Args:
         trial_ids: the trials in the sweep file. The retention applies to the finished ones among them.
@@ -72,56 +74,46 @@ def collect(store: Store, sweep: str, trial_ids: Collection[str], *, driver: int
 
     Raises:
         Fenced: another driver has taken the sweep over.
-        StoreError: the store refused, or a manifest is invalid. Then it is unknown what the manifest names, and nothing is removed.
+        StoreError: the store refused.
     """
     # Safety depends on the order of steps, not on clocks. The manifest lists an attempt as open before its first upload, and closing
-    # the attempt fences its writer. So: close attempts, list objects, then read the manifests. A listed object that no manifest names
-    # was uploaded by an attempt that is either closed, and can no longer commit it, or open, and then its trial is skipped. Objects of
-    # a later attempt have other keys, because the number of the attempt is part of the key.
-    manifests = read_manifests(store, sweep)
-    settled = [] if dry_run else _settle(store, sweep, manifests.values(), driver=driver)
-    finished = [m for trial_id, m in manifests.items() if trial_id in trial_ids and m.status is TrialState.FINISHED]
-    retired = _retired(finished, retention.finished) if retention.finished else set[str]()
-    if not dry_run:
-        losing = [manifest for manifest in finished if retired & _keys(manifest.checkpoints)]
-        if losing:  # before the deletion: updating MLflow once too often does no harm
-            forget_tracked(store, sweep, [trial.trial_id for trial in losing])
-        for trial in losing:
-            _retire(store, trial, retired)
+    # the attempt fences its writer. The attempts are closed; now list objects, then read the manifests. A listed object that no manifest
+    # names was uploaded by an attempt that is either closed, and can no longer commit it, or open, and then its trial is skipped. Objects
+    # of a later attempt have other keys, because the number of the attempt is part of the key.
+    retired = _retire(store, sweep, trial_ids, retention.finished, driver=driver, dry_run=dry_run) if retention.finished else set[str]()
     sizes, unfinished = store.sizes(f"{sweep}/"), _unfinished(store, sweep)
-    manifests = read_manifests(store, sweep)
+    manifests, unreadable = read_all(store, sweep, sorted({_trial(key) for key in sizes if key.count("/") > 1}))
     if dry_run:
         manifests = {trial_id: _without(manifest, retired) for trial_id, manifest in manifests.items()}
     running = {trial_id for trial_id, manifest in manifests.items() if manifest.is_open}
-    unnamed = _unnamed(sizes, manifests.values(), running)
-    dead = [write for write in unfinished if _is_dead(write, running)]
+    unnamed = _unnamed(sizes, manifests.values(), running | unreadable.keys())
+    dead = [write for write in unfinished if _is_dead(write, running | unreadable.keys())]
     if not dry_run:
+        _require_lease(store, sweep, driver)
         _delete(store, unnamed)
         store.abandon(dead)
     others = [manifest for trial_id, manifest in manifests.items() if trial_id not in trial_ids]
     items = [GarbageItem("retired" if key in retired else "orphaned", key, sizes[key]) for key in unnamed]
     return GarbageReport(
         items=(*items, *(GarbageItem("unfinished", write.place, write.size) for write in dead)),
-        settled=tuple(settled),
         open=tuple(sorted(running)),
+        unreadable=tuple(map(str, unreadable.values())),
         others=len(others),
         others_bytes=sum(sizes.get(ref.key, 0) for manifest in others for ref in manifest.objects),
     )
 
 
-def render(report: GarbageReport, *, dry_run: bool, per_trial: bool = False) -> str:
-    """A table with one line per kind (with `per_trial`, per kind and trial), a total, and what was kept."""
-    groups = defaultdict[tuple[str, ...], list[GarbageItem]](list)
+def render(report: GarbageReport, *, dry_run: bool) -> str:
+    """A table with one line per kind, a total, and what was kept."""
+    groups = defaultdict[str, list[GarbageItem]](list)
     for item in report.items:
-        groups[(_LABELS[item.kind], *([item.trial_id or "-"] if per_trial else []))].append(item)
-    head = ["would be removed" if dry_run else "removed", *(["trial"] if per_trial else []), "number", "size"]
-    rows = [[*group, *_sum(items)] for group, items in sorted(groups.items())]
-    total = ["total", *([""] if per_trial else []), *_sum(report.items)]
-    lines = [table([head, *rows, total])] if rows else ["nothing to remove"]
-    if report.settled:
-        lines.append(f"closed: worker died without reporting an error: {_trials(len(report.settled))}")
+        groups[_LABELS[item.kind]].append(item)
+    rows = [[group, *_sum(items)] for group, items in sorted(groups.items())]
+    head = ["would be removed" if dry_run else "removed", "number", "size"]
+    lines = [table([head, *rows, ["total", *_sum(report.items)]])] if rows else ["nothing to remove"]
     if report.open:
         lines.append(f"kept: still running: {_trials(len(report.open))}")
+    lines += [f"kept: {fault}" for fault in report.unreadable]
     if report.others:
         lines.append(f"kept: not in this sweep file: {_trials(report.others)}, {bytes_shown(report.others_bytes)}")
     return "\n".join(lines)
@@ -134,12 +126,46 @@ _LABELS: dict[Kind, str] = {
 }
 
 
-def _settle(store: Store, sweep: str, manifests: Iterable[Manifest], *, driver: int) -> list[str]:
-    """Close all open attempts. The caller holds the lease, so no other driver runs them."""
-    open_ids = sorted(manifest.trial_id for manifest in manifests if manifest.is_open)
-    for trial_id in open_ids:
-        settle(store, sweep, trial_id, driver=driver, failure="lost", reason=WORKER_DIED)
-    return open_ids
+def _retire(store: Store, sweep: str, trial_ids: Collection[str], rule: FinishedRetention, *, driver: int, dry_run: bool) -> set[str]:
+    """Remove the checkpoints that the rule does not keep from their manifests. Returns the keys that no manifest names any more.
+
+    First every finished trial gets this driver's token, so that what is decided from these manifests stays true: a driver that was
+    overtaken while it slept finds a higher token and changes nothing.
+    """
+    if not dry_run:
+        _require_lease(store, sweep, driver)
+    finished = [manifest for manifest in read_all(store, sweep)[0].values() if manifest.status is TrialState.FINISHED]
+    if not dry_run:
+        with ThreadPoolExecutor(max_workers=8) as pool:
+            finished = list(pool.map(lambda trial: _changed(store, trial, driver), finished))
+    retired = _retired([trial for trial in finished if trial.trial_id in trial_ids], rule)
+    losing = [trial for trial in finished if retired & _keys(trial.checkpoints)]
+    if losing and not dry_run:  # the note first: updating MLflow once too often does no harm
+        forget_tracked(store, sweep, [trial.trial_id for trial in losing], driver=driver)
+        for trial in losing:
+            _changed(store, trial, driver, retired)
+    return retired
+
+
+def _changed(store: Store, trial: Manifest, driver: int, retired: Set[str] = frozenset()) -> Manifest:
+    """The trial's manifest after it got the driver's token and lost the retired checkpoints. Raises Fenced."""
+    key = manifest_key(trial.sweep, trial.trial_id)
+    while True:
+        now, etag = parse_manifest(*store.read(key), key=key)
+        if now.driver > driver:
+            raise superseded(now.trial_id, now.driver, driver)
+        fresh = _without(now, retired).model_copy(update={"driver": driver})
+        if fresh == now:
+            return now
+        with suppress(Conflict):
+            store.replace(key, dump_manifest(fresh), expected=etag)
+            return fresh
+
+
+def _require_lease(store: Store, sweep: str, driver: int) -> None:
+    """Raises Fenced if another driver has taken the lease since."""
+    if (token := current_token(store, sweep)) > driver:
+        raise Fenced(f"sweep {sweep}: driver {token} has taken the sweep over from driver {driver}; nothing more is removed")
 
 
 def _retired(trials: Sequence[Manifest], rule: FinishedRetention) -> set[str]:
@@ -177,16 +203,6 @@ def _without(manifest: Manifest, retired: Set[str]) -> Manifest:
     return manifest.model_copy(update={"checkpoints": kept})
 
 
-def _retire(store: Store, trial: Manifest, retired: Set[str]) -> None:
-    """Remove the checkpoints from the manifest, so that no manifest names their objects."""
-    key = manifest_key(trial.sweep, trial.trial_id)
-    while True:
-        now, etag = parse_manifest(*store.read(key), key=key)
-        with suppress(Conflict):
-            store.replace(key, dump_manifest(_without(now, retired)), expected=etag)
-            return
-
-
 def _unfinished(store: Store, sweep: str) -> list[UnfinishedWrite]:
     """Trials write no multipart uploads, so a bucket policy that hides them is not an error."""
     try:
@@ -198,10 +214,10 @@ def _unfinished(store: Store, sweep: str) -> list[UnfinishedWrite]:
         return []
 
 
-def _unnamed(keys: Iterable[str], manifests: Collection[Manifest], running: Collection[str]) -> list[str]:
-    """Keys in the folders of trials without an open attempt that no manifest names."""
+def _unnamed(keys: Iterable[str], manifests: Collection[Manifest], kept: Collection[str]) -> list[str]:
+    """Keys in the folders of trials, except of those to be `kept`, that no manifest names."""
     named = {ref.key for manifest in manifests for ref in manifest.objects}
-    return [key for key in keys if _in_attempt_folder(key) and key not in named and _trial(key) not in running]
+    return [key for key in keys if _in_attempt_folder(key) and key not in named and _trial(key) not in kept]
 
 
 def _in_attempt_folder(place: str) -> bool:
@@ -214,9 +230,9 @@ def _trial(place: str) -> str:
     return place.split("/")[1]
 
 
-def _is_dead(write: UnfinishedWrite, running: Collection[str]) -> bool:
-    """Whether its writer is dead: inside a trial's folders, unless the attempt is open; elsewhere, if it is old."""
-    return _trial(write.place) not in running if _in_attempt_folder(write.place) else write.age_s > _YOUNG_S
+def _is_dead(write: UnfinishedWrite, kept: Collection[str]) -> bool:
+    """Whether its writer is dead: inside a trial's folders, unless the trial is to be `kept`; elsewhere, if it is old."""
+    return _trial(write.place) not in kept if _in_attempt_folder(write.place) else write.age_s > _YOUNG_S
 
 
 def _delete(store: Store, keys: Sequence[str]) -> None:

@@ -10,14 +10,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC
 from types import TracebackType
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt, ValidationError
+from pydantic import Field, ValidationError
 
 from orchestration.errors import Conflict, LeaseHeld, LeaseLost, NotFound, StoreError
 from orchestration.formatting import instant
+from orchestration.record.manifest import Count, Seconds, StoredModel, Token
 from orchestration.record.process import Process, here
-from orchestration.store.base import Store
+from orchestration.store.base import Store, ignores_condition, require_conditions
 
 log = logging.getLogger(__name__)
 
@@ -27,36 +28,34 @@ _PATIENCE_S = 30.0
 """How long to wait for a heartbeat of a holder whose process cannot be checked."""
 _RELEASE_WITHIN_S = 10.0
 """How long `release` tries."""
-BEAT_WITHIN_S = 4.0
-"""Deadline of one heartbeat. A hanging heartbeat and the release after it must both end within _RELEASE_WITHIN_S."""
+BEAT_WITHIN_S = 3.0
+"""Deadline of one put. A hanging heartbeat, which is two puts, and the release after it must end within _RELEASE_WITHIN_S."""
+_OLD_BEATS = 2
+"""Heartbeats after which the last one is old."""
 _PAUSE_S = 0.2
 """Between tries to release; a directory store fails at once."""
 
 
-class _LeaseModel(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
-
-
-class LastSeen(_LeaseModel):
+class LastSeen(StoredModel):
     """The last report of a trial: its attempt, and the seconds that the attempt had worked by then."""
 
-    attempt: int
-    worked_s: float
+    attempt: Count
+    worked_s: Seconds
 
 
-class _LeaseRecord(_LeaseModel):
+class _LeaseRecord(StoredModel):
     version: Literal[1] = 1
-    token: PositiveInt
+    token: Annotated[Token, Field(ge=1)]
     writer: str
     """Random name of the lease. Two drivers that acquire at once therefore never write the same bytes."""
     holder: Process
-    beat: int = 0
+    beat: Count = 0
     """Counts heartbeats, so that every heartbeat changes the bytes."""
-    beat_ms: int
+    beat_ms: Annotated[int, Field(ge=-(10**30), le=10**30)]
     """Time of the heartbeat. For display only: no decision depends on a wall clock."""
-    every_s: PositiveFloat
+    every_s: Annotated[float, Field(gt=0, le=1e6)]
     released: bool = False
-    seen: dict[str, LastSeen] = {}
+    seen: dict[str, LastSeen] = Field(default_factory=dict)
 
     @property
     def driver(self) -> str:
@@ -88,6 +87,7 @@ class Lease:
         self.token, self.previous, self.took_over = record.token, dict(record.seen), took_over
         self._seen, self._lock = dict(record.seen), threading.Lock()
         self._lost: str | None = None
+        self._beat_s = _awake_s()
         self._releasing = threading.Event()
         self._release_until_s = 0.0
         self._thread = threading.Thread(target=self._send_heartbeats, name="lease", daemon=True)
@@ -118,7 +118,7 @@ class Lease:
 
         Raises:
             LeaseHeld: another driver is alive, or was faster.
-            StoreError: the store refused, or the record is not a lease.
+            StoreError: the store refused, ignores the condition of a conditional put, or the record is not a lease.
         """
         key = _key(sweep)
         target: int | None = None
@@ -137,9 +137,11 @@ class Lease:
             )
             try:
                 etag = store.replace(key, _dump(record), expected=etag)
-                return cls(beats or store, key, record, etag, took_over=took_over, now_ms=now_ms)
             except Conflict:
                 target = old.token if old else 0
+                continue
+            require_conditions(store, key, _dump(record.model_copy(update={"released": True})))
+            return cls(beats or store, key, record, etag, took_over=took_over, now_ms=now_ms)
 
     def __enter__(self) -> Lease:
         return self
@@ -161,6 +163,14 @@ class Lease:
         """Raises LeaseLost if another driver is known to hold the lease."""
         if self._lost:
             raise LeaseLost(self._lost)
+
+    def confirm(self) -> None:
+        """Like `check`, but reads the lease first if the last heartbeat is old: this process may have slept. Raises StoreError too."""
+        if _awake_s() - self._beat_s > _OLD_BEATS * self._record.every_s:
+            found, _ = _read(self._store, self._key)
+            if found and found.writer != self._record.writer:
+                self._lose(self._taken_by(found))
+        self.check()
 
     def release(self) -> None:
         """Free the lease, so that the next driver need not wait. Gives up after ten seconds without the store and leaves the record."""
@@ -194,11 +204,15 @@ class Lease:
         while not self._lost:
             with self._lock:
                 seen = dict(self._seen)
+            began_s = _awake_s()
             changes = {"beat": self._record.beat + 1, "beat_ms": self._now_ms(), "seen": seen, "released": released}
             fresh = self._record.model_copy(update=changes)
+            if not released and ignores_condition(self._store, self._key, _dump(fresh)):
+                self._lose("the store ignores the condition of a conditional put")
+                return
             try:
                 self._etag = self._store.replace(self._key, _dump(fresh), expected=self._etag)
-                self._record = fresh
+                self._record, self._beat_s = fresh, began_s
                 return
             except Conflict:
                 self._resolve_conflict()
@@ -209,8 +223,14 @@ class Lease:
         if found and found.writer == self._record.writer:
             self._record = found
         elif found:
-            sweep = self._key.partition("/")[0]
-            self._lost = f"sweep {sweep}: {found.driver} took the lease (its token: {found.token}, ours: {self.token}); this driver stops"
+            self._lose(self._taken_by(found))
+
+    def _taken_by(self, found: _LeaseRecord) -> str:
+        return f"{found.driver} took the lease (its token: {found.token}, ours: {self.token})"
+
+    def _lose(self, reason: str) -> None:
+        if self._lost is None:
+            self._lost = f"sweep {self._key.partition('/')[0]}: {reason}; this driver stops"
             log.error("%s", self._lost)
 
 
@@ -254,6 +274,11 @@ def driver_of(store: Store, sweep: str) -> Driver | None:
     if record is None or record.released:
         return None
     return Driver(record.token, record.driver, record.last_heartbeat, record.beat_ms, record.beat, record.every_s, record.holder.runs())
+
+
+def _awake_s() -> float:
+    """Seconds since the machine started, with those in which it slept."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def _key(sweep: str) -> str:

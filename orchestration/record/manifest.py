@@ -3,7 +3,7 @@
 Layout of a store::
 
     SWEEP/TRIAL/manifest.json                          committed by compare-and-swap
-    SWEEP/TRIAL/checkpoints/STEP-ATTEMPT/model.safetensors, state.pt
+    SWEEP/TRIAL/checkpoints/STEP-ATTEMPT/model.safetensors, state.safetensors
     SWEEP/TRIAL/pictures/EPOCH-ATTEMPT/predictions.png, confusion.json
     SWEEP/tracking.json                                trials that MLflow shows completely (tracking_note.py)
     SWEEP/lease.json                                   the driver that runs the sweep (lease.py)
@@ -14,58 +14,83 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from orchestration.errors import Corrupt, NotFound, StoreError
+from orchestration.errors import Corrupt, NotFound, StoreError, StoreUnavailable
 from orchestration.failures import Failure
 from orchestration.plan.spec import Retention
 from orchestration.record.trial_state import TrialState, with_present_states
-from orchestration.store.base import Store
+from orchestration.store.base import Store, is_key
+from rrn_core.config import Split
 from rrn_core.methods import settings_where
+
+log = logging.getLogger(__name__)
 
 SCORE = "val/miou"
 """The metric by which the best checkpoint is chosen."""
 
 CONTENTS = tuple(sorted(settings_where(lambda setting: setting.data == "contents")))
 """Settings that a sweep fills in from the contents of files."""
+VERSION: Literal[2] = 2
+"""Of manifests that this release writes. It reads version 1 too."""
+_LONGEST_FAULT = 200
 FOLDERS = CHECKPOINTS, PICTURES = "checkpoints", "pictures"
 """Folders of a trial. The objects below carry their attempt's number in their keys, so that no two attempts share a key."""
 
 
-class _ManifestModel(BaseModel):
+Count = Annotated[int, Field(ge=0, le=2**53)]
+"""A whole number that JSON and databases can hold."""
+Token = Annotated[int, Field(ge=0)]
+"""A driver's token. It has no bound, because the next one is always higher."""
+Milliseconds = Annotated[int, Field(ge=-(2**53), le=2**53)]
+"""A time since 1970, by the clock of some machine, which may be wrong by any amount."""
+Seconds = Annotated[float, Field(ge=0, le=1e12)]
+Value = Annotated[float, Field(ge=-1e100, le=1e100)]
+"""A metric. Sums and squares of such values are finite."""
+
+
+class StoredModel(BaseModel):
+    """What is read from the store: it may be damaged, or hold fields of a later release."""
+
     model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
 
 
-class ObjectRef(_ManifestModel):
+class ObjectRef(StoredModel):
     """A stored object and its expected checksum."""
 
     key: str
     sha256: str
-    size: int
+    size: Count
 
 
-class Checkpoint(_ManifestModel):
+Objects = Annotated[dict[str, ObjectRef], Field(min_length=1)]
+"""Objects by file name."""
+
+
+class Checkpoint(StoredModel):
     """Everything needed to resume after `step`. `epoch` counts completed epochs."""
 
-    step: int
-    epoch: int
-    attempt: int
-    score: float | None
+    step: Count
+    epoch: Count
+    attempt: Count
+    score: Value | None
     """`val/miou`; None where the checkpoint does not end an epoch."""
-    objects: dict[str, ObjectRef]
+    objects: Objects
 
 
-class EpochMetrics(_ManifestModel):
+class EpochMetrics(StoredModel):
     """The metrics of a completed epoch (counted from 1). `time_ms`: when they were first measured."""
 
-    epoch: int
-    step: int
-    time_ms: int
-    metrics: dict[str, float]
+    epoch: Count
+    step: Count
+    time_ms: Milliseconds
+    metrics: dict[str, Value]
 
     @field_validator("metrics")
     @classmethod
@@ -75,38 +100,38 @@ class EpochMetrics(_ManifestModel):
         return metrics
 
 
-class EpochPictures(_ManifestModel):
+class EpochPictures(StoredModel):
     """The pictures of an epoch (counted from 1).
 
     `predictions.png`: some validation images. `confusion.json`: classes, head (whose predictions), counts (rows: truth).
     """
 
-    epoch: int
-    objects: dict[str, ObjectRef]
+    epoch: Count
+    objects: Objects
 
 
-class Attempt(_ManifestModel):
+class Attempt(StoredModel):
     """One attempt at a trial. `seconds`: how long it held its resources."""
 
-    number: int
-    driver: int
+    number: Count
+    driver: Token
     """Token of the driver that started it."""
     node: str
     machine: dict[str, str] = {}
     """What it runs on: versions of Python and torch, device, CPUs."""
-    started_ms: int
-    ended_ms: int | None = None
+    started_ms: Milliseconds
+    ended_ms: Milliseconds | None = None
     """None while it runs. A later attempt or driver closes the attempt of a dead worker."""
     outcome: Literal["finished", "interrupted"] | Failure | None = None
     reason: str | None = None
-    first_step: int = 0
-    last_step: int = 0
+    first_step: Count = 0
+    last_step: Count = 0
     """Step of the newest checkpoint that it committed; 0 if none."""
-    useful_s: float = 0.0
+    useful_s: Seconds = 0.0
     """Seconds of new work that a checkpoint saved."""
-    repeated_s: float = 0.0
+    repeated_s: Seconds = 0.0
     """Seconds spent on steps that an earlier attempt had committed in a checkpoint that is now damaged."""
-    lost_s: float = 0.0
+    lost_s: Seconds = 0.0
     """Seconds of work that no checkpoint saved. For a worker that died: up to its last heartbeat."""
 
     @property
@@ -114,41 +139,70 @@ class Attempt(_ManifestModel):
         return self.useful_s + self.repeated_s + self.lost_s
 
 
-class Manifest(_ManifestModel):
+class _Versioned(StoredModel):
+    version: int
+
+
+class _KnownSettings(StoredModel):
+    """Settings that are read even if this release does not know the trial's configuration."""
+
+    method: str | None = None
+    dataset: str | None = None
+    partition: str | None = None
+    seed: Count | None = None
+    epochs: Count | None = None
+    train_images: Count | None = None
+    val_images: Count | None = None
+    split: Split | None = None
+
+
+class Manifest(StoredModel):
     """The state of a trial. `history` and `pictures` are append-only: an epoch that is trained again changes neither."""
 
-    version: Literal[2] = 2
+    version: Literal[2] = VERSION
     sweep: str
     trial_id: str
     label: str
     config: dict[str, Any]
     varied: tuple[str, ...]
-    proposal: int | None = None
-    iterations: int
+    proposal: Count | None = None
+    iterations: Count
     status: TrialState = TrialState.RUNNING
     """`running` while the attempt is open, even if its driver is dead. `state_of` also considers the driver."""
     failure: Failure | None = None
     """Why the last attempt failed; None if it did not."""
     reason: str | None = None
     traceback: str | None = None
-    attempt: int = 0
+    attempt: Count = 0
     attempts: tuple[Attempt, ...] = ()
-    driver: int = 0
-    """The highest token of a driver that started an attempt. Drivers with lower tokens are fenced."""
+    driver: Token = 0
+    """The highest token of a driver that started an attempt or retired checkpoints. Drivers with lower tokens are fenced."""
     writer: str = ""
     """Random name of the attempt's writer. Two attempts that start at once therefore never write the same bytes."""
-    created_ms: int
-    updated_ms: int
-    seconds: float = 0.0
+    created_ms: Milliseconds
+    updated_ms: Milliseconds
+    seconds: Seconds = 0.0
     """Seconds of training that the committed checkpoints contain."""
     checkpoints: tuple[Checkpoint, ...] = ()
     history: tuple[EpochMetrics, ...] = ()
     pictures: tuple[EpochPictures, ...] = ()
 
-    @model_validator(mode="before")
+    @field_validator("config")
     @classmethod
-    def _from_version_1(cls, stored: Any) -> Any:
-        return with_present_states(stored) if isinstance(stored, dict) and stored.get("version") == 1 else stored
+    def _readable(cls, config: dict[str, Any]) -> dict[str, Any]:
+        _KnownSettings.model_validate(config, strict=True)
+        if not _finite(config):
+            raise ValueError("numbers must be finite")
+        return config
+
+    @model_validator(mode="after")
+    def _own_objects(self) -> Manifest:
+        place = f"{self.sweep}/{self.trial_id}/"
+        groups = [*(c.objects for c in self.checkpoints), *(p.objects for p in self.pictures)]
+        for name, ref in (entry for group in groups for entry in group.items()):
+            if not is_key(ref.key) or not ref.key.startswith(place) or ref.key.rpartition("/")[2] != name:
+                raise ValueError(f"object {name!r} must lie below {place}, got {ref.key!r}")
+        return self
 
     @property
     def is_open(self) -> bool:
@@ -216,16 +270,42 @@ def read_manifest(store: Store, sweep: str, trial_id: str) -> Manifest | None:
         return None
 
 
-def read_manifests(
+def read_manifests(store: Store, sweep: str) -> dict[str, Manifest]:
+    """The readable manifests of the sweep by trial_id. Every other one is named in a warning. Raises StoreError."""
+    manifests, unreadable = read_all(store, sweep)
+    for fault in unreadable.values():
+        log.warning("%s; this trial is left out", fault)
+    return manifests
+
+
+def read_all(
     store: Store, sweep: str, trial_ids: Sequence[str] | None = None, *, known: Mapping[str, Manifest] | None = None
-) -> dict[str, Manifest]:
-    """Manifests by trial_id. `trial_ids`: default all trials of the sweep. Manifests in `known` are not read again."""
+) -> tuple[dict[str, Manifest], dict[str, StoreError]]:
+    """The manifests of the sweep, and for each manifest that cannot be read the fault, both by trial_id.
+
+    Args:
+        trial_ids: default all trials of the sweep.
+        known: manifests that are not read again.
+
+    Raises:
+        StoreError: the store is unavailable, or cannot be listed.
+    """
     known = known or {}
     if trial_ids is None:
         trial_ids = [key.split("/")[1] for key in store.keys(f"{sweep}/") if _is_manifest(key)]
+
+    def read(trial_id: str) -> Manifest | StoreError | None:
+        try:
+            return known.get(trial_id) or read_manifest(store, sweep, trial_id)
+        except StoreUnavailable:
+            raise
+        except StoreError as fault:
+            return fault
+
     with ThreadPoolExecutor(max_workers=16) as pool:
-        found = pool.map(lambda trial_id: known.get(trial_id) or read_manifest(store, sweep, trial_id), trial_ids)
-        return {manifest.trial_id: manifest for manifest in found if manifest}
+        found = dict(zip(trial_ids, pool.map(read, trial_ids), strict=True))
+    manifests = {trial_id: manifest for trial_id, manifest in found.items() if isinstance(manifest, Manifest)}
+    return manifests, {trial_id: fault for trial_id, fault in found.items() if isinstance(fault, StoreError)}
 
 
 def read_checkpoint(store: Store, checkpoint: Checkpoint) -> dict[str, bytes]:
@@ -257,13 +337,14 @@ def parse_manifest(body: bytes, etag: str, *, key: str) -> tuple[Manifest, str]:
     """The manifest stored under `key`, and its etag.
 
     Raises:
-        StoreError: `body` is not a manifest, or belongs to another sweep or trial (a copied folder).
+        StoreError: `body` is not a manifest, was written by a newer release, or belongs to another sweep or trial (a copied folder).
     """
     try:
-        manifest = Manifest.model_validate_json(body)
+        manifest = Manifest.model_validate_json(_as_present_version(body, key), strict=True)
     except ValidationError as error:
         raise StoreError(
-            f"{key}: not a manifest (validation errors: {error.error_count()}); move it out of the store to restart the trial from step 0"
+            f"{key}: not a manifest (validation errors: {error.error_count()}, first: {_first(error)}); "
+            "move it out of the store to restart the trial from step 0"
         ) from error
     if key != manifest_key(manifest.sweep, manifest.trial_id):
         raise StoreError(
@@ -271,6 +352,41 @@ def parse_manifest(body: bytes, etag: str, *, key: str) -> tuple[Manifest, str]:
             "move copied folders out of the store, then run again"
         )
     return manifest, etag
+
+
+def _as_present_version(body: bytes, key: str) -> bytes:
+    """The body, converted if it is of version 1. Raises StoreError for a version above this release's."""
+    version = _version(body)
+    if version > VERSION:
+        raise StoreError(
+            f"{key}: written by a newer release (manifest version {version}, this release reads up to {VERSION}); update rrn-sweep"
+        )
+    return json.dumps(with_present_states(json.loads(body))).encode() if version == 1 else body
+
+
+def _version(body: bytes) -> int:
+    """The version that the body states; 0 if it states none that makes sense."""
+    try:
+        version = _Versioned.model_validate_json(body, strict=True).version
+    except ValidationError:
+        return 0
+    return version
+
+
+def _first(error: ValidationError) -> str:
+    """`attempts.0.number: Input should be a valid integer`."""
+    fault = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    place = ".".join(map(str, fault["loc"]))
+    return " ".join(f"{place}: {fault['msg']}".removeprefix(": ").split())[:_LONGEST_FAULT]
+
+
+def _finite(value: Any) -> bool:
+    """Whether all numbers in a JSON value are finite."""
+    if isinstance(value, dict):
+        return all(map(_finite, value.values()))
+    if isinstance(value, list):
+        return all(map(_finite, value))
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 def dump_manifest(manifest: Manifest) -> bytes:

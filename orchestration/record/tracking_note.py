@@ -3,44 +3,65 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Sequence
+import uuid
+from collections.abc import Callable, Collection
+from contextlib import suppress
 
 from pydantic import ValidationError
 
-from orchestration.errors import NotFound, StoreError
-from orchestration.record.manifest import _ManifestModel
+from orchestration.errors import Conflict, Fenced, NotFound, StoreError
+from orchestration.record.lease import current_token
+from orchestration.record.manifest import StoredModel
 from orchestration.store.base import Store
 
 
-class _TrackingNote(_ManifestModel):
+class _TrackingNote(StoredModel):
     uri: str
     trials: frozenset[str]
+    driver: int = 0
+    """The highest token of a driver that wrote the note. Drivers with lower tokens are fenced."""
 
 
 def tracked(store: Store, sweep: str, uri: str) -> set[str]:
     """Trials that the tracking server at `uri` shows completely, as of the last normal end of the sweep. Raises StoreError."""
-    note = _read_note(store, sweep)
+    note, _ = _read_note(store, sweep)
     return set(note.trials) if note and note.uri == uri else set()
 
 
-def forget_tracked(store: Store, sweep: str, trial_ids: Collection[str]) -> None:
-    """Remove trials from the note, so that the next run sends them to MLflow again. Raises StoreError."""
-    note = _read_note(store, sweep)
-    if note and not note.trials.isdisjoint(trial_ids):
-        write_tracked(store, sweep, note.uri, sorted(note.trials - set(trial_ids)))
+def forget_tracked(store: Store, sweep: str, trial_ids: Collection[str], *, driver: int) -> None:
+    """Remove trials from the note, so that the next run sends them to MLflow again. Raises StoreError, Fenced."""
+    _rewrite(store, sweep, driver, lambda note: note and note.model_copy(update={"trials": note.trials - set(trial_ids)}))
 
 
-def write_tracked(store: Store, sweep: str, uri: str, trial_ids: Sequence[str]) -> None:
-    """Write the note that `tracked` reads. `uri` must not contain credentials."""
-    store.write(_tracking_key(sweep), json.dumps({"uri": uri, "trials": sorted(trial_ids)}).encode())
+def write_tracked(store: Store, sweep: str, uri: str, trial_ids: Collection[str], *, driver: int) -> None:
+    """Write the note that `tracked` reads. `uri` must not contain credentials. Raises StoreError, Fenced."""
+    _rewrite(store, sweep, driver, lambda _: _TrackingNote(uri=uri, trials=frozenset(trial_ids)))
 
 
-def _read_note(store: Store, sweep: str) -> _TrackingNote | None:
+def _rewrite(store: Store, sweep: str, driver: int, change: Callable[[_TrackingNote | None], _TrackingNote | None]) -> None:
+    """Replace the note by compare-and-swap, unless a driver with a higher token has written it or holds the lease."""
+    while True:
+        note, etag = _read_note(store, sweep)
+        successor = max(note.driver if note else 0, current_token(store, sweep))
+        if successor > driver:
+            raise Fenced(f"sweep {sweep}: driver {successor} has taken the sweep over from driver {driver}")
+        fresh = change(note)
+        if fresh is None:
+            return
+        body = {"uri": fresh.uri, "trials": sorted(fresh.trials), "driver": driver, "writer": uuid.uuid4().hex}
+        with suppress(Conflict):
+            store.replace(_tracking_key(sweep), json.dumps(body).encode(), expected=etag)
+            return
+
+
+def _read_note(store: Store, sweep: str) -> tuple[_TrackingNote | None, str | None]:
     key = _tracking_key(sweep)
     try:
-        return _TrackingNote.model_validate_json(store.read(key)[0])
+        body, etag = store.read(key)
     except NotFound:
-        return None
+        return None, None
+    try:
+        return _TrackingNote.model_validate_json(body), etag
     except ValidationError as error:
         raise StoreError(
             f"{key}: not a tracking note (validation errors: {error.error_count()}); delete it; the next run updates MLflow"

@@ -88,7 +88,7 @@ class TrialRecord:
         while True:
             manifest, etag = _read_or_new(store, plan, key, now_ms())
             if manifest.driver > driver:
-                raise _superseded(plan.trial_id, manifest, driver)
+                raise superseded(plan.trial_id, manifest.driver, driver)
             if manifest.status is TrialState.FINISHED:
                 assert etag is not None
                 return cls(store, manifest, etag, retention=retention, now_ms=now_ms, clock=clock)
@@ -279,7 +279,7 @@ def settle(
         if not manifest.is_open and not died_early:
             return manifest
         if manifest.driver > driver:
-            raise _superseded(trial_id, manifest, driver)
+            raise superseded(trial_id, manifest.driver, driver)
         if not manifest.is_open:
             manifest = _with_attempt(manifest, driver, "an unknown node", {}, now_ms())
         closed = _closed(manifest, failure, reason, worked_s, now_ms())
@@ -295,8 +295,9 @@ def settle(
             return fresh
 
 
-def _superseded(trial_id: str, manifest: Manifest, driver: int) -> Fenced:
-    return Fenced(f"trial {trial_id}: driver {manifest.driver} has taken the sweep over from driver {driver}")
+def superseded(trial_id: str, successor: int, driver: int) -> Fenced:
+    """What ends an action of the overtaken `driver`."""
+    return Fenced(f"trial {trial_id}: driver {successor} has taken the sweep over from driver {driver}")
 
 
 def _read_or_new(store: Store, plan: TrialPlan, key: str, now_ms: int) -> tuple[Manifest, str | None]:

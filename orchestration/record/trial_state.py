@@ -69,10 +69,14 @@ def budget_spent(manifest: Manifest, retries: Retries, *, driver: int) -> bool:
 
 
 def with_present_states(stored: dict[str, Any]) -> dict[str, Any]:
-    """A manifest of version 1 as version 2. Version 1 called an interrupted trial `running` and its attempt `stopped`."""
-    attempts = [
-        {**attempt, "outcome": "interrupted"} if attempt.get("outcome") == "stopped" else attempt for attempt in stored.get("attempts", [])
-    ]
+    """A manifest of version 1 as version 2. Version 1 called an interrupted trial `running` and its attempt `stopped`.
+
+    What is damaged stays damaged.
+    """
+    attempts = stored.get("attempts", [])
+    if not isinstance(attempts, list) or not all(isinstance(attempt, dict) for attempt in attempts):
+        return stored | {"version": 2}
+    attempts = [{**attempt, "outcome": "interrupted"} if attempt.get("outcome") == "stopped" else attempt for attempt in attempts]
     closed = bool(attempts) and attempts[-1].get("ended_ms") is not None
     interrupted = closed and stored.get("status") == "running"
     return stored | {"version": 2, "attempts": attempts} | ({"status": "interrupted"} if interrupted else {})

@@ -131,7 +131,7 @@ class Runner:
         for line in _skipped(sweep):
             self._say(line)
         # fails here, before anything starts, if the store is not writable
-        sweep.write_tracked(sweep.tracked())
+        sweep.write_tracked(sweep.tracked(), driver=self._lease.token)
         sweep.inputs.upload()
         self._tracker.start([plan.trial_id for plan in sweep.plans])
         interrupted: KeyboardInterrupt | ClusterLost | None = None
@@ -150,7 +150,7 @@ class Runner:
         finally:
             incomplete, cut_short = self._close()
         ended = self._ended()
-        ended.write_tracked({plan.trial_id for plan in ended.finished} - set(incomplete))
+        ended.write_tracked({plan.trial_id for plan in ended.finished} - set(incomplete), driver=self._lease.token)
         self._conclude(ended)
         if self._stop.reason and self._stop.tripped:
             self._notifier.breaker(self._stop.reason)
@@ -242,6 +242,8 @@ def _spinner(text: str) -> AbstractContextManager[object]:
 def settle_dead(sweep: Sweep, lease: Lease) -> Sweep:
     """Close the attempts that a dead driver left open, up to the last progress that it recorded. Its trials cannot commit afterwards."""
     for trial_id in sorted({*sweep.manifests, *lease.previous}):
+        if trial_id in sweep.unreadable:
+            continue
         manifest, seen = sweep.manifests.get(trial_id), lease.previous.get(trial_id)
         worked_s = seen.worked_s if seen and (manifest is None or seen.attempt == manifest.attempt) else 0.0
         if manifest is None or manifest.is_open:

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
+from orchestration.errors import Conflict, StoreError
+
 _KEY = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*(/[A-Za-z0-9_-][A-Za-z0-9._-]*)*")
 """No part of a key starts with a dot: DirectoryStore uses such names itself, and `..` is impossible."""
 
@@ -77,6 +79,29 @@ class Store(Protocol):
     def abandon(self, writes: Iterable[UnfinishedWrite]) -> None:
         """Delete unfinished writes. A writer that is still alive then fails. Missing writes are ignored."""
         ...
+
+
+NO_ETAG = f'"{"0" * 32}"'
+"""An etag that no object has."""
+
+
+def require_conditions(store: Store, key: str, body: bytes) -> None:
+    """Raises StoreError unless the store refuses two puts of `body` whose conditions do not hold. The key must hold another body."""
+    for condition, expected in (("If-Match", NO_ETAG), ("If-None-Match", None)):
+        if ignores_condition(store, key, body, expected=expected):
+            raise StoreError(
+                f"{store.uri}: ignores the condition of a conditional put ({condition}), so two drivers could overwrite each other; "
+                "use a server that supports it, such as those in docs/guarantees.md"
+            )
+
+
+def ignores_condition(store: Store, key: str, body: bytes, *, expected: str | None = NO_ETAG) -> bool:
+    """Whether the store takes `body` although there is another one, whose etag is not `expected`."""
+    try:
+        store.replace(key, body, expected=expected)
+    except Conflict:
+        return False
+    return True
 
 
 def is_key(name: str) -> bool:

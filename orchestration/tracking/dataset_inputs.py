@@ -50,7 +50,10 @@ def counts(config: Mapping[str, Any]) -> Counts | None:
     if config.get("dataset") != "digits" or not {"partition", *_SCENE} <= config.keys():
         return None
     images = config["train_images"]
-    labeled = labeled_count(config["partition"], images)
+    try:
+        labeled = labeled_count(config["partition"], images)
+    except (ValueError, ZeroDivisionError):  # a partition of another release
+        return None
     return Counts(labeled, images - labeled or images, config["val_images"])
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from orchestration.errors import SweepError, TrackingError, without_password
-from orchestration.record.manifest import Manifest, read_manifests
+from orchestration.record.manifest import Manifest, read_all
 from orchestration.record.trial_state import TrialState
 from orchestration.store.base import Store
 from orchestration.tracking.artifacts import ArtifactsUnavailable
@@ -56,6 +56,7 @@ def sync(
     facts: SweepFacts | None = None,
     overview: Overview | None = None,
     progress: Callable[[int, int], None] | None = None,
+    confirm: Callable[[], None] = lambda: None,
 ) -> SyncReport:
     """Make MLflow equal to the store, for every trial of the sweep. No driver may be running the sweep.
 
@@ -65,16 +66,19 @@ def sync(
         facts: as for `Tracker`.
         overview: as for `Tracker`.
         progress: called with the number of trials done and of all trials.
+        confirm: called before every write of a trial; raises LeaseLost once another driver has taken the sweep over.
 
     Raises:
         TrackingError: MLflow is unavailable, or refuses a trial; what was written stays. An unavailable artifact store is part of the
             result instead.
-        StoreError: the store is unavailable, or has a manifest that cannot be read.
+        StoreError: the store is unavailable. A manifest that cannot be read is named in a warning, and its run stays as it is.
     """
-    manifests = read_manifests(store, sweep)
+    manifests, unreadable = read_all(store, sweep)
+    for fault in unreadable.values():
+        log.warning("%s; its run in MLflow stays as it is", fault)
     try:
         runs = open_runs(checked_uri(uri), sweep, tags={}, start_ms=min((m.created_ms for m in manifests.values()), default=None))
-        work = _Sync(runs, sweep, store, manifests, list(manifests if trial_ids is None else trial_ids))
+        work = _Sync(runs, sweep, store, manifests, list(manifests if trial_ids is None else trial_ids), skip=unreadable, confirm=confirm)
         return work.run(uri, facts or SweepFacts(), overview, progress or (lambda done, total: None))
     except MlflowUnavailable as error:
         raise TrackingError(
@@ -85,8 +89,19 @@ def sync(
 class _Sync:
     """One pass over all trials. Its methods raise TrackingError and MlflowUnavailable."""
 
-    def __init__(self, runs: Runs, sweep: str, store: Store, manifests: Mapping[str, Manifest], planned: Sequence[str]) -> None:
+    def __init__(
+        self,
+        runs: Runs,
+        sweep: str,
+        store: Store,
+        manifests: Mapping[str, Manifest],
+        planned: Sequence[str],
+        *,
+        skip: Collection[str],
+        confirm: Callable[[], None],
+    ) -> None:
         self._runs, self._sweep, self._store, self._manifests, self._planned = runs, sweep, store, manifests, planned
+        self._skip, self._confirm = skip, confirm
         self._contents = {trial_id: run_content(manifest, store=store.uri, live=False) for trial_id, manifest in manifests.items()}
         self._refused: dict[str, RunGone] = {}
         """Why, by the run's name in the error."""
@@ -94,10 +109,12 @@ class _Sync:
         self._artifacts_unavailable = False
 
     def run(self, uri: str, facts: SweepFacts, overview: Overview | None, progress: Callable[[int, int], None]) -> SyncReport:
-        trial_ids = sorted({*self._contents, *self._runs.trial_ids})
+        trial_ids = sorted({*self._contents, *self._runs.trial_ids} - set(self._skip))
         for done, trial_id in enumerate(trial_ids, start=1):
+            self._confirm()
             self._show(trial_id)
             progress(done, len(trial_ids))
+        self._confirm()
         self._show_sweep(facts, overview)
         if self._refused:
             errors = "; ".join(f"{run}: {error}" for run, error in self._refused.items())

@@ -421,11 +421,11 @@ class TestLogs:
         manifest = troubled(sweep)
         machine = {"python": "3.12.1", "device": "NVIDIA H100"}
         attempts = tuple(attempt.model_copy(update={"machine": machine, "node": "a"}) for attempt in manifest.attempts)
-        ref = {"key": "demo/x/pictures/00000002-2/predictions.png", "sha256": "", "size": 1}
+        ref = {"key": f"demo/{manifest.trial_id}/pictures/00000002-2/predictions.png", "sha256": "", "size": 1}
         known = manifest.model_dump() | {"attempts": attempts, "pictures": [{"epoch": 2, "objects": {"predictions.png": ref}}]}
         lines = list(log_lines(Manifest.model_validate(known), "file:///store"))
         assert lines[1][21:] == "attempt 1 for driver 1 on a (python 3.12.1, device NVIDIA H100)"
-        assert lines[-1] == "pictures of epoch 2: file:///store/demo/x/pictures/00000002-2"
+        assert lines[-1] == f"pictures of epoch 2: file:///store/demo/{manifest.trial_id}/pictures/00000002-2"
 
     def test_a_trial_is_found_by_label_or_prefix_of_its_id(self, sweep):
         first, second = sweep.plans

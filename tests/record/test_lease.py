@@ -410,3 +410,57 @@ class TestOutages:
             wait_until(lambda: not lease_threads(), deadline_s=30, what="the end of the thread")
         finally:
             server.kill()
+
+
+@dataclass(frozen=True)
+class Unconditional(DirectoryStore):
+    """A store that ignores the conditions of conditional puts while `ignoring` is set."""
+
+    ignoring: threading.Event
+
+    def replace(self, key: str, body: bytes, *, expected: str | None) -> str:
+        if self.ignoring.is_set():
+            self.write(key, body)
+            return self.read(key)[1]
+        return super().replace(key, body, expected=expected)
+
+
+class TestConditions:
+    def test_a_store_that_ignores_conditions_is_refused_and_the_lease_left_free(self, tmp_path: Path):
+        ignoring = threading.Event()
+        ignoring.set()
+        store = Unconditional(tmp_path, ignoring)
+        with pytest.raises(StoreError, match="ignores the condition of a conditional put .If-Match., .*guarantees.md"):
+            acquire(store)
+        assert record_of(store)["released"]
+        ignoring.clear()
+        with acquire(store) as lease:
+            assert lease.token == 2
+
+    def test_a_driver_stops_once_the_store_ignores_conditions(self, tmp_path: Path):
+        ignoring = threading.Event()
+        with acquire(Unconditional(tmp_path, ignoring)) as lease:
+            beats(DirectoryStore(tmp_path))
+            ignoring.set()
+            wait_until(lambda: is_lost(lease), deadline_s=20, what="the loss")
+            with pytest.raises(LeaseLost, match="ignores the condition of a conditional put; this driver stops"):
+                lease.check()
+
+    @pytest.mark.parametrize("header", ["If-Match", "If-None-Match"])
+    def test_a_proxy_that_strips_conditions_is_refused(self, s3_environment, monkeypatch: pytest.MonkeyPatch, header: str):
+        proxy = ForgetfulProxy(s3_environment.endpoint)
+        proxy.strip = header.encode()
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+        try:
+            with pytest.raises(StoreError, match=f"ignores the condition of a conditional put .{header}."):
+                acquire(fresh_s3())
+        finally:
+            proxy.close()
+
+    def test_a_driver_that_slept_confirms_its_lease_from_the_store(self, tmp_path: Path):
+        store = open_store(str(tmp_path))
+        with acquire(store, every_s=3600) as asleep, acquire(store, take_over=True):
+            asleep.confirm()  # its last heartbeat is young, so nothing is read
+            asleep._beat_s -= 3 * 3600
+            with pytest.raises(LeaseLost, match="its token: 2, ours: 1"):
+                asleep.confirm()

@@ -13,7 +13,7 @@ from tracked_sweep import STORE, attempt, checkpoint, manifest, validated
 
 from orchestration.plan.sweep_file import check
 from orchestration.plan.trial_plan import expand
-from orchestration.record.manifest import Manifest
+from orchestration.record.manifest import manifest_key, parse_manifest
 from orchestration.tracking.dataset_inputs import DatasetInput
 from orchestration.tracking.descriptions import summary_of
 from orchestration.tracking.run_content import run_content
@@ -127,7 +127,7 @@ class TestParametersAndMetrics:
 
 
 def test_run_name_label_cell_and_tags_name_only_settings_that_the_method_has() -> None:
-    found = Manifest.model_validate_json((EARLIER / "0608bf133b96.json").read_bytes())
+    found = parse_manifest((EARLIER / "0608bf133b96.json").read_bytes(), "", key=manifest_key("old", "0608bf133b96"))[0]
     assert found.label == "method=supervised eps=0.6"
     shown, summary = run_content(found, store=STORE, live=False), summary_of(found, found.status)
     assert {shown.name, shown.tags["cell"], summary.label, summary.cell} == {"method=supervised"}

@@ -14,7 +14,7 @@ from tracked_sweep import CLASSES, CONFUSION, attempt, manifest, png, validated
 from orchestration.errors import Corrupt, NotFound
 from orchestration.plan.sweep_file import load
 from orchestration.plan.trial_plan import expand
-from orchestration.record.manifest import EpochPictures, Manifest, ObjectRef, sha256_of
+from orchestration.record.manifest import EpochPictures, Manifest, ObjectRef, manifest_key, parse_manifest, sha256_of
 from orchestration.record.stored_trials import identity_of
 from orchestration.store.base import Store
 from orchestration.store.open import open_store
@@ -77,7 +77,7 @@ class TestSettings:
 
     @pytest.mark.parametrize("stored_trial", sorted(EARLIER.glob("*.json")), ids=lambda file: file.stem)
     def test_those_of_an_earlier_release_are_a_sweep_file_of_this_one(self, store: Store, tmp_path: Path, stored_trial: Path) -> None:
-        found = Manifest.model_validate_json(stored_trial.read_bytes())
+        found = parse_manifest(stored_trial.read_bytes(), "", key=manifest_key("old", stored_trial.stem))[0]
         (tmp_path / "config.yaml").write_bytes(files(store, found)["config.yaml"].make())
         (plan,) = expand(load(tmp_path / "config.yaml"))
         assert plan.trial_id == identity_of(found)
