@@ -15,7 +15,7 @@ from orchestration.store.s3 import s3_store
 def open_store(uri: str, *, deadline_s: float = 600.0) -> Store:
     """The store at `s3://bucket/prefix`, `file:///path` or a path. Contacts and creates nothing.
 
-    A relative path becomes absolute. An S3 operation retries for `deadline_s` seconds before it fails; a directory never waits.
+    A relative path becomes absolute. An operation on an absent server, or a full or failing disk, retries for `deadline_s` seconds.
 
     Raises:
         StoreError: `uri` has another form.
@@ -24,12 +24,12 @@ def open_store(uri: str, *, deadline_s: float = 600.0) -> Store:
     if not uri.strip() or (scheme and scheme[1] not in ("s3", "file")):
         raise StoreError(f"store: expected s3://bucket/prefix, file:///path or a path, got {uri!r}")
     if not scheme:
-        return DirectoryStore(Path(uri).expanduser().absolute())
-    return s3_store(uri, deadline_s) if scheme[1] == "s3" else _file_store(uri)
+        return DirectoryStore(Path(uri).expanduser().absolute(), deadline_s=deadline_s)
+    return s3_store(uri, deadline_s) if scheme[1] == "s3" else _file_store(uri, deadline_s)
 
 
-def _file_store(uri: str) -> DirectoryStore:
+def _file_store(uri: str, deadline_s: float) -> DirectoryStore:
     parts = urlsplit(uri)
     if parts.netloc not in ("", "localhost") or parts.path in ("", "/"):
         raise StoreError(f"store: expected file:///absolute/path, got {uri!r}")
-    return DirectoryStore(Path(unquote(parts.path)))
+    return DirectoryStore(Path(unquote(parts.path)), deadline_s=deadline_s)

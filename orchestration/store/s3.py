@@ -7,6 +7,7 @@ import hashlib
 import logging
 import os
 import re
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -48,6 +49,7 @@ class S3Store:
     deadline_s: float = field(default=600.0, kw_only=True)
     _clients: dict[int, _Client] = field(default_factory=dict, repr=False, compare=False, kw_only=True)
     """Clients by process ID: a forked child must not share its parent's sockets."""
+    _locks: dict[int, threading.Lock] = field(default_factory=dict, repr=False, compare=False, kw_only=True)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return s3_store, (self.uri, self.deadline_s)  # leaves the client, which holds credentials, out of the pickle
@@ -166,10 +168,11 @@ class S3Store:
 
     def _client(self) -> _Client:
         """The client of this process, created at first use."""
-        client = self._clients.get(os.getpid())
-        if client is None:
-            client = self._clients[os.getpid()] = _new_client(patience_s=self.deadline_s)
-        return client
+        with self._locks.setdefault(os.getpid(), threading.Lock()):  # a forked child has a lock of its own
+            client = self._clients.get(os.getpid())
+            if client is None:
+                client = self._clients[os.getpid()] = _new_client(patience_s=self.deadline_s)
+            return client
 
     def _refusal(self, key: str, error: Any) -> StoreError:
         """The exception for an error response of the server."""

@@ -430,7 +430,7 @@ class TestConditions:
         ignoring = threading.Event()
         ignoring.set()
         store = Unconditional(tmp_path, ignoring)
-        with pytest.raises(StoreError, match="ignores the condition of a conditional put .If-Match., .*guarantees.md"):
+        with pytest.raises(StoreError, match=r"ignores the condition of a conditional put \(If-Match\), .*guarantees.md"):
             acquire(store)
         assert record_of(store)["released"]
         ignoring.clear()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import errno
 import hashlib
 import logging
 import multiprocessing
@@ -27,6 +28,7 @@ from places import ROOT
 from servers import ForgetfulProxy, S3Server, free_port, fresh_s3, wait_until
 
 from orchestration.errors import Conflict, Corrupt, NotFound, SpecError, StoreError, StoreUnavailable
+from orchestration.store import directory, s3
 from orchestration.store.base import Store
 from orchestration.store.directory import DirectoryStore
 from orchestration.store.open import open_store
@@ -324,7 +326,7 @@ while True:
         assert sorted(path.name for path in (tmp_path / "s").iterdir()) == [".lock", "k"]
 
     def test_a_full_disk_is_one_clear_line_and_the_old_body_stays(self, small_disk: Path):
-        store = open_store(str(small_disk))
+        store = open_store(str(small_disk), deadline_s=0.2)
         store.write("k", b"old")
         for write in (lambda: store.write("k", bytes(3_000_000)), lambda: store.replace("new", bytes(3_000_000), expected=None)):
             with pytest.raises(StoreError, match=r"disk full: 3000000 bytes needed, \d+ free; free some space"):
@@ -332,6 +334,66 @@ while True:
         assert store.read("k")[0] == b"old"
         assert sorted(path.name for path in small_disk.iterdir()) == [".lock", "k"]
         store.write("k", bytes(500_000))
+
+    def test_a_full_disk_is_waited_for_and_is_then_unavailable(self, small_disk: Path):
+        store = open_store(str(small_disk), deadline_s=60)
+        ballast = small_disk / "ballast"
+        ballast.write_bytes(bytes(450_000))
+        with pytest.raises(StoreUnavailable, match="disk full"):
+            open_store(str(small_disk), deadline_s=0.2).write("k", bytes(200_000))
+        threading.Timer(0.5, ballast.unlink).start()
+        store.write("k", bytes(200_000))
+
+    def test_a_read_only_disk_is_waited_for(self, small_disk: Path):
+        open_store(str(small_disk)).write("k", b"1")
+        subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+        with pytest.raises(StoreUnavailable, match="Read-only file system; check the disk"):
+            open_store(str(small_disk), deadline_s=0.2).write("k", b"2")
+        threading.Timer(0.5, subprocess.run, [["mount", "-o", "remount,rw", small_disk]]).start()
+        open_store(str(small_disk), deadline_s=60).write("k", b"2")
+
+    @pytest.mark.parametrize("code", [errno.EIO, errno.ESTALE, errno.EDQUOT])
+    def test_a_failing_disk_is_tried_again_and_a_rename_that_happened_counts(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+    ):
+        store, real, fails = open_store(str(tmp_path), deadline_s=30), directory._publish, [True]
+
+        def publish(staged: Path, path: Path) -> None:
+            real(staged, path)
+            if fails and fails.pop():
+                raise OSError(code, os.strerror(code))
+
+        monkeypatch.setattr(directory, "_publish", publish)
+        etag = store.replace("k", b"1", expected=None)
+        assert store.read("k") == (b"1", etag)
+
+    def test_files_and_folders_take_the_permissions_of_the_root(self, tmp_path: Path):
+        root = tmp_path / "shared"
+        root.mkdir()
+        root.chmod(0o2770)
+        open_store(str(root)).write("a/b/k", b"1")
+        assert {oct(path.stat().st_mode & 0o777) for path in (root / "a", root / "a/b")} == {"0o770"}
+        assert {oct(path.stat().st_mode & 0o777) for path in (root / ".lock", root / "a/b/k")} == {"0o660"}
+
+    @pytest.mark.skipif(os.geteuid() != 0, reason="a second user needs root")
+    def test_two_users_share_a_folder_and_a_folder_of_one_s_own_is_named(self, tmp_path: Path):
+        for parent in (tmp_path, *tmp_path.parents[:2]):
+            parent.chmod(0o755)
+        root = tmp_path / "shared"
+        root.mkdir()
+        os.chown(root, 0, 60001)
+        root.chmod(0o2770)
+        store = open_store(str(root))
+        etag = store.replace("demo/t/k", b"1", expected=None)
+        store.write("demo/own/k", b"1")
+        (root / "demo" / "own").chmod(0o700)
+        spawn = multiprocessing.get_context("fork")
+        other = spawn.Process(target=as_second_user, args=(store, etag))
+        other.start()
+        other.join(60)
+        assert other.exitcode == 0
+        assert store.read("demo/t/k")[0] == b"2"
+        store.write("demo/t/k", b"3")
 
     def test_a_folder_that_cannot_be_created_is_one_clear_line(self, tmp_path: Path):
         (tmp_path / "file").write_bytes(b"")
@@ -440,6 +502,12 @@ class TestS3:
         for text in (pickle.dumps(store), repr(store).encode()):
             assert s3_environment.access_key.encode() not in text
             assert s3_environment.secret_key.encode() not in text
+
+    def test_sixteen_threads_create_one_client(self, monkeypatch: pytest.MonkeyPatch):
+        made, store = [], S3Store("bkt", "p")
+        monkeypatch.setattr(s3, "_new_client", lambda patience_s: (time.sleep(0.05), made.append(1), object())[2])
+        with ThreadPoolExecutor(16) as pool:
+            assert len(set(pool.map(lambda _: store._client(), range(16)))) == len(made) == 1
 
     @pytest.mark.slow
     def test_a_forked_child_creates_its_own_client(self, s3_environment: S3Server):
@@ -580,6 +648,16 @@ class _ScriptedAnswer(BaseHTTPRequestHandler):
 
     def log_message(self, *_: object) -> None:
         pass
+
+
+def as_second_user(store: Store, etag: str) -> None:
+    os.setgroups([60001])
+    os.setgid(60001)
+    os.setuid(60002)
+    store.replace("demo/t/k", b"2", expected=etag)
+    assert list(store.keys("demo/")) == ["demo/t/k"]
+    with pytest.raises(StoreError, match=r"user 60002 has no permission: the folder .*/own belongs to root with mode 700"):
+        store.write("demo/own/k", b"2")
 
 
 def each_method(store: Store) -> list[Callable[[], object]]:
