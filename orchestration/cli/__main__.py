@@ -1,5 +1,5 @@
 """`python -m orchestration.cli` is `rrn-sweep`."""
 
-from orchestration.cli.main import main
+from orchestration.cli.entry import main
 
 main()

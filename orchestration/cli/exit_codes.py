@@ -12,6 +12,6 @@ MEANINGS = {
     OK: "success; after `run`, every trial is finished",
     FAILED: "some trial is not finished",
     BAD_INPUT: "bad input or refused: each line says what to change",
-    RESUME_ME: "stopped by SIGTERM, or Ray was lost: give the same command again",
+    RESUME_ME: "stopped by SIGTERM or SIGHUP, or Ray was lost: give the same command again",
     INTERRUPTED: "stopped by Ctrl-C",
 }

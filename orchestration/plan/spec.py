@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
 from orchestration.failures import Failure
@@ -18,13 +18,19 @@ class _SpecModel(BaseModel):
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
 
+def _one_gpu(gpu: float) -> float:
+    if gpu > 1:
+        raise PydanticCustomError("gpu", "must be <= 1 (a trial uses one GPU or a share of it; more GPUs train more trials at once)")
+    return gpu
+
+
 class Resources(_SpecModel):
     """What one trial asks of Ray."""
 
     cpu: Annotated[float, Field(gt=0)] = 1
     """CPU cores; also the number of threads of a trial."""
-    gpu: Annotated[float, Field(ge=0)] = 0
-    """GPUs. A fraction lets several trials share one GPU; memory is not divided."""
+    gpu: Annotated[float, Field(ge=0), AfterValidator(_one_gpu)] = 0
+    """GPUs, at most 1. A fraction lets several trials share one GPU; memory is not divided."""
 
 
 _Count = Annotated[int, Field(ge=0)]

@@ -91,9 +91,9 @@ def test_only_the_named_trial_runs_and_gc_and_sync_change_nothing_that_counts(he
 
 
 def test_a_trial_that_fits_no_node_is_refused_with_the_numbers(here):
-    code, text = run_sweep("small.yaml", "--set", "resources.gpu=64", cwd=here)
+    code, text = run_sweep("small.yaml", "--set", "resources.cpu=64", cwd=here)
     assert code == 2
-    assert "no node can hold a trial: resources ask for cpu 1, gpu 64; the largest of 1 nodes has" in text
+    assert "no node can hold a trial: resources ask for cpu 64, gpu 0; the largest of 1 nodes has" in text
 
 
 @pytest.mark.parametrize(

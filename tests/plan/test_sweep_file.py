@@ -55,6 +55,10 @@ def test_a_good_file_merges_preset_and_base(write):
         ),
         ("base: {partition: 0.125}", "base.partition: must be a text, got 0.125"),
         ("resources: {cpu: 0}", "resources.cpu: must be > 0, got 0"),
+        (
+            "resources: {gpu: 4}",
+            "resources.gpu: must be <= 1 (a trial uses one GPU or a share of it; more GPUs train more trials at once), got 4",
+        ),
         ("resources: {gpus: 1}", 'resources.gpus: unknown key; did you mean "gpu"?'),
         ("retries: -1", "retries: must be >= 0, got -1"),
         ("seeds: []", "seeds: must not be empty"),
