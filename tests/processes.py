@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -20,7 +20,9 @@ OURS = "RRN_TEST_RUN"
 class Sweep:
     """A running `rrn-sweep`; its output goes to a file, as in a batch job."""
 
-    def __init__(self, arguments: Sequence[str], *, cwd: Path, environment: Mapping[str, str]) -> None:
+    def __init__(
+        self, arguments: Sequence[str], *, cwd: Path, environment: Mapping[str, str], before: Callable[[], object] = lambda: None
+    ) -> None:
         self._mark = f"{os.getpid()}-{time.monotonic_ns()}"
         self.log = cwd / f"log-{self._mark}.txt"
         with self.log.open("wb") as output:
@@ -32,7 +34,7 @@ class Sweep:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                preexec_fn=_take_ctrl_c,
+                preexec_fn=lambda: (_take_ctrl_c(), before()),
             )
 
     @property
@@ -77,9 +79,11 @@ class Sweep:
 
 
 @contextmanager
-def sweep(*arguments: str, cwd: Path, environment: Mapping[str, str] | None = None) -> Iterator[Sweep]:
-    """Start `rrn-sweep ARGUMENTS`; everything it started is gone when the context ends."""
-    running = Sweep(arguments, cwd=cwd, environment=environment or {})
+def sweep(
+    *arguments: str, cwd: Path, environment: Mapping[str, str] | None = None, before: Callable[[], object] = lambda: None
+) -> Iterator[Sweep]:
+    """Start `rrn-sweep ARGUMENTS`, in a process that calls `before` first; everything it started is gone when the context ends."""
+    running = Sweep(arguments, cwd=cwd, environment=environment or {}, before=before)
     try:
         yield running
     finally:

@@ -41,8 +41,8 @@ def weights(trial: dict) -> str:
     return trial["checkpoints"][-1]["objects"]["model.safetensors"]["sha256"]
 
 
-def outcomes(here: Path) -> set[str]:
-    return {attempt["outcome"] for trial in status(here).values() for attempt in trial.get("attempts", [])}
+def outcomes(here: Path, *options: str) -> set[str]:
+    return {attempt["outcome"] for trial in status(here, *options).values() for attempt in trial.get("attempts", [])}
 
 
 def mlflow_points(here: Path) -> list[tuple]:

@@ -24,6 +24,13 @@ def _one_gpu(gpu: float) -> float:
     return gpu
 
 
+def _memory_of(given: Any) -> Any:
+    number = isinstance(given, int | float) and not isinstance(given, bool)
+    if given not in (None, "auto") and not (number and 0 < given < 2**20):
+        raise PydanticCustomError("memory", "must be auto, or GiB of main memory > 0")
+    return given
+
+
 class Resources(_SpecModel):
     """What one trial asks of Ray."""
 
@@ -31,6 +38,9 @@ class Resources(_SpecModel):
     """CPU cores; also the number of threads of a trial."""
     gpu: Annotated[float, Field(ge=0), AfterValidator(_one_gpu)] = 0
     """GPUs, at most 1. A fraction lets several trials share one GPU; memory is not divided."""
+    memory: Annotated[Literal["auto"] | float | None, BeforeValidator(_memory_of)] = None
+    """Main memory in GiB. Ray reserves it, so that no more trials start than fit. `auto`: the measured peak of a trial and a tenth. Unset,
+    nothing is reserved, and Ray may kill trials when memory runs out."""
 
 
 _Count = Annotated[int, Field(ge=0)]

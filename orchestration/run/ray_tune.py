@@ -22,7 +22,7 @@ from ray.tune.search import Searcher
 
 from orchestration.errors import ClusterError
 from orchestration.run.ray_actor import TrialActor, progress_of, refusal_of
-from orchestration.run.ray_nodes import connect, slots
+from orchestration.run.ray_nodes import asked, connect, slots
 from orchestration.run.ray_private import error_line, error_text, first_sentence, living_nodes
 from orchestration.run.ray_process import Ended, Setup
 
@@ -83,7 +83,7 @@ def _run(setup: Setup, driver: _Driver) -> None:
     concurrent = slots(resources)
     with tempfile.TemporaryDirectory(prefix="rrn-sweep-", ignore_cleanup_errors=True) as scratch:
         tuner = Tuner(
-            tune.with_resources(TrialActor, {"cpu": resources.cpu, "gpu": resources.gpu}),
+            tune.with_resources(TrialActor, asked(resources)),
             tune_config=TuneConfig(
                 search_alg=_Searcher(setup, driver),
                 num_samples=-1,
