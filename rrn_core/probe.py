@@ -34,7 +34,9 @@ class Cost:
     seconds_per_window: float
     """Seconds of one evaluation window, both branches together."""
     peak_memory_mb: float
-    """MiB. On CUDA the peak of allocated memory; on a CPU the peak of the process's resident set, including libraries."""
+    """MiB. On CUDA the peak of allocated memory; on a CPU `host_memory_mb`."""
+    host_memory_mb: float
+    """MiB of main memory: the peak of the process's resident set, including libraries."""
 
     def trial_s(self, *, iterations: int, epochs: int, windows: int) -> float:
         """Seconds of a whole trial. `windows` is the number of windows of one evaluation."""
@@ -103,7 +105,7 @@ def probe(config: TrainConfig, runtime: Runtime, *, num_classes: int, iterations
 
         per_iteration = _seconds(step, iterations, device)
         per_window = _evaluation_s(quartet, config, num_classes, device) / config.eval_batch
-        return Cost(per_iteration, per_window, peak_memory_mb(device))
+        return Cost(per_iteration, per_window, peak_memory_mb(device), peak_memory_mb(torch.device("cpu")))
 
 
 def checkpoint_bytes(config: TrainConfig, num_classes: int) -> int:
@@ -194,6 +196,5 @@ def _reset_peak(device: torch.device) -> None:
     """Reset the measured peak of memory."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    else:
-        with suppress(OSError):  # only Linux has this file; elsewhere the peak is that of the whole process
-            Path("/proc/self/clear_refs").write_text("5")
+    with suppress(OSError):  # only Linux has this file; elsewhere the peak is that of the whole process
+        Path("/proc/self/clear_refs").write_text("5")

@@ -106,7 +106,7 @@ class Stack:
             "AWS_ENDPOINT_URL": f"http://127.0.0.1:{settings.s3[3]}",
             "AWS_ACCESS_KEY_ID": settings.access_key,
             "AWS_SECRET_ACCESS_KEY": settings.secret_key,
-            "AWS_REGION": "us-east-1",
+            "AWS_DEFAULT_REGION": "us-east-1",
             "RRN_STORE": f"s3://{BUCKET}/sweeps",
             "MLFLOW_TRACKING_URI": f"http://127.0.0.1:{settings.mlflow}",
             "RAY_ADDRESS": f"{RAY_HOST}:{settings.ray}",
@@ -142,7 +142,7 @@ def _make_bucket(environment: dict[str, str]) -> None:
         endpoint_url=environment["AWS_ENDPOINT_URL"],
         aws_access_key_id=environment["AWS_ACCESS_KEY_ID"],
         aws_secret_access_key=environment["AWS_SECRET_ACCESS_KEY"],
-        region_name=environment["AWS_REGION"],
+        region_name=environment["AWS_DEFAULT_REGION"],
         config=Config(retries={"mode": "standard", "total_max_attempts": 8}),
     )
     if BUCKET not in [bucket["Name"] for bucket in client.list_buckets()["Buckets"]]:

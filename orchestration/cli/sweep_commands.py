@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import os
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import yaml
 
@@ -15,7 +17,8 @@ from orchestration.observe.status import state_text
 from orchestration.plan.plan_table import render
 from orchestration.plan.validation_text import suggestion
 from orchestration.preflight import check as preflight
-from orchestration.preflight.estimate import Estimate, estimate, probed, shown_costs, total
+from orchestration.preflight.estimate import Estimate, estimate, main_memory_mb, probed, shown_costs, total
+from orchestration.preflight.machine import granted_cpus
 from orchestration.record import garbage
 from orchestration.record.inputs import unresolved
 from orchestration.record.lease import BEAT_WITHIN_S, Lease
@@ -23,6 +26,9 @@ from orchestration.run.runner import MLFLOW_SETTINGS, RAY_SETTINGS, Runner, fact
 from orchestration.run.signals import Sigterm
 from orchestration.store.open import open_store
 from orchestration.sweep import Sweep, open_sweep
+
+if TYPE_CHECKING:
+    from rrn_core.data.inspection import Finding
 
 
 def init(arguments: argparse.Namespace) -> int:
@@ -61,6 +67,7 @@ def check(arguments: argparse.Namespace) -> int:
             tracking=sweep.tracking,
             runtime=trial_runtime(sweep.spec, arguments),
             local=not os.environ.get("RAY_ADDRESS"),
+            cpus=granted_cpus(os.environ),
             progress=progress,
         )
     print(preflight.render(findings))
@@ -86,6 +93,8 @@ def plan(arguments: argparse.Namespace) -> int:
         print("\n".join(f"  {name}: {dimension}" for name, dimension in sweep.spec.space.items()))
     if left:
         print(total(sweep.to_run, estimates, sweep.spec.resources))
+    if arguments.probe:
+        print(preflight.render([_main_memory(sweep, arguments)]))
     return OK
 
 
@@ -95,8 +104,12 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"{sweep.count}, nothing to do")
         return OK
     sweep.chosen(only=arguments.only, retry=arguments.retry)  # a wrong choice is refused before anything is touched
+    if not os.environ.get("RAY_ADDRESS"):
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        preflight.require_device(sweep.spec.resources, trial_runtime(sweep.spec, arguments), visible=visible)
     set_defaults(RAY_SETTINGS | MLFLOW_SETTINGS)
     sigterm = Sigterm()
+    sweep = _with_memory(sweep, arguments)
     with _leased(sweep, arguments) as lease:
         sweep = settle_dead(sweep, lease)
         ended = Runner(
@@ -168,6 +181,28 @@ def _print_reasons(sweep: Sweep) -> None:
             print(f"{plan.trial_id} ({plan.label}) is also: {'; '.join(plan.same_as)} (method {plan.config.method} lacks a setting)")
     for trial_id, reason in sweep.why_new().items():
         print(f"{trial_id} is new: {reason}")
+
+
+def _with_memory(sweep: Sweep, arguments: argparse.Namespace) -> Sweep:
+    """The sweep with the GiB that `resources: {memory: auto}` comes to."""
+    resources = sweep.spec.resources
+    if resources.memory != "auto":
+        return sweep
+    peak_mb = _peak_mb(sweep, arguments)
+    stated = resources.model_copy(update={"memory": preflight.reserved_gib(peak_mb, resources)})
+    say(f"resources.memory: {stated.memory:.2f} GiB for each trial: a measured peak of {peak_mb / 1024:.2f} GiB and a tenth")
+    return replace(sweep, spec=sweep.spec.model_copy(update={"resources": stated}))
+
+
+def _main_memory(sweep: Sweep, arguments: argparse.Namespace) -> Finding:
+    peak_mb, cpus = _peak_mb(sweep, arguments), granted_cpus(os.environ)
+    return preflight.check_main_memory(peak_mb, sweep.spec.resources, trials=max(1, len(sweep.to_run)), cpus=cpus)
+
+
+def _peak_mb(sweep: Sweep, arguments: argparse.Namespace) -> float:
+    with user_errors(), progress_bar("memory") as progress:
+        runtime = trial_runtime(sweep.spec, arguments)
+        return main_memory_mb([*sweep.plans, *sweep.samples], sweep.manifests, runtime, progress=progress)
 
 
 def _probed(sweep: Sweep, arguments: argparse.Namespace) -> dict[str, Estimate | None]:

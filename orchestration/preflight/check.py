@@ -12,11 +12,12 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from orchestration.errors import Conflict, NotFound, StoreError, SweepError, TrackingError, without_password
+from orchestration.errors import Conflict, NotFound, StoreError, SweepError, TrackingError, user_errors, without_password
 from orchestration.formatting import bytes_shown, table
 from orchestration.plan.spec import Resources, Retention, SweepSpec
 from orchestration.plan.trial_plan import TrialPlan
-from orchestration.preflight.estimate import cost_group
+from orchestration.preflight.estimate import cost_group, main_memory_mb
+from orchestration.preflight.machine import RAY_KILLS_ABOVE, free_memory, granted_memory
 from orchestration.record.inputs import InputContents
 from orchestration.store.base import Store, require_conditions
 from orchestration.store.directory import DirectoryStore
@@ -44,6 +45,7 @@ def check(
     tracking: str,
     runtime: Runtime,
     local: bool = True,
+    cpus: int = 1,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Finding]:
     """Run every check. A fault that the user can fix is a finding, not an exception.
@@ -51,6 +53,7 @@ def check(
     Args:
         plans: all trials, finished or not, because the disk space for checkpoints is an upper bound; of a search, its samples.
         local: trials run on this machine. If not, a missing data root is a warning and the device is not checked.
+        cpus: that all trials together may use on this machine.
         progress: called with the files inspected and the number of files of the current data configuration.
     """
     trials = spec.search.trials if spec.search else len(plans)
@@ -61,6 +64,7 @@ def check(
         *check_disk([plan.config for plan in plans], runtime, trials=trials, retention=spec.retention, store=store),
         check_tracking(tracking, spec.name),
         *check_device([plan.config for plan in plans], spec.resources, runtime, local=local),
+        *(_main_memory(plans, spec.resources, runtime, trials=trials, cpus=cpus) if local else []),
     ]
 
 
@@ -139,8 +143,7 @@ def check_device(configs: Iterable[TrainConfig], resources: Resources, runtime: 
     if not local:
         return [_finding("warn", "device", "not checked: trials run on a cluster")]
     if resources.gpu and not torch.cuda.is_available():
-        fault = f"resources.gpu is {resources.gpu:g}, but torch finds no CUDA device; set gpu: 0, or fix the CUDA installation"
-        return [_finding("fault", "device", fault)]
+        return [_finding("fault", "device", _no_gpu(resources, None))]
     try:
         device = device_of(runtime)
     except ConfigError as error:
@@ -149,6 +152,55 @@ def check_device(configs: Iterable[TrainConfig], resources: Resources, runtime: 
         return [_finding("ok", "device", f"trials run on {device}")]
     share = min(1.0, resources.gpu or 1.0)
     return [_fit(config, runtime, share) for config in {cost_group(config): config for config in configs}.values()]
+
+
+def check_main_memory(peak_mb: float, resources: Resources, *, trials: int, cpus: int) -> Finding:
+    """Compare the peaks of the trials that run at once with the main memory of this machine, above which Ray kills trials."""
+    granted, free, one = RAY_KILLS_ABOVE * granted_memory(), free_memory(), peak_mb * 2**20
+    at_once = max(1, min(trials, int(cpus / resources.cpu + 1e-6)))
+    if resources.memory:
+        at_once = min(at_once, max(1, int(free / (2**30 * reserved_gib(peak_mb, resources)))))
+    need = at_once * one
+    text = f"{at_once} trials at once x {bytes_shown(one)} = {bytes_shown(need)} of main memory, {bytes_shown(free)} is free"
+    if one > granted:
+        return _finding("fault", "memory", f"{text}; lower batch_size or crop")
+    if need > free:
+        advice = "set resources: {memory: auto}, or raise resources.cpu" if at_once > 1 else "end other programs, or lower batch_size"
+        return _finding("fault" if need > granted else "warn", "memory", f"{text}: Ray would kill trials; {advice}")
+    return _finding("ok", "memory", text)
+
+
+def reserved_gib(peak_mb: float, resources: Resources) -> float:
+    """GiB of main memory that Ray reserves for a trial: as stated, or for `auto` the measured peak and a tenth."""
+    return resources.memory if isinstance(resources.memory, float | int) else 1.1 * peak_mb / 1024
+
+
+def require_device(resources: Resources, runtime: Runtime, *, visible: str | None) -> None:
+    """Raises SweepError if trials on this machine ask for a GPU that it lacks. `visible`: CUDA_VISIBLE_DEVICES."""
+    if runtime.device in ("cpu", "auto") and not resources.gpu:
+        return
+    import torch
+
+    from rrn_core.training import device_of
+
+    if resources.gpu and not torch.cuda.device_count():
+        raise SweepError(_no_gpu(resources, visible))
+    with user_errors():
+        device_of(runtime)
+
+
+def _no_gpu(resources: Resources, visible: str | None) -> str:
+    cause = f"CUDA_VISIBLE_DEVICES={visible} names none; correct or unset it, or" if visible else "fix the CUDA installation, or"
+    return f"resources.gpu is {resources.gpu:g}, but torch finds no CUDA device; {cause} set resources.gpu: 0"
+
+
+def _main_memory(plans: Sequence[TrialPlan], resources: Resources, runtime: Runtime, *, trials: int, cpus: int) -> list[Finding]:
+    try:
+        return [check_main_memory(main_memory_mb(plans, {}, runtime), resources, trials=trials, cpus=cpus)] if plans else []
+    except SweepError as error:
+        return [_finding("fault", "memory", str(error))]
+    except (DataError, ConfigError, OSError):  # another check reports it
+        return []
 
 
 def _data(

@@ -67,20 +67,25 @@ def probed(
         SweepError: a trial does not fit the device.
         DataError, ConfigError: a data set cannot be opened, or this machine does not have the device.
     """
-    import torch
-
-    from rrn_core.probe import probe, task_of
-
-    costs: dict[str, Cost] = {}
-    groups = {cost_group(plan.config): plan for plan in plans}
-    for done, (group, plan) in enumerate(groups.items(), start=1):
-        try:
-            costs[group] = probe(plan.config, runtime, num_classes=task_of(plan.config, runtime).num_classes)
-        except torch.OutOfMemoryError as error:
-            raise SweepError(f"trial {plan.label} does not fit {runtime.device}; lower batch_size or crop") from error
-        if progress:
-            progress(done, len(groups))
+    costs = _measured(plans, runtime, 3, progress)
     return {plan.trial_id: _from_probe(plan, runtime, costs[cost_group(plan.config)]) if plan.iterations else None for plan in plans}
+
+
+def main_memory_mb(
+    plans: Sequence[TrialPlan],
+    manifests: Mapping[str, Manifest],
+    runtime: Runtime,
+    *,
+    progress: Callable[[int, int], None] | None = None,
+) -> float:
+    """MiB of main memory of the largest of the trials: as measured where a trial of equal cost ran on a CPU, else by a probe here.
+
+    Raises:
+        SweepError, DataError, ConfigError: as `probed`.
+    """
+    known = {id_: cost.peak_memory_mb for id_, cost in estimate(plans, manifests).items() if cost and runtime.device == "cpu"}
+    unknown = [plan for plan in plans if not known.get(plan.trial_id)]
+    return _highest([*known.values(), *(cost.host_memory_mb for cost in _measured(unknown, runtime, 1, progress).values())])
 
 
 def shown_costs(estimates: Mapping[str, Estimate | None]) -> dict[str, tuple[str, str]]:
@@ -102,6 +107,30 @@ def total(plans: Sequence[TrialPlan], estimates: Mapping[str, Estimate | None], 
 def cost_group(config: TrainConfig) -> str:
     """A key that is equal for trials whose iterations cost the same."""
     return _group(config.model_dump(mode="json"))
+
+
+def _measured(
+    plans: Sequence[TrialPlan], runtime: Runtime, iterations: int, progress: Callable[[int, int], None] | None
+) -> dict[str, Cost]:
+    """The cost of each kind of trial, by its group."""
+    import torch
+
+    from rrn_core.probe import probe, task_of
+
+    costs: dict[str, Cost] = {}
+    groups = {cost_group(plan.config): plan for plan in plans}
+    for done, (group, plan) in enumerate(groups.items(), start=1):
+        try:
+            costs[group] = probe(plan.config, runtime, num_classes=task_of(plan.config, runtime).num_classes, iterations=iterations)
+        except (torch.OutOfMemoryError, MemoryError) as error:
+            raise SweepError(f"trial {plan.label} does not fit {runtime.device}; lower batch_size or crop") from error
+        except RuntimeError as error:
+            if "can't allocate memory" not in str(error):
+                raise
+            raise SweepError(f"trial {plan.label} does not fit the main memory; lower batch_size or crop") from error
+        if progress:
+            progress(done, len(groups))
+    return costs
 
 
 def _from_probe(plan: TrialPlan, runtime: Runtime, cost: Cost) -> Estimate:

@@ -214,7 +214,7 @@ _TRANSIENT = ("SlowDown", "RequestTimeout", "Throttling", "ThrottlingException",
 
 _KEYS_HINT = "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (or AWS_PROFILE), and that AWS_ENDPOINT_URL is the server that issued them"
 
-_REGION_HINT = "set AWS_REGION to the bucket's region"
+_REGION_HINT = "set AWS_DEFAULT_REGION to the bucket's region"
 
 _HINTS = {
     "AccessDenied": "these credentials lack a permission; they need GetObject, PutObject, DeleteObject and ListBucket",

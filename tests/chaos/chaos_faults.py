@@ -37,7 +37,7 @@ class Bucket:
             endpoint_url=endpoint,
             aws_access_key_id=environment["AWS_ACCESS_KEY_ID"],
             aws_secret_access_key=environment["AWS_SECRET_ACCESS_KEY"],
-            region_name=environment["AWS_REGION"],
+            region_name=environment["AWS_DEFAULT_REGION"],
             config=Config(connect_timeout=2, read_timeout=5, retries={"max_attempts": 0}),
         )
 

@@ -59,6 +59,8 @@ def test_a_good_file_merges_preset_and_base(write):
             "resources: {gpu: 4}",
             "resources.gpu: must be <= 1 (a trial uses one GPU or a share of it; more GPUs train more trials at once), got 4",
         ),
+        ("resources: {memory: lots}", 'resources.memory: must be auto, or GiB of main memory > 0, got "lots"'),
+        ("resources: {memory: -1}", "resources.memory: must be auto, or GiB of main memory > 0, got -1"),
         ("resources: {gpus: 1}", 'resources.gpus: unknown key; did you mean "gpu"?'),
         ("retries: -1", "retries: must be >= 0, got -1"),
         ("seeds: []", "seeds: must not be empty"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import uuid
@@ -13,14 +14,15 @@ import pytest
 import torch
 from mlflow import MlflowClient
 from PIL import Image
-from places import SHARED
+from places import ROOT, SHARED
 from servers import MlflowServer, S3Server, free_port
 
 from orchestration.plan.spec import Resources, Retention, SweepSpec
 from orchestration.plan.sweep_file import check as parse
 from orchestration.plan.trial_plan import TrialPlan, expand, representatives
 from orchestration.preflight import check as checks
-from orchestration.preflight.estimate import estimate, probed
+from orchestration.preflight.estimate import estimate, main_memory_mb, probed
+from orchestration.preflight.machine import granted_memory
 from orchestration.record.manifest import EpochMetrics, read_manifests
 from orchestration.record.trial_record import TrialRecord
 from orchestration.store.directory import DirectoryStore
@@ -368,6 +370,30 @@ def test_a_trial_fits_a_whole_gpu_and_not_a_sliver_of_it():
     assert "raise resources.gpu" in only(checks.check_device([config], Resources(gpu=0.001), runtime))
 
 
+def test_a_gpu_that_is_asked_for_and_missing_is_refused_before_ray_starts():
+    code = "from orchestration.cli.main import main; main()"
+    for arguments, visible, line in (
+        (["--set", "resources.gpu=1"], "7", "CUDA_VISIBLE_DEVICES=7 names none; correct or unset it, or set resources.gpu: 0"),
+        (["--device", "cuda:7"], "", "device: cuda:7, but torch finds 0 CUDA devices; use --device cpu"),
+    ):
+        command = [sys.executable, "-c", code, "run", str(ROOT / "sweeps" / "epsilon_grid.yaml"), *arguments]
+        done = subprocess.run(command, env=os.environ | {"CUDA_VISIBLE_DEVICES": visible}, capture_output=True, text=True, timeout=60)
+        assert (done.returncode, line in done.stderr, done.stdout) == (2, True, "")
+
+
+# memory
+
+
+def test_trials_that_together_exceed_the_main_memory_are_a_fault_and_the_remedy_helps():
+    peak_mb = granted_memory() / 2**20 / 4
+    finding = checks.check_main_memory(peak_mb, Resources(), trials=8, cpus=8)
+    assert "8 trials at once x " in only([finding])
+    assert finding.detail.endswith("Ray would kill trials; set resources: {memory: auto}, or raise resources.cpu")
+    assert checks.check_main_memory(peak_mb, Resources(memory="auto"), trials=8, cpus=8).level == "ok"
+    assert checks.check_main_memory(peak_mb, Resources(cpu=8), trials=8, cpus=8).level != "fault"
+    assert "lower batch_size or crop" in only([checks.check_main_memory(8 * peak_mb, Resources(memory="auto"), trials=1, cpus=8)])
+
+
 # weights
 
 
@@ -451,6 +477,14 @@ def test_an_epoch_that_was_interrupted_does_not_spoil_the_estimate(tmp_path):
     (plan,) = expand(spec_of(base={"epochs": 3}))
     manifests = trained(tmp_path, plan, epochs=[(30.0, 6.0), (1.0, 6.0), (30.0, 6.0)])
     assert estimate([plan], manifests)[plan.trial_id].seconds == pytest.approx(108)
+
+
+def test_the_main_memory_of_a_trial_is_that_of_trials_that_ran_else_probed(tmp_path):
+    ran, new = expand(spec_of(points=[{"epochs": 2}, {"batch_size": 8, "epochs": 2}]))
+    manifests = trained(tmp_path, ran, epochs=[(30.0, 6.0)])
+    runtime = Runtime(device="cpu", threads=1)
+    assert main_memory_mb([ran], manifests, runtime) == 100
+    assert main_memory_mb([ran, new], manifests, runtime) > 150  # torch alone takes as much
 
 
 def test_one_probe_serves_all_trials_of_equal_cost():

@@ -75,7 +75,7 @@ def test_the_size_of_a_checkpoint_is_known_before_there_is_one(method):
 
 
 def test_a_trial_takes_its_iterations_and_its_evaluations():
-    assert Cost(0.5, 0.25, 0).trial_s(iterations=10, epochs=2, windows=4) == 7
+    assert Cost(0.5, 0.25, 0, 0).trial_s(iterations=10, epochs=2, windows=4) == 7
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
