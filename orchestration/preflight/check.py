@@ -57,15 +57,17 @@ def check(
         progress: called with the files inspected and the number of files of the current data configuration.
     """
     trials = spec.search.trials if spec.search else len(plans)
-    return [
+    findings = [
         *check_data([plan.config for plan in plans], runtime, local=local, progress=progress),
         *check_weights([plan.config for plan in plans], runtime, store),
         check_store(store, spec.name),
         *check_disk([plan.config for plan in plans], runtime, trials=trials, retention=spec.retention, store=store),
         check_tracking(tracking, spec.name),
         *check_device([plan.config for plan in plans], spec.resources, runtime, local=local),
-        *(_main_memory(plans, spec.resources, runtime, trials=trials, cpus=cpus) if local else []),
     ]
+    if local and not faulty(findings):  # trains a few steps
+        findings += _main_memory(plans, spec.resources, runtime, trials=trials, cpus=cpus)
+    return findings
 
 
 def render(findings: Iterable[Finding]) -> str:
