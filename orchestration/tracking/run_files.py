@@ -26,7 +26,6 @@ PREDICTIONS, CONFUSION_TABLE, CONFUSION_MAP = "predictions.png", "confusion.json
 _ATTEMPTS = "attempts"
 _HEADS = ("branch1", "branch2", "ensemble")
 _PREVIEW = 1024  # longest side in pixels
-_LONGEST_CODE = 2**20  # characters
 
 Fetch = Callable[[ObjectRef], bytes]
 """Reads an object of the store and checks it. Raises SweepError."""
@@ -55,8 +54,8 @@ class CodeOrigin:
     """Its token."""
     facts: Mapping[str, str]
     """Versions and the like."""
-    code: Mapping[str, str]
-    """Texts by file name, such as a `git.diff`."""
+    code: Mapping[str, bytes]
+    """Files by name, such as a `git.diff`."""
 
 
 def stored(store: Store) -> Fetch:
@@ -124,13 +123,8 @@ def _attempt(attempt: Attempt, origin: CodeOrigin | None) -> Iterator[RunFile]:
     known = {**where, **({"code": dict(ours.facts)} if ours else {})}
     prefix = f"{_ATTEMPTS}/{attempt.number}-"
     yield RunFile(f"{prefix}environment.json", str(attempt.number), lambda: _json(known), fixed=True)
-    for name, text in sorted(ours.code.items()) if ours else ():
-        yield RunFile(f"{prefix}{name}", "", partial(_bounded, text), fixed=True)
-
-
-def _bounded(text: str) -> bytes:
-    more = len(text) - _LONGEST_CODE
-    return (text if more <= 0 else f"{text[:_LONGEST_CODE]}\n(cut here: {more} more characters)\n").encode()
+    for name, body in sorted(ours.code.items()) if ours else ():
+        yield RunFile(f"{prefix}{name}", "", partial(bytes, body), fixed=True)
 
 
 def _iou(manifest: Manifest, *, live: bool) -> Iterator[RunFile]:

@@ -48,7 +48,7 @@ class Tracker:
         fetch: reads an object of the store; from `run_files.stored`.
         driver: token of the driver. `tags` and `code` belong to the attempts that it started.
         tags: user, commit and the like.
-        code: texts by file name, such as a `git.diff`; become files of each trial.
+        code: files by name, such as a `git.diff`; become files of each trial.
         facts: for the description of the sweep.
         overview: returns the files of the sweep's own run; called in the thread, every `sweep_run.EVERY_S` at most and at the end.
 
@@ -66,7 +66,7 @@ class Tracker:
         fetch: Fetch,
         driver: int,
         tags: Mapping[str, str],
-        code: Mapping[str, str] | None = None,
+        code: Mapping[str, bytes] | None = None,
         facts: SweepFacts | None = None,
         overview: Overview | None = None,
     ) -> None:

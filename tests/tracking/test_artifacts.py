@@ -90,7 +90,7 @@ def added(sweep: Sweep, *manifests: Manifest, **changes: Any) -> int:
 class TestFilesOfATrial:
     def test_all_are_uploaded_once_with_the_data_sets_and_the_tags_for_the_ui(self, sweep: Sweep) -> None:
         found = drawn_trial(sweep, 2, 4)
-        sweep.track(found, code={"git.diff": "+x\n"})
+        sweep.track(found, code={"git.diff": b"+x\n"})
         run = sweep.run()
         assert sorted(sweep.files(run)) == sorted(
             [
@@ -142,9 +142,9 @@ class TestFilesOfATrial:
 
     def test_each_attempt_keeps_the_code_that_its_driver_recorded(self, local: Sweep) -> None:
         first = (attempt(1, "lost", driver=1),)
-        local.track(drawn_trial(local, status="running", attempts=first), code={"git.diff": "+old"}, commit="old")
+        local.track(drawn_trial(local, status="running", attempts=first), code={"git.diff": b"+old"}, commit="old")
         both = (*first, attempt(2, "finished", driver=2))
-        local.track(drawn_trial(local, attempts=both, attempt=2), code={"git.diff": "+new"}, commit="new", driver=2)
+        local.track(drawn_trial(local, attempts=both, attempt=2), code={"git.diff": b"+new"}, commit="new", driver=2)
         run = local.run()
         assert [local.body(run, f"attempts/{number}-git.diff") for number in (1, 2)] == [b"+old", b"+new"]
         codes = [json.loads(local.body(run, f"attempts/{number}-environment.json"))["code"]["git_commit"] for number in (1, 2)]
