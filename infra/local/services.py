@@ -59,7 +59,7 @@ def mlflow_part(folder: Path, *, port: int, database: str, environment: dict[str
 
 
 def s3_part(folder: Path, *, ports: Sequence[int], access_key: str, secret_key: str) -> StackPart:
-    """SeaweedFS: an S3 server in one process, with one pair of keys."""
+    """SeaweedFS: an S3 server in one process, with one pair of keys. The servers below it refuse plain HTTP that S3 has not signed."""
     data, config = folder / "s3", folder / "s3.json"
     keys = [{"accessKey": access_key, "secretKey": secret_key}]
     identity = {"name": "admin", "credentials": keys, "actions": ["Admin", "Read", "Write", "List", "Tagging"]}
@@ -68,12 +68,14 @@ def s3_part(folder: Path, *, ports: Sequence[int], access_key: str, secret_key: 
         data.mkdir(parents=True, exist_ok=True)
         write_private(config, json.dumps({"identities": [identity]}))
 
+    signed = ("WEED_JWT_FILER_SIGNING_KEY", "WEED_JWT_FILER_SIGNING_READ_KEY", "WEED_JWT_SIGNING_KEY")
     return StackPart(
         "s3",
         _weed_command(data, config, ports),
         log=folder / "weed.log",
         # once S3 and its identities are loaded, an unsigned request is refused
         check=lambda: _status(f"http://127.0.0.1:{ports[3]}") == 403,
+        environment={name: secrets.token_hex(32) for name in signed},
         prepare=prepare,
     )
 
@@ -130,6 +132,7 @@ def _weed_command(data: Path, config: Path, ports: Sequence[int]) -> list[str]:
         f"-s3.config={config}",
         "-s3.port.iceberg=0",  # the default ports are fixed, so two servers would conflict
         "-s3.port.lance=0",
+        "-disableHttp",  # of master and filer, where anybody could read and delete what S3 keeps
         "-volume.max=0",
         "-master.volumeSizeLimitMB=64",
         "-master.electionTimeout=1s",  # default 10 s, which delays every restart

@@ -8,9 +8,11 @@ import random
 import shlex
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from urllib.error import HTTPError
 
 import boto3
 import psycopg2
@@ -102,6 +104,24 @@ def test_s3_accepts_only_its_own_keys(stack: Stack):
         client(stack, access_key="foreign").list_objects_v2(Bucket="rrn")
     with pytest.raises(ClientError, match="SignatureDoesNotMatch"):
         client(stack, secret_key="foreign").list_objects_v2(Bucket="rrn")
+
+
+MASTER, VOLUME, FILER = range(3)
+"""Of the ports of the store."""
+
+
+@pytest.mark.parametrize(
+    ("server", "method", "path"),
+    [(FILER, method, "/buckets/rrn/hello") for method in ("GET", "PUT", "DELETE")]
+    + [(MASTER, "GET", "/col/delete?collection=rrn"), (MASTER, "GET", "/dir/assign"), (VOLUME, "DELETE", "/3,01637037d6")],
+)
+def test_the_servers_below_s3_refuse_what_is_not_signed(stack: Stack, server: int, method: str, path: str):
+    client(stack).put_object(Bucket="rrn", Key="hello", Body=b"1")
+    port = json.loads((folder(stack) / "stack.json").read_text())["s3"][server]
+    request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", b"2" if method == "PUT" else None, method=method)
+    with pytest.raises(HTTPError, match=r"HTTP Error 40[14]"):
+        urllib.request.urlopen(request, timeout=10)
+    assert holds(stack, "hello", b"1")
 
 
 def test_a_trial_gets_the_keys_of_the_store_and_runs_on_a_worker_node(stack: Stack, tmp_path: Path):
