@@ -19,7 +19,7 @@ import requests
 from infra.local.parts import free_ports
 from infra.local.services import mlflow_part
 from orchestration.record.manifest import Attempt, EpochMetrics, EpochPictures, Manifest, ObjectRef
-from orchestration.run.runner import MLFLOW_SETTINGS
+from orchestration.tracking.mlflow_private import CLIENT_SETTINGS
 from orchestration.tracking.run_content import run_content
 from orchestration.tracking.run_files import trial_files
 from orchestration.tracking.runs import Runs, open_runs
@@ -31,7 +31,7 @@ CONFUSION = json.dumps({"classes": ["a", "b"], "head": "ensemble", "counts": [[9
 
 
 def main() -> None:
-    os.environ |= MLFLOW_SETTINGS
+    os.environ |= CLIENT_SETTINGS
     with tempfile.TemporaryDirectory() as name:
         folder, (port,) = Path(name), free_ports(1)
         server = mlflow_part(folder, port=port, database=f"sqlite:///{folder}/mlflow.db")

@@ -16,6 +16,7 @@ from orchestration.failures import Failure
 from orchestration.formatting import shown
 from orchestration.plan.spec import SweepSpec
 from orchestration.plan.sweep_file import load
+from orchestration.plan.tracking_address import absolute, database_of
 from orchestration.plan.trial_plan import TrialPlan, expand, representatives
 from orchestration.record.inputs import InputContents
 from orchestration.record.lease import driver_of
@@ -156,8 +157,8 @@ class Sweep:
 
     def tracked(self) -> set[str]:
         """Trials that MLflow shows completely; none where its database is gone."""
-        database = self.tracking.removeprefix("sqlite:///")
-        if database != self.tracking and not Path(database).exists():
+        database = database_of(self.tracking)
+        if database and not database.exists():
             return set()
         return tracked(self.store, self.name, without_password(self.tracking))
 
@@ -184,7 +185,7 @@ def open_sweep(file: Path, overrides: Sequence[str], *, data_root: Path | None, 
     """
     spec = load(file, overrides=overrides)
     store = open_store(store_uri(spec.store, environment), deadline_s=STORE_WAITS_S)
-    tracking = _absolute(spec.tracking or environment.get("MLFLOW_TRACKING_URI") or "sqlite:///runs/mlflow.db")
+    tracking = absolute(spec.tracking or environment.get("MLFLOW_TRACKING_URI") or "sqlite:///runs/mlflow.db")
     inputs = InputContents(Runtime(data_root=data_root, lists_root=file.resolve().parent), store)
     with naming(file):
         plans = expand(spec, inputs.resolve)
@@ -228,9 +229,3 @@ def naming(file: Path) -> Iterator[None]:
         yield
     except SweepError as error:
         raise SweepError("\n".join(f"{file}: {line}" for line in str(error).splitlines())) from None
-
-
-def _absolute(tracking: str) -> str:
-    """A relative SQLite path made absolute, so that the printed command works anywhere."""
-    prefix = "sqlite:///"
-    return f"{prefix}{Path(tracking.removeprefix(prefix)).resolve()}" if tracking.startswith(prefix) else tracking

@@ -11,7 +11,7 @@ import sys
 from collections import Counter
 
 from orchestration import inference
-from orchestration.cli.context import command_line, console, open_from_store, own_runtime
+from orchestration.cli.context import command_line, console, open_from_store, own_runtime, set_defaults
 from orchestration.cli.exit_codes import OK
 from orchestration.compare import formats
 from orchestration.compare.published import published_table
@@ -26,6 +26,7 @@ from orchestration.run.git_checkout import git_state
 from orchestration.store.base import Store
 from orchestration.store.open import open_store
 from orchestration.sweep import STORE_WAITS_S, open_sweep, store_uri
+from orchestration.tracking.mlflow_private import CLIENT_SETTINGS
 
 log = logging.getLogger(__name__)
 
@@ -101,6 +102,7 @@ def best(arguments: argparse.Namespace) -> int:
 def ui(arguments: argparse.Namespace) -> int:
     from orchestration.tracking import ui_server
 
+    set_defaults(CLIENT_SETTINGS)
     ui_server.ui(open_from_store(arguments), console(), port=arguments.port, environment=os.environ)
     return OK
 

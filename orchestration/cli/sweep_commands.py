@@ -22,10 +22,11 @@ from orchestration.preflight.machine import granted_cpus
 from orchestration.record import garbage
 from orchestration.record.inputs import unresolved
 from orchestration.record.lease import BEAT_WITHIN_S, Lease
-from orchestration.run.runner import MLFLOW_SETTINGS, RAY_SETTINGS, Runner, facts, overview, settle_dead
+from orchestration.run.runner import RAY_SETTINGS, Runner, facts, overview, settle_dead
 from orchestration.run.signals import Sigterm
 from orchestration.store.open import open_store
 from orchestration.sweep import Sweep, open_sweep
+from orchestration.tracking.mlflow_private import CLIENT_SETTINGS
 
 if TYPE_CHECKING:
     from rrn_core.data.inspection import Finding
@@ -58,7 +59,7 @@ def shipped_sweeps() -> dict[str, Path]:
 
 def check(arguments: argparse.Namespace) -> int:
     sweep = open_sweep(arguments.file, arguments.set, data_root=None, environment=os.environ, look=False)
-    set_defaults(MLFLOW_SETTINGS)
+    set_defaults(CLIENT_SETTINGS)
     with user_errors(), progress_bar("files") as progress:
         findings = preflight.check(
             sweep.spec,
@@ -107,7 +108,7 @@ def run(arguments: argparse.Namespace) -> int:
     if not os.environ.get("RAY_ADDRESS"):
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         preflight.require_device(sweep.spec.resources, trial_runtime(sweep.spec, arguments), visible=visible)
-    set_defaults(RAY_SETTINGS | MLFLOW_SETTINGS)
+    set_defaults(RAY_SETTINGS | CLIENT_SETTINGS)
     sigterm = Sigterm()
     sweep = _with_memory(sweep, arguments)
     with _leased(sweep, arguments) as lease:
@@ -128,7 +129,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def sync(arguments: argparse.Namespace) -> int:
     sweep = open_with_data(arguments)
-    set_defaults(MLFLOW_SETTINGS)
+    set_defaults(CLIENT_SETTINGS)
     from orchestration.tracking.sync import sync as make_equal
 
     with _leased(sweep, arguments) as lease:
@@ -146,7 +147,7 @@ def sync(arguments: argparse.Namespace) -> int:
                 confirm=lease.confirm,
             )
         print(report)
-    return OK
+    return FAILED if report.missing else OK
 
 
 def collect_garbage(arguments: argparse.Namespace) -> int:

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import shutil
-import sqlite3
 import tempfile
 import uuid
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import closing, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestration.errors import Conflict, NotFound, StoreError, SweepError, TrackingError, user_errors, without_password
 from orchestration.formatting import bytes_shown, table
 from orchestration.plan.spec import Resources, Retention, SweepSpec
+from orchestration.plan.tracking_address import checked_address, database_of
 from orchestration.plan.trial_plan import TrialPlan
 from orchestration.preflight.estimate import cost_group, main_memory_mb
 from orchestration.preflight.machine import RAY_KILLS_ABOVE, free_memory, granted_memory
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
 MARKS = {"ok": "ok", "warn": "warn", "fault": "FAULT"}
 
-_SQLITE = "sqlite:///"
 _TIGHT = 0.8
 """A need above this share of the free disk or GPU memory is a warning."""
 _CONTEXT_MB = 600
@@ -130,10 +129,23 @@ def check_disk(configs: Sequence[TrainConfig], runtime: Runtime, *, trials: int,
 
 
 def check_tracking(uri: str, sweep: str) -> Finding:
-    """Check that a database is writable or can be created, or that a server answers. On a server, creates the sweep's experiment."""
-    if uri.startswith(_SQLITE):
-        return _database(Path(uri.removeprefix(_SQLITE)))
-    return _server(uri, sweep)
+    """Use MLflow as the first run does: create the sweep's experiment, store a file. An absent database only gets its folder checked."""
+    from orchestration.tracking.experiment import make_experiment
+
+    try:
+        database = database_of(checked_address(uri))
+        where = str(database) if database else without_password(uri)
+        if database and not database.exists():
+            with tempfile.TemporaryFile(dir=_existing(database.parent)):
+                return _finding("ok", "tracking", f"{where}: will be created")
+        left = make_experiment(uri, sweep)
+    except TrackingError as error:
+        return _finding("fault", "tracking", str(error))
+    except OSError as error:
+        return _finding("fault", "tracking", f"{where}: {error}; correct the path in `tracking:` or MLFLOW_TRACKING_URI")
+    if left:
+        return _finding("warn", "tracking", f"{where}: works, but {left} could not be deleted; delete it")
+    return _finding("ok", "tracking", f"{where}: works; experiment {sweep} exists, and files can be stored")
 
 
 def check_device(configs: Iterable[TrainConfig], resources: Resources, runtime: Runtime, *, local: bool = True) -> list[Finding]:
@@ -273,33 +285,6 @@ def _checkpoint_bytes(config: TrainConfig, runtime: Runtime) -> int:
 def _existing(folder: Path) -> Path:
     """The folder, or its nearest parent that exists."""
     return next(path for path in (folder, *folder.parents) if path.exists())
-
-
-def _database(path: Path) -> Finding:
-    try:
-        if path.exists():
-            with closing(sqlite3.connect(f"{path.as_uri()}?mode=rw", uri=True, timeout=5, isolation_level=None)) as connection:
-                connection.execute("BEGIN IMMEDIATE")
-                connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
-                connection.execute("ROLLBACK")
-            return _finding("ok", "tracking", f"{path}: opens and is writable")
-        with tempfile.TemporaryFile(dir=_existing(path.parent)):
-            return _finding("ok", "tracking", f"{path}: will be created")
-    except (OSError, sqlite3.Error) as error:
-        return _finding("fault", "tracking", f"{path}: {error}; correct the path in `tracking:` or MLFLOW_TRACKING_URI")
-
-
-def _server(uri: str, sweep: str) -> Finding:
-    from orchestration.tracking.tracker import make_experiment
-
-    address = without_password(uri)
-    if not uri.startswith(("http://", "https://")):
-        return _finding("fault", "tracking", f"must be sqlite:////absolute/path.db or http(s)://host..., got {address!r}")
-    try:
-        make_experiment(uri, sweep)
-    except TrackingError as error:
-        return _finding("fault", "tracking", f"{address}: {error}")
-    return _finding("ok", "tracking", f"{address}: answers; experiment {sweep} exists")
 
 
 def _fit(config: TrainConfig, runtime: Runtime, share: float) -> Finding:

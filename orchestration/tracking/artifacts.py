@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
@@ -94,6 +95,29 @@ class Artifacts:
             writer.log_artifact(run_id, str(path), None if len(name.parts) == 1 else str(name.parent))
         self._known[run_id][file.name] = file.made_of
         self.added += 1
+
+
+def try_storing(uri: str, place: str) -> str:
+    """Store a small file below `place`, an artifact URI, find it and delete it. Returns the file if it cannot be deleted, else "".
+
+    Raises ArtifactsUnavailable where it cannot be stored.
+    """
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+    name = f"check-{uuid.uuid4().hex}"
+    _require_reachable(uri, place)
+    with _as_unavailable(), TemporaryDirectory() as folder:
+        file = Path(folder, f"{name}.txt")
+        file.write_text(name)
+        repository = get_artifact_repository(place, tracking_uri=uri)
+        repository.log_artifact(str(file), name)
+        if [info.path for info in repository.list_artifacts(name)] != [f"{name}/{file.name}"]:
+            raise SweepError(f"{name} was stored and is not there")
+        try:
+            repository.delete_artifacts(name)
+        except Exception:  # a run deletes nothing
+            return f"{place}/{name}"
+    return ""
 
 
 @contextmanager

@@ -3,26 +3,33 @@
 from __future__ import annotations
 
 import logging
-import re
-import sqlite3
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import unquote, urlsplit
 
 from orchestration.errors import TrackingError, without_password
+from orchestration.plan.tracking_address import database_of
 from orchestration.record.manifest import SCORE
+from orchestration.tracking.artifacts import ArtifactsUnavailable, try_storing
 from orchestration.tracking.dataset_inputs import DatasetInput
-from orchestration.tracking.mlflow_private import DATA_CONTEXT, PARAMS_PER_BATCH, experiment_tags
+from orchestration.tracking.mlflow_private import (
+    DATA_CONTEXT,
+    PARAMS_PER_BATCH,
+    experiment_tags,
+    open_database,
+    relocate,
+    schema_age,
+)
 from orchestration.tracking.ui_links import views
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
     Client = MlflowClient
-
-SQLITE = "sqlite:///"
 
 
 class MlflowUnavailable(Exception):  # noqa: N818
@@ -37,13 +44,6 @@ class TrackingAbandoned(Exception):  # noqa: N818
     """Another driver is MLflow's writer now: nothing may be written."""
 
 
-def checked_uri(uri: str) -> str:
-    """`uri` itself. Raises TrackingError unless it names a SQLite database or a server."""
-    if not re.match(r"sqlite:////.|https?://[^/]", uri):
-        raise TrackingError(f"tracking: must be sqlite:////absolute/path.db or http(s)://host..., got {without_password(uri)!r}")
-    return uri
-
-
 def find_experiment(uri: str, sweep: str) -> tuple[str, Client]:
     """The sweep's experiment; created if absent, restored if deleted. Raises TrackingError, MlflowUnavailable, RunGone."""
     client = _client(uri)
@@ -51,11 +51,38 @@ def find_experiment(uri: str, sweep: str) -> tuple[str, Client]:
         experiment = client.get_experiment_by_name(sweep)
         if experiment is None:
             # a server has its own place for files; with a bare database MLflow would take the current folder
-            place = (Path(uri.removeprefix(SQLITE)).parent / "artifacts" / sweep).as_uri() if uri.startswith(SQLITE) else None
+            database = database_of(uri)
+            place = files_of(database, sweep).as_uri() if database else None
             return str(client.create_experiment(sweep, artifact_location=place, tags=experiment_tags(SCORE) | views(()))), client
         if experiment.lifecycle_stage == "deleted":
             client.restore_experiment(experiment.experiment_id)
         return str(experiment.experiment_id), client
+
+
+def known_experiment(uri: str, sweep: str) -> str | None:
+    """The ID of the sweep's experiment; None before its first run. Changes nothing. Raises TrackingError, MlflowUnavailable, RunGone."""
+    client = _client(uri)
+    with translated():
+        experiment = client.get_experiment_by_name(sweep)
+        return str(experiment.experiment_id) if experiment else None
+
+
+def make_experiment(uri: str, sweep: str) -> str:
+    """Find or create the sweep's experiment, as its first run would, and store a file there. Returns a file that could not be deleted.
+
+    Raises:
+        TrackingError: MLflow does not answer or refuses, for any reason.
+    """
+    try:
+        experiment_id, client = find_experiment(uri, sweep)
+        with translated():
+            place = client.get_experiment(experiment_id).artifact_location
+    except (MlflowUnavailable, RunGone) as error:
+        raise TrackingError(f"{error}; check that MLflow is running and that the address is right") from error
+    try:
+        return try_storing(uri, place)
+    except ArtifactsUnavailable as error:
+        raise TrackingError(f"files cannot be stored in {place}: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -122,7 +149,8 @@ def translated() -> Iterator[None]:
 
 def one_line(error: Exception) -> str:
     """The error's text for a log: one line, bounded, without credentials."""
-    return without_password(" ".join(str(error).split()))[:400]
+    text = " ".join(str(error).split()).partition(" [SQL: ")[0].partition(" (Background on this error")[0]
+    return without_password(text)[:400]
 
 
 def _client(uri: str) -> Client:
@@ -130,17 +158,42 @@ def _client(uri: str) -> Client:
 
     for name in ("mlflow", "alembic"):  # they print to stderr on their own; errors are reported here
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    if not uri.startswith(SQLITE):
-        return MlflowClient(tracking_uri=uri)
+    database = database_of(uri)
+    return _opened(uri, database) if database else MlflowClient(tracking_uri=uri)
+
+
+def _opened(uri: str, database: Path) -> Client:
+    from sqlalchemy.exc import OperationalError
+
+    where = f"the MLflow database {uri}"
     try:
-        _check_database(Path(uri.removeprefix(SQLITE)))
-        return MlflowClient(tracking_uri=uri)
+        if age := schema_age(uri):
+            remedy = {
+                "older": f"an older release of MLflow wrote it; back it up, then run: mlflow db upgrade {shlex.quote(uri)}",
+                "newer": "a newer release of MLflow wrote it; install that release or a later one",
+            }
+            raise TrackingError(f"cannot use {where}: {remedy[age]}")
+        with translated():
+            client = open_database(uri)
+            relocate(client, lambda location, name: _moved(location, files_of(database, name)))
+            return client
+    except (TrackingError, MlflowUnavailable):
+        raise
+    except OperationalError as error:  # locked, no space, no permission: all may pass
+        raise MlflowUnavailable(f"{where}: {one_line(error)}") from error
     except Exception as error:  # of SQLAlchemy, Alembic or MLflow; waiting would not help
-        raise TrackingError(f"cannot use the MLflow database {uri}: {one_line(error)}") from error
+        raise TrackingError(f"cannot use {where}: {one_line(error)}") from error
 
 
-def _check_database(path: Path) -> None:
-    """Raise OSError or sqlite3.Error at once; MLflow would retry for minutes."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with closing(sqlite3.connect(path, timeout=20)) as connection:
-        connection.execute("PRAGMA schema_version").fetchone()
+def files_of(database: Path, sweep: str) -> Path:
+    """The folder of a sweep's files, beside the database."""
+    return database.parent / "artifacts" / sweep
+
+
+def _moved(location: str, ours: Path) -> str | None:
+    """Where an experiment's files are now, if the folder of the database was moved since."""
+    parts = urlsplit(location)
+    before = Path(unquote(parts.path)) if parts.scheme == "file" else None
+    if before is None or before == ours or before.parts[-2:] != ours.parts[-2:] or (before.exists() and not ours.exists()):
+        return None
+    return ours.as_uri()

@@ -1,4 +1,4 @@
-"""Formats of MLflow 3.17 that its documentation does not promise: limits, tags, file names, addresses and charts of its UI.
+"""What MLflow 3.17 does not promise: limits, tags, file names, addresses and charts of its UI, and how it opens a database.
 
 All were read from the source of that release. pyproject.toml bounds MLflow to it; check every one of them before you raise the bound.
 """
@@ -6,10 +6,14 @@ All were read from the source of that release. pyproject.toml bounds MLflow to i
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import quote, urlencode
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from sqlalchemy import Engine
 
 LONGEST_BATCH = 1000
 """Metric values in one call, at most."""
@@ -33,6 +37,14 @@ SERVER_SETTINGS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
 }
 """Environment of an `mlflow server` on this machine."""
+
+CLIENT_SETTINGS = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",  # telemetry edits os.environ from a thread
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # the tracker has its own back-off
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+}
+"""Environment of a process that uses MLflow's client."""
 
 _MODE = "workflowType=machine_learning"  # else the UI opens in its mode for language models
 
@@ -174,3 +186,62 @@ def scatter_card(param: str, metric: str) -> Card:
 def image_card(key: str, *, step: int) -> Card:
     """The pictures that `image_names` names by `key`, beginning with those of `step`; the UI draws none of groups."""
     return {"type": "IMAGE", "imageKeys": [key], "step": step, "showRunParams": False}
+
+
+def schema_age(uri: str) -> Literal["older", "newer"] | None:
+    """Whether another release of MLflow wrote the database; None for one of this release or without experiments, which MLflow completes.
+
+    MLflow itself upgrades some older databases without asking, and calls a newer one out of date. Raises SQLAlchemy's errors.
+    """
+    from alembic.script import ScriptDirectory
+    from alembic.util import CommandError
+    from mlflow.store.db import utils
+    from sqlalchemy import inspect, text
+
+    engine = _engine(uri)
+    scripts = ScriptDirectory.from_config(utils._get_alembic_config(""))
+    version = utils._get_schema_version(engine)
+    if version in scripts.get_heads() or not inspect(engine).has_table("experiments"):
+        return None
+    try:
+        scripts.get_revision(version)
+    except CommandError:
+        return "newer"
+    with engine.connect() as connection:  # not SqlExperiment, whose columns an older database lacks
+        return "older" if connection.execute(text("SELECT 1 FROM experiments LIMIT 1")).first() else None
+
+
+def open_database(uri: str) -> MlflowClient:
+    """MLflow's client of an SQLite database. Raises SQLAlchemy's and MLflow's errors."""
+    from mlflow import MlflowClient
+
+    _engine(uri)
+    return MlflowClient(tracking_uri=uri)
+
+
+def _engine(uri: str) -> Engine:
+    """Of an SQLite database; the one that MLflow's client will use. By default MLflow would try for minutes to open it."""
+    from mlflow.store.db import utils
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    utils.MAX_RETRY_COUNT = 1
+    return SqlAlchemyStore._get_or_create_engine(uri)
+
+
+def relocate(client: MlflowClient, moved: Callable[[str, str], str | None]) -> None:
+    """Correct where a database says that the files of its experiments are. `moved`: of a location and a name, the new location or None."""
+    from mlflow.store.tracking.dbmodels.models import SqlExperiment, SqlRun
+
+    sessions = client._tracking_client.store.ManagedSessionMaker
+    with sessions() as session:
+        known = [(found.experiment_id, found.artifact_location or "", found.name) for found in session.query(SqlExperiment)]
+    places = {number: (old, new) for number, old, name in known if (new := moved(old, name))}
+    if not places:
+        return
+    with sessions(read_only=False) as session:
+        for experiment in session.query(SqlExperiment).filter(SqlExperiment.experiment_id.in_(places)):
+            experiment.artifact_location = places[experiment.experiment_id][1]
+        for run in session.query(SqlRun).filter(SqlRun.experiment_id.in_(places)):
+            old, new = places[run.experiment_id]
+            if run.artifact_uri.startswith(f"{old}/"):
+                run.artifact_uri = f"{new}{run.artifact_uri.removeprefix(old)}"

@@ -7,12 +7,13 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from orchestration.errors import SweepError, TrackingError, without_password
+from orchestration.plan.tracking_address import checked_address
 from orchestration.record.manifest import Manifest, read_all
 from orchestration.record.trial_state import TrialState
 from orchestration.store.base import Store
 from orchestration.tracking.artifacts import ArtifactsUnavailable
 from orchestration.tracking.descriptions import SweepFacts, TrialSummary, summary_of
-from orchestration.tracking.experiment import MlflowUnavailable, RunGone, checked_uri, one_line, translated
+from orchestration.tracking.experiment import MlflowUnavailable, RunGone, one_line, translated
 from orchestration.tracking.run_content import RunContent, run_content, sweep_state
 from orchestration.tracking.run_files import RunFile, stored, trial_files
 from orchestration.tracking.runs import Runs, open_runs
@@ -77,7 +78,7 @@ def sync(
     for fault in unreadable.values():
         log.warning("%s; its run in MLflow stays as it is", fault)
     try:
-        runs = open_runs(checked_uri(uri), sweep, tags={}, start_ms=min((m.created_ms for m in manifests.values()), default=None))
+        runs = open_runs(checked_address(uri), sweep, tags={}, start_ms=min((m.created_ms for m in manifests.values()), default=None))
         work = _Sync(runs, sweep, store, manifests, list(manifests if trial_ids is None else trial_ids), skip=unreadable, confirm=confirm)
         return work.run(uri, facts or SweepFacts(), overview, progress or (lambda done, total: None))
     except MlflowUnavailable as error:

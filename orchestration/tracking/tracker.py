@@ -12,6 +12,7 @@ from dataclasses import replace
 from importlib import metadata
 
 from orchestration.errors import SweepError, TrackingError, without_password
+from orchestration.plan.tracking_address import checked_address
 from orchestration.record.manifest import Manifest
 from orchestration.record.trial_state import TrialState
 from orchestration.tracking.artifact_queue import ArtifactQueue
@@ -20,8 +21,6 @@ from orchestration.tracking.experiment import (
     MlflowUnavailable,
     RunGone,
     TrackingAbandoned,
-    checked_uri,
-    find_experiment,
     one_line,
     translated,
 )
@@ -70,7 +69,7 @@ class Tracker:
         facts: SweepFacts | None = None,
         overview: Overview | None = None,
     ) -> None:
-        self._uri, self._sweep, self._store, self._read, self._fetch = checked_uri(uri), sweep, store, read, fetch
+        self._uri, self._sweep, self._store, self._read, self._fetch = checked_address(uri), sweep, store, read, fetch
         self._tags = {name: value[:LONGEST_TAG] for name, value in tags.items() if value}
         self._origin = CodeOrigin(driver, {**versions(), **tags}, code or {})
         self._sweep_run = SweepRun(sweep, facts or SweepFacts(), overview)
@@ -85,8 +84,7 @@ class Tracker:
         self._closing, self._abandoned = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._work, name="tracking", daemon=True)
         self.experiment_id: str | None = None
-        self.parent_run_id: str | None = None
-        """The sweep's own run. Like `experiment_id`, None until MLflow has answered."""
+        """None until MLflow has answered."""
 
     def start(self, trial_ids: Sequence[str]) -> None:
         """Start the thread. It first brings MLflow up to date with these trials."""
@@ -258,7 +256,7 @@ class Tracker:
                 self._settled.clear()
             self._runs, self._closed = runs, False
             self._sweep_run.update_now()
-            self.experiment_id, self.parent_run_id = runs.id, runs.parent_id
+            self.experiment_id = runs.id
         return self._runs
 
     def _lose(self, error: Exception) -> None:
@@ -283,15 +281,3 @@ def versions() -> dict[str, str]:
         with suppress(metadata.PackageNotFoundError):
             installed[package] = metadata.version(package)
     return installed
-
-
-def make_experiment(uri: str, sweep: str) -> None:
-    """Find or create the sweep's experiment, as its first run would. Proves that MLflow answers and accepts writes.
-
-    Raises:
-        TrackingError: it does not, for any reason.
-    """
-    try:
-        find_experiment(uri, sweep)
-    except (MlflowUnavailable, RunGone) as error:
-        raise TrackingError(f"{error}; check that MLflow is running and that the address is right") from error

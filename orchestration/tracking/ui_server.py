@@ -2,31 +2,27 @@
 
 from __future__ import annotations
 
-import base64
-import json
 import os
 import re
 import signal
 import socket
-import sqlite3
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from http.client import HTTPException
 from pathlib import Path
 from types import FrameType
-from urllib.error import HTTPError
-from urllib.parse import quote, unquote, urlencode, urlsplit
-from urllib.request import OpenerDirector, ProxyHandler, Request, build_opener
+from urllib.request import ProxyHandler, build_opener
 
 from rich.console import Console
 
 from orchestration.errors import SweepError, TrackingError, without_password
+from orchestration.plan.tracking_address import checked_address, database_of
 from orchestration.sweep import Sweep
-from orchestration.tracking.experiment import SQLITE
+from orchestration.tracking.experiment import MlflowUnavailable, RunGone, known_experiment
 from orchestration.tracking.mlflow_private import SERVER_SETTINGS
 from orchestration.tracking.ui_links import comparison_url
 
@@ -42,9 +38,6 @@ PORTS = 100
 START_WITHIN_S = 240.0
 """In a new database MLflow first creates its tables."""
 
-LOOK_UP_WITHIN_S = 10.0
-"""How long a server is waited for when it is asked for the sweep's experiment."""
-
 END_WITHIN_S = 10.0
 _ANSWER_WITHIN_S = 2.0
 _END_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -55,30 +48,30 @@ def ui(sweep: Sweep, console: Console, *, port: int | None = None, environment: 
 
     Args:
         port: to listen on; unset, DEFAULT_PORT or the next one that is free.
-        environment: for the server that is started. For one that already runs: MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or
-            MLFLOW_TRACKING_TOKEN.
+        environment: for the server that is started.
 
     Raises:
         SweepError: there is no database yet, or the port is in use.
-        TrackingError: the server ended by itself, or did not answer within START_WITHIN_S.
+        TrackingError: the database cannot be used, the server ended by itself, or did not answer within START_WITHIN_S.
     """
-    if not sweep.tracking.startswith(SQLITE):
-        credentials = _authorization(sweep.tracking, environment)
-        _print(console, f"MLflow: {_charts(build_opener(), without_password(sweep.tracking).rstrip('/'), sweep.name, credentials)}")
+    database = database_of(checked_address(sweep.tracking))
+    if database is None:
+        _print(console, f"MLflow: {_charts(without_password(sweep.tracking).rstrip('/'), sweep)}")
         return
-    database = Path(sweep.tracking.removeprefix(SQLITE))
-    _check_database(database, sweep.file)
+    if not database.exists():
+        raise SweepError(f"{database}: no run yet: rrn-sweep {sweep.file} first")
     chosen = _port(port, say=lambda line: _print(console, line))
     base = f"http://{HOST}:{chosen}"
-    direct = build_opener(ProxyHandler({}))  # no proxy for loopback
     with _signals_as_interrupts(), suppress(KeyboardInterrupt), tempfile.TemporaryFile() as log:
-        with _server(sweep.tracking, chosen, environment, log=log.fileno()) as server:
-            if not console.is_terminal:
-                _print(console, f"starting MLflow on {database}")
+        if not console.is_terminal:
+            _print(console, f"starting MLflow on {database}")
+        with console.status(f"starting MLflow on {database}"):
+            experiment_id = _known_experiment(sweep)  # before the server, which would upgrade or complete the database on its own
+        with _server(sweep.tracking, database.parent, chosen, environment, log=log.fileno()) as server:
             with console.status(f"starting MLflow on {database}"):
-                failure = _wait_until_ready(server, direct, base)
+                failure = _wait_until_ready(server, base)
             if failure is None:
-                _print(console, f"MLflow: {_charts(direct, base, sweep.name, {})}\nCtrl-C ends it")
+                _print(console, f"MLflow: {_page(base, experiment_id, sweep.name)}\nCtrl-C ends it")
                 server.wait()
         log.seek(0)
         raise TrackingError(f"MLflow on {database} {failure or 'ended by itself'}: {_last_error(log.read())}")
@@ -90,17 +83,6 @@ def free_port(*, first: int = DEFAULT_PORT) -> int:
     if free is None:
         raise SweepError(f"--port: the ports {first} to {first + PORTS - 1} of {HOST} are in use; give another")
     return free
-
-
-def _check_database(database: Path, file: Path) -> None:
-    """Raise SweepError at once; MLflow would retry for minutes."""
-    if not database.exists():
-        raise SweepError(f"{database}: no run yet: rrn-sweep {file} first")
-    try:
-        with closing(sqlite3.connect(f"file:{quote(str(database))}?mode=ro", uri=True, timeout=_ANSWER_WITHIN_S)) as connection:
-            connection.execute("PRAGMA schema_version").fetchone()
-    except sqlite3.Error as error:
-        raise SweepError(f"{database}: cannot be read as a database: {error}") from error
 
 
 def _port(wanted: int | None, *, say: Callable[[str], None]) -> int:
@@ -128,37 +110,23 @@ def _is_free(port: int) -> bool:
         return caller.connect_ex((HOST, port)) != 0
 
 
-def _charts(opener: OpenerDirector, base: str, sweep: str, headers: Mapping[str, str]) -> str:
+def _known_experiment(sweep: Sweep) -> str | None:
+    try:
+        return known_experiment(sweep.tracking, sweep.name)
+    except (MlflowUnavailable, RunGone) as error:
+        raise TrackingError(f"MLflow cannot be used: {error}; check that it is running and that the address is right") from error
+
+
+def _charts(base: str, sweep: Sweep) -> str:
     """The address of the sweep's charts; if MLflow does not name its experiment, the address of the UI, and why."""
     try:
-        return comparison_url(base, _experiment_id(opener, base, sweep, headers))
-    except HTTPError as error:
-        with error:
-            missing = error.code == 404 and b"RESOURCE_DOES_NOT_EXIST" in error.read()
-        return f"{base}\n" + (
-            f"it has no experiment {sweep} yet: run the sweep first" if missing else f"it refused to name the experiment: {error}"
-        )
-    except (OSError, HTTPException, ValueError, LookupError, TypeError) as error:
-        return f"{base}\nit did not name the experiment {sweep}: {error}; check that it is running and that the address is right"
+        return _page(base, _known_experiment(sweep), sweep.name)
+    except TrackingError as error:
+        return f"{base}\nit did not name the experiment {sweep.name}: {error}"
 
 
-def _experiment_id(opener: OpenerDirector, base: str, sweep: str, headers: Mapping[str, str]) -> str:
-    """From MLflow's REST API: its client would take seconds to import, and minutes where the server does not answer."""
-    query = urlencode({"experiment_name": sweep})
-    request = Request(f"{base}/api/2.0/mlflow/experiments/get-by-name?{query}", headers=dict(headers))
-    with opener.open(request, timeout=LOOK_UP_WITHIN_S) as reply:
-        return str(json.load(reply)["experiment"]["experiment_id"])
-
-
-def _authorization(uri: str, environment: Mapping[str, str]) -> dict[str, str]:
-    """The header for MLflow's credentials, from the environment or the URI, as its client builds it."""
-    parts = urlsplit(uri)
-    user = environment.get("MLFLOW_TRACKING_USERNAME") or unquote(parts.username or "")
-    password = environment.get("MLFLOW_TRACKING_PASSWORD") or unquote(parts.password or "")
-    token = environment.get("MLFLOW_TRACKING_TOKEN")
-    if user and password:
-        return {"Authorization": f"Basic {base64.b64encode(f'{user}:{password}'.encode()).decode()}"}
-    return {"Authorization": f"Bearer {token}"} if token else {}
+def _page(base: str, experiment_id: str | None, sweep: str) -> str:
+    return comparison_url(base, experiment_id) if experiment_id else f"{base}\nit has no experiment {sweep} yet: run the sweep first"
 
 
 @contextmanager
@@ -177,11 +145,11 @@ def _signals_as_interrupts() -> Iterator[None]:
 
 
 @contextmanager
-def _server(uri: str, port: int, environment: Mapping[str, str], *, log: int) -> Iterator[subprocess.Popen[bytes]]:
+def _server(uri: str, folder: Path, port: int, environment: Mapping[str, str], *, log: int) -> Iterator[subprocess.Popen[bytes]]:
     """`mlflow server` in its own process group, which ends with the context. The user's MLflow settings are for clients: it gets none."""
     inherited = {name: value for name, value in environment.items() if not name.startswith("MLFLOW_")}
-    folder = Path(uri.removeprefix(SQLITE)).parent
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--artifacts-destination", str(folder / "artifacts")]
+    files = (folder / "artifacts").as_uri()
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--artifacts-destination", files]
     command += ["--host", HOST, "--workers", "1", "--port", str(port)]
     server = subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=folder, env=inherited | SERVER_SETTINGS, start_new_session=True
@@ -220,9 +188,9 @@ def _signal(server: subprocess.Popen[bytes], number: signal.Signals) -> None:
         os.killpg(server.pid, number)
 
 
-def _wait_until_ready(server: subprocess.Popen[bytes], opener: OpenerDirector, base: str) -> str | None:
+def _wait_until_ready(server: subprocess.Popen[bytes], base: str) -> str | None:
     """Wait until it answers; the failure where it does not."""
-    since_s = time.monotonic()
+    opener, since_s = build_opener(ProxyHandler({})), time.monotonic()  # no proxy for loopback
     while server.poll() is None:
         with suppress(OSError, HTTPException), opener.open(f"{base}/health", timeout=_ANSWER_WITHIN_S) as reply:
             if reply.status == 200:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
+import sqlite3
 import subprocess
 import sys
 import uuid
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ from mlflow import MlflowClient
 from PIL import Image
 from places import ROOT, SHARED
 from servers import MlflowServer, S3Server, free_port
+from tracked_sweep import content
 
 from orchestration.plan.spec import Resources, Retention, SweepSpec
 from orchestration.plan.sweep_file import check as parse
@@ -330,12 +334,81 @@ def test_a_missing_database_is_not_created_by_the_check(tmp_path):
     assert not path.parent.exists()
 
 
-def test_a_database_that_opens_passes_and_any_other_file_does_not(mlflow_database, tmp_path):
-    assert checks.check_tracking(f"sqlite:///{mlflow_database}", "demo").level == "ok"
-    (tmp_path / "mlflow.db").write_text("no database " * 100)
-    assert "not a database" in only([checks.check_tracking(f"sqlite:///{tmp_path / 'mlflow.db'}", "demo")])
+def tracking(uri: str) -> Finding:
+    return checks.check_tracking(uri, "demo")
+
+
+@pytest.fixture
+def database(mlflow_database: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copy(mlflow_database, tmp_path / "mlflow.db"))
+
+
+def changed(database: Path, *statements: str) -> None:
+    with closing(sqlite3.connect(database)) as connection, connection:
+        for statement in statements:
+            connection.execute(statement)
+
+
+def test_a_database_that_opens_passes_and_any_other_file_does_not(database, tmp_path):
+    assert tracking(f"sqlite:///{database}").level == "ok"
+    assert list((tmp_path / "artifacts" / "demo").iterdir()) == []
+    (tmp_path / "other.db").write_text("no database " * 100)
+    assert "not a database" in only([tracking(f"sqlite:///{tmp_path / 'other.db'}")])
     (tmp_path / "file").write_text("no folder")
-    assert checks.check_tracking(f"sqlite:///{tmp_path / 'file' / 'mlflow.db'}", "demo").level == "fault"
+    assert tracking(f"sqlite:///{tmp_path / 'file' / 'mlflow.db'}").level == "fault"
+
+
+OLDER = "UPDATE alembic_version SET version_num = '451aebb31d03'"
+"""Of MLflow 1.0."""
+
+
+@pytest.mark.parametrize("complete", [True, False])
+def test_an_older_database_is_left_as_it_is_and_its_upgrade_is_named(database, tmp_path, complete):
+    changed(database, OLDER, *([] if complete else ["DROP TABLE trace_info"]))
+    before, uri = content(database), f"sqlite:///{database}"
+    text = only([tracking(uri)])
+    assert f"an older release of MLflow wrote it; back it up, then run: mlflow db upgrade {uri}" in text
+    assert content(database) == before
+
+
+def test_a_newer_database_needs_a_newer_mlflow(database):
+    changed(database, "UPDATE alembic_version SET version_num = 'f00f00f00f00'")
+    text = only([tracking(f"sqlite:///{database}")])
+    assert "a newer release of MLflow wrote it; install that release or a later one" in text
+    assert "upgrade" not in text
+
+
+def test_a_database_whose_creation_was_cut_off_is_completed(tmp_path):
+    from mlflow.store.tracking.dbmodels.initial_models import Base
+    from sqlalchemy import create_engine
+
+    Base.metadata.create_all(create_engine(f"sqlite:///{tmp_path}/mlflow.db"))
+    assert tracking(f"sqlite:///{tmp_path}/mlflow.db").level == "ok"
+
+
+def test_a_locked_database_is_named_as_locked(database):
+    with closing(sqlite3.connect(database)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        assert "database is locked" in only([tracking(f"sqlite:///{database}")])
+
+
+@pytest.mark.parametrize("name", ["a?b=c", "100%20x", "a b#c", "ünï/cöde", "100% 'x'"])
+def test_a_folder_of_any_name_works_or_is_refused_in_one_line(mlflow_database, tmp_path, name):
+    path = tmp_path / name / "mlflow.db"
+    path.parent.mkdir(parents=True)
+    shutil.copy(mlflow_database, path)
+    finding = tracking(f"sqlite:///{path}")
+    if "?" in name or "%2" in name:
+        assert f"{str(path)!r}: MLflow cannot open a path with ?, %20 or a line break; name another" in only([finding])
+    else:
+        assert finding.level == "ok"
+        assert list((path.parent / "artifacts" / "demo").iterdir()) == []
+    assert [entry.name for entry in tmp_path.iterdir()] == [name.partition("/")[0]]
+
+
+def test_a_database_whose_files_cannot_be_stored_is_a_fault(database):
+    database.with_name("artifacts").write_text("a file where the folder should be")
+    assert "files cannot be stored in file:///" in only([tracking(f"sqlite:///{database}")])
 
 
 def test_a_server_that_answers_passes(mlflow_server: MlflowServer):

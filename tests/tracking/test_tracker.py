@@ -355,7 +355,7 @@ class TestTracker:
         page = f"{mlflow_server.uri}/#/experiments/{parent.info.experiment_id}/runs?workflowType=machine_learning"
         assert tracker.comparison_url == f"{page}&compareRunsMode=CHART&viewStateShareKey=rrn-partitions"
         assert local_sweep.tracker().comparison_url is None
-        assert tracker.parent_run_id == parent.info.run_id
+        assert tracker.experiment_id == parent.info.experiment_id
 
     def test_a_trial_that_never_started_has_no_run(self, local_sweep: Sweep) -> None:
         tracker = local_sweep.tracker()
