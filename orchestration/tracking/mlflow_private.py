@@ -25,6 +25,9 @@ LONGEST_TAG = 5000
 LONGEST_DIGEST = 36
 """Of a data set."""
 
+LATEST_MS = 8_640_000_000_000_000
+"""The last time that JavaScript has."""
+
 NOTE = "mlflow.note.content"
 """The tag that the UI shows as a description, in Markdown."""
 PARENT_RUN = "mlflow.parentRunId"
@@ -47,6 +50,11 @@ CLIENT_SETTINGS = {
 """Environment of a process that uses MLflow's client."""
 
 _MODE = "workflowType=machine_learning"  # else the UI opens in its mode for language models
+
+
+def storable_ms(ms: int) -> int:
+    """The time within what MLflow and a browser take: a node's clock may be wrong by any amount. For 0 MLflow takes its own clock."""
+    return min(max(ms, 1), LATEST_MS)
 
 
 def experiment_tags(metric: str) -> dict[str, str]:

@@ -15,7 +15,7 @@ from orchestration.record.stored_trials import varied_settings
 from orchestration.record.trial_state import TrialState
 from orchestration.tracking.dataset_inputs import DatasetInput, data_sets, split_hash
 from orchestration.tracking.descriptions import cell_of, label_of, trial_note
-from orchestration.tracking.mlflow_private import LONGEST_PARAM, LONGEST_TAG, NOTE
+from orchestration.tracking.mlflow_private import LONGEST_PARAM, LONGEST_TAG, NOTE, storable_ms
 from rrn_core.methods import METHODS, settings_class
 from rrn_core.setting import setting_of
 
@@ -79,8 +79,8 @@ def run_content(manifest: Manifest, *, store: str, live: bool) -> RunContent:
         name=label_of(manifest),
         state=state,
         tags=_trial_tags(manifest, store, state),
-        start_ms=manifest.created_ms,
-        end_ms=None if status == "RUNNING" else manifest.updated_ms,
+        start_ms=storable_ms(manifest.created_ms),
+        end_ms=None if status == "RUNNING" else storable_ms(manifest.updated_ms),
         params={name: _text(manifest.config[name])[:LONGEST_PARAM] for name in _param_names(manifest)},
         data=data_sets(manifest.config),
         series={
@@ -120,7 +120,7 @@ def _epochs(manifest: Manifest) -> Iterator[MetricPoint]:
         if best is None or entry.metrics[SCORE] > best.metrics[SCORE]:
             best = entry
         shown = {name: value for name, value in entry.metrics.items() if not name.startswith(_TABLED)}
-        yield MetricPoint(entry.epoch, entry.time_ms, {**shown, BEST_SCORE: best.metrics[SCORE], BEST_EPOCH: best.epoch})
+        yield MetricPoint(entry.epoch, storable_ms(entry.time_ms), {**shown, BEST_SCORE: best.metrics[SCORE], BEST_EPOCH: best.epoch})
 
 
 def _effort(manifest: Manifest) -> tuple[MetricPoint, ...]:
@@ -130,7 +130,7 @@ def _effort(manifest: Manifest) -> tuple[MetricPoint, ...]:
     repeated = accumulate(attempt.repeated_s for attempt, _ in ended)
     lost = accumulate(attempt.lost_s for attempt, _ in ended)
     return tuple(
-        MetricPoint(attempt.number, ended_ms, {"effort/useful_s": u, "effort/repeated_s": r, "effort/lost_s": n})
+        MetricPoint(attempt.number, storable_ms(ended_ms), {"effort/useful_s": u, "effort/repeated_s": r, "effort/lost_s": n})
         for (attempt, ended_ms), u, r, n in zip(ended, useful, repeated, lost, strict=True)
     )
 

@@ -122,9 +122,8 @@ class Runs:
             self._trials[trial_id] = [run]
 
     def missing_files(self, trial_id: str | None, files: Sequence[RunFile]) -> int:
-        """How many of these files the run lacks, as far as is known."""
-        run = self._run_of(trial_id)
-        return 0 if run.tags.get(_FILES) == digest_of(files) else self.artifacts.missing(run.run_id, files)
+        """How many of these files the artifact store has not shown to be there, whatever the run's tag says of them."""
+        return self.artifacts.missing(self._run_of(trial_id).run_id, files)
 
     def describe(self, note: str, charts: Mapping[str, str]) -> None:
         """Write the description of the sweep, in Markdown, and the tags of its charts, from `ui_links.views`."""

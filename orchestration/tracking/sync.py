@@ -14,6 +14,7 @@ from orchestration.store.base import Store
 from orchestration.tracking.artifacts import ArtifactsUnavailable
 from orchestration.tracking.descriptions import SweepFacts, TrialSummary, summary_of
 from orchestration.tracking.experiment import MlflowUnavailable, RunGone, one_line, translated
+from orchestration.tracking.mlflow_private import storable_ms
 from orchestration.tracking.run_content import RunContent, run_content, sweep_state
 from orchestration.tracking.run_files import RunFile, stored, trial_files
 from orchestration.tracking.runs import Runs, open_runs
@@ -38,13 +39,13 @@ class SyncReport:
     files: int = 0
     """Files uploaded."""
     missing: int = 0
-    """Files that could not be uploaded."""
+    """Files that could not be uploaded, or not be seen to be there."""
     error: str = ""
     """Why not."""
 
     def __str__(self) -> str:
         done = f"{self.created} created, {self.closed} closed, {self.points} points and {self.files} files added"
-        missing = f"; {self.missing} files could not be uploaded, sync again later: {self.error}" if self.missing else ""
+        missing = f"; {self.missing} files could not be stored or found, sync again later: {self.error}" if self.missing else ""
         return f"MLflow: {self.runs} runs compared, {done}{missing}"
 
 
@@ -78,7 +79,8 @@ def sync(
     for fault in unreadable.values():
         log.warning("%s; its run in MLflow stays as it is", fault)
     try:
-        runs = open_runs(checked_address(uri), sweep, tags={}, start_ms=min((m.created_ms for m in manifests.values()), default=None))
+        started_ms = min((storable_ms(manifest.created_ms) for manifest in manifests.values()), default=None)
+        runs = open_runs(checked_address(uri), sweep, tags={}, start_ms=started_ms)
         work = _Sync(runs, sweep, store, manifests, list(manifests if trial_ids is None else trial_ids), skip=unreadable, confirm=confirm)
         return work.run(uri, facts or SweepFacts(), overview, progress or (lambda done, total: None))
     except MlflowUnavailable as error:
@@ -164,7 +166,7 @@ class _Sync:
         files = self._comparison_files(overview, summaries)
         self._store_files(None, files)
         states = {self._contents[trial_id].state if trial_id in self._contents else TrialState.NEW for trial_id in self._planned}
-        ended_ms = max((self._manifests[trial_id].updated_ms for trial_id in summaries), default=None)
+        ended_ms = max((storable_ms(self._manifests[trial_id].updated_ms) for trial_id in summaries), default=None)
         try:
             with translated():
                 self._runs.end(sweep_state(states), end_ms=ended_ms)

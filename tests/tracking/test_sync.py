@@ -231,6 +231,58 @@ def test_what_an_outage_held_back_arrives_later(mlflow_database: Path, tmp_path:
         server.kill()
 
 
+def test_a_refused_look_at_the_files_does_not_count_as_all_there(fresh: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    fresh.put(FINISHED)
+    assert fresh.sync().missing == 0
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise PermissionError("403")
+
+    monkeypatch.setattr("mlflow.MlflowClient.list_artifacts", refuse)
+    synced = fresh.sync()
+    assert (synced.missing, synced.error) == (3, "PermissionError: 403")
+
+
+@pytest.mark.parametrize("ms", [-(10**30), 0, 10**30])
+def test_a_wrong_clock_of_a_node_refuses_no_trial(fresh: Case, ms: int) -> None:
+    odd = entry(1).model_copy(update={"time_ms": ms})
+    ended = attempt(1, "finished", ended_ms=ms)
+    fresh.put(manifest(1, status="finished", created_ms=ms, updated_ms=ms, history=(odd,), attempts=(ended,)))
+    assert fresh.sync().created == 2
+    assert fresh.sync() == SyncReport(runs=2, created=0, closed=0, points=0)
+
+
+def test_the_folder_of_a_database_can_be_moved(fresh: Case, tmp_path: Path) -> None:
+    (tmp_path / "here").mkdir()
+    database = tmp_path / "here" / "mlflow.db"
+    shutil.move(fresh.database, database)
+    before = Case(f"sqlite:///{database}", database, fresh.store)
+    before.put(FINISHED)
+    before.sync()
+    (tmp_path / "here").rename(tmp_path / "a there#é")
+    moved = Case(f"sqlite:///{tmp_path}/a there#é/mlflow.db", tmp_path / "a there#é" / "mlflow.db", fresh.store)
+    moved.sweep.name = before.sweep.name
+    assert moved.sync() == SyncReport(runs=2, created=0, closed=0, points=0)
+    run = moved.sweep.run()
+    assert moved.sweep.files(run) == ["attempts/1-environment.json", "attempts/2-environment.json", "config.yaml"]
+    assert moved.sweep.body(run, "config.yaml").startswith(b"#")
+    assert not (tmp_path / "here").exists()
+
+
+@pytest.mark.slow
+def test_a_database_that_is_locked_at_the_start_is_waited_for(fresh: Case, caplog: pytest.LogCaptureFixture) -> None:
+    fresh.sweep.put(FINISHED)
+    tracker = fresh.sweep.tracker()
+    with closing(sqlite3.connect(fresh.database)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        tracker.start(["abc"])
+        wait_until(lambda: "database is locked" in caplog.text, deadline_s=60, what="the warning")
+        other.rollback()
+    assert tracker.close(timeout_s=60) == []
+    assert fresh.statuses() == {"abc": "FINISHED"}
+    assert "tracking is off" not in caplog.text
+
+
 def test_the_error_for_a_server_that_does_not_answer_holds_no_password(store: Store) -> None:
     with pytest.raises(TrackingError, match="sync again when it is back") as caught:
         sync(f"http://user:secret@127.0.0.1:{free_port()}", "sweep", store)
@@ -240,4 +292,4 @@ def test_the_error_for_a_server_that_does_not_answer_holds_no_password(store: St
 def test_the_report_as_text() -> None:
     text = "MLflow: 3 runs compared, 1 created, 2 closed, 40 points and 5 files added"
     assert str(SyncReport(3, 1, 2, 40, 5)) == text
-    assert str(SyncReport(3, 1, 2, 40, 5, 7, "no room")) == f"{text}; 7 files could not be uploaded, sync again later: no room"
+    assert str(SyncReport(3, 1, 2, 40, 5, 7, "no room")) == f"{text}; 7 files could not be stored or found, sync again later: no room"
