@@ -25,11 +25,15 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from orchestration.formatting import one_line
 from rrn_core.errors import CheckpointError, ConfigError, DataError
 
 
 class SweepError(Exception):
-    """A fault that the user can fix. The text is one line: where, what was found, what was expected, what to do next."""
+    """A fault that the user can fix. Each argument is one line: where, what was found, what was expected, what to do next."""
+
+    def __str__(self) -> str:
+        return "\n".join(map(one_line, self.args))
 
 
 class SpecError(SweepError):
@@ -40,7 +44,7 @@ class SpecError(SweepError):
         self.faults = faults
 
     def __str__(self) -> str:
-        return "\n".join(self.faults)
+        return "\n".join(map(one_line, self.faults))
 
 
 class StoreError(SweepError):
@@ -57,7 +61,7 @@ class _KeyError(StoreError):
         self.key = key
 
     def __str__(self) -> str:
-        return self.text.format(key=self.key)
+        return self.text.format(key=one_line(self.key))
 
 
 class NotFound(_KeyError):

@@ -2,11 +2,31 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, tzinfo
 
+_INVISIBLE = r"\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\U000e0000-\U000e007f"
+"""Control characters above the ASCII ones, those that change the direction of writing, and those that show nothing."""
+_CONTROL = re.compile(f"[\\x00-\\x1f{_INVISIBLE}]")
+_CONTROL_IN_TEXT = re.compile(f"[\\x00-\\x08\\x0b-\\x1f{_INVISIBLE}]")  # which may have tabs and line breaks
+
 UNKNOWN_TIME = "an unknown time    "
 """As long as a time."""
+
+
+def one_line(text: object) -> str:
+    """A text from elsewhere, with its control characters and line breaks as escapes: `a\\nb`, `\\x1b[31m`."""
+    return _CONTROL.sub(_escaped, str(text))
+
+
+def printable(text: str) -> str:
+    """As `one_line`, but line breaks and tabs stay."""
+    return _CONTROL_IN_TEXT.sub(_escaped, text)
+
+
+def _escaped(found: re.Match[str]) -> str:
+    return found[0].encode("unicode_escape").decode("ascii")
 
 
 def label(settings: Mapping[str, object]) -> str:
@@ -18,12 +38,12 @@ def label(settings: Mapping[str, object]) -> str:
 
 def shown(value: object) -> str:
     """A setting as a person writes it."""
-    return f"{value:.4g}" if isinstance(value, float) else str(value).lower() if isinstance(value, bool) else str(value)
+    return f"{value:.4g}" if isinstance(value, float) else str(value).lower() if isinstance(value, bool) else one_line(value)
 
 
 def table(rows: Iterable[Sequence[str]]) -> str:
-    """Left-aligned columns, two spaces apart."""
-    lines = list(rows)
+    """Left-aligned columns, two spaces apart, a line for each row."""
+    lines = [[one_line(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines)
 

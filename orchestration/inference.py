@@ -209,10 +209,11 @@ def _tracked(files: Sequence[Path], description: str) -> Iterator[Path]:
 
 def progress_bar() -> Any:
     """A progress bar of rich on stderr, shown only on a terminal, so that redirected output has none."""
-    from rich.console import Console
     from rich.progress import MofNCompleteColumn, Progress
 
-    console = Console(stderr=True)
+    from orchestration.observe.terminal import Terminal
+
+    console = Terminal(stderr=True)
     return Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=console, transient=True, disable=not console.is_terminal)
 
 

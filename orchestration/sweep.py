@@ -228,4 +228,4 @@ def naming(file: Path) -> Iterator[None]:
     try:
         yield
     except SweepError as error:
-        raise SweepError("\n".join(f"{file}: {line}" for line in str(error).splitlines())) from None
+        raise SweepError(*(f"{file}: {line}" for line in str(error).split("\n"))) from None

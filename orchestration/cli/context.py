@@ -7,9 +7,9 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
@@ -18,6 +18,9 @@ from orchestration.plan.spec import SweepSpec
 from orchestration.plan.sweep_file import settings_of
 from orchestration.sweep import Sweep, open_sweep
 from rrn_core.config import Runtime
+
+if TYPE_CHECKING:
+    from orchestration.observe.terminal import SharedTerminal
 
 
 def open_with_data(arguments: argparse.Namespace) -> Sweep:
@@ -77,32 +80,24 @@ def changed_settings(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def say(text: str) -> None:
-    """Print a line. A closed pipe or a full disk under the output does not end a sweep."""
-    try:
-        print(text, flush=True)
-    except (OSError, ValueError):
-        discard_output()
+    """Print a line at once."""
+    print(text, flush=True)
 
 
-def discard_output() -> None:
-    """Send standard output to nowhere from now on, so that Python's last flush cannot fail."""
-    with suppress(OSError, ValueError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def console() -> SharedTerminal:
+    """Standard output, for commands that draw on it."""
+    from orchestration.observe.terminal import SharedTerminal
 
-
-def console() -> Any:
-    """As wide as the terminal; in a log, lines are not wrapped."""
-    from rich.console import Console
-
-    return Console(width=None if sys.stdout.isatty() else 200, highlight=False)
+    return SharedTerminal()
 
 
 @contextmanager
 def progress_bar(description: str) -> Iterator[Callable[[int, int], None]]:
     """A bar on a terminal, fed with the work done and all of it; silent elsewhere."""
-    from rich.console import Console
     from rich.progress import Progress
 
-    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
+    from orchestration.observe.terminal import Terminal
+
+    with Progress(console=Terminal(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
         task = bar.add_task(description, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)

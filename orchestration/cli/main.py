@@ -10,9 +10,9 @@ from typing import NoReturn
 
 from orchestration.cli import model_commands, reading_commands, reference, sweep_commands
 from orchestration.cli.arguments import parser
-from orchestration.cli.context import discard_output
-from orchestration.cli.exit_codes import BAD_INPUT, INTERRUPTED, OK, RESUME_ME
+from orchestration.cli.exit_codes import BAD_INPUT, INTERRUPTED, RESUME_ME
 from orchestration.errors import ClusterLost, SweepError
+from orchestration.output import install
 from orchestration.plan.validation_text import suggestion
 from orchestration.run.signals import Terminated
 
@@ -40,6 +40,7 @@ COMMANDS = {
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Entry point of `rrn-sweep`."""
+    install()
     arguments = parser().parse_args(_with_command(list(sys.argv[1:] if argv is None else argv)))
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("urllib3").setLevel(logging.ERROR)  # the store reports an outage itself, in one line
@@ -57,9 +58,6 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         code = INTERRUPTED
-    except BrokenPipeError:
-        discard_output()
-        code = OK
     sys.exit(code)
 
 

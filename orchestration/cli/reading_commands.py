@@ -11,13 +11,14 @@ import sys
 from collections import Counter
 
 from orchestration import inference
-from orchestration.cli.context import command_line, console, open_from_store, own_runtime, set_defaults
+from orchestration.cli.context import command_line, console, open_from_store, own_runtime, say, set_defaults
 from orchestration.cli.exit_codes import OK
 from orchestration.compare import formats
 from orchestration.compare.published import published_table
 from orchestration.errors import StoreError, StoreUnavailable, SweepError, user_errors
 from orchestration.formatting import bytes_shown, table
 from orchestration.observe.status import as_json, effort, summary
+from orchestration.output import reader_gone
 from orchestration.plan.spec import Retries
 from orchestration.record.lease import driver_of
 from orchestration.record.manifest import read_manifests, sweep_names
@@ -51,14 +52,14 @@ def watch(arguments: argparse.Namespace) -> int:
 
     if arguments.every <= 0:
         raise SweepError(f"--every: must be > 0, got {arguments.every:g}")
-    follow_sweep(open_from_store(arguments), console(), every_s=arguments.every, once=arguments.once)
+    follow_sweep(open_from_store(arguments), console(), every_s=arguments.every, once=arguments.once, stop=reader_gone())
     return OK
 
 
 def logs(arguments: argparse.Namespace) -> int:
     from orchestration.observe.logs import logs as print_log
 
-    print_log(open_from_store(arguments), arguments.trial, print, follow=arguments.follow)
+    print_log(open_from_store(arguments), arguments.trial, say, follow=arguments.follow, stop=reader_gone())
     return OK
 
 

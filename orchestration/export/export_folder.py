@@ -85,7 +85,7 @@ def export(
         except SweepError as error:
             faults.append(str(error))
     if faults:
-        raise SweepError("\n".join(faults))
+        raise SweepError(*faults)
 
 
 def folder_names(choices: Iterable[BestCheckpoint]) -> dict[str, str]:

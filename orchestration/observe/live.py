@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 
-from rich.console import Console, Group
+from rich.console import Group
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from orchestration.formatting import duration
+from orchestration.formatting import duration, one_line
 from orchestration.observe.events import Event, TrialProgress
+from orchestration.observe.terminal import SharedTerminal
 from orchestration.plan.trial_plan import TrialPlan
 from orchestration.record.trial_state import TrialState
+
+REDRAW_EVERY_S = 0.25
+"""Time between two drawings of the live table."""
 
 LOG_EVERY_S = 10.0
 """Shortest time between two progress lines of a trial in a plain log."""
@@ -40,7 +45,7 @@ class LiveView:
 
     def __init__(
         self,
-        console: Console,
+        console: SharedTerminal,
         *,
         total: int,
         finished: int,
@@ -51,20 +56,31 @@ class LiveView:
         self._finished, self._failed = finished, set(failed)
         self._rows: dict[str, _RunningTrial] = {}
         self._started_s = time.monotonic()
-        live = Live(console=console, get_renderable=self.render, refresh_per_second=4, transient=True)
+        live = Live(console=console, get_renderable=self.render, auto_refresh=False, transient=True)  # its own thread loses lines
         self._live = live if console.is_terminal else None
+        self._ended = threading.Event()
+        self._redrawing = threading.Thread(target=self._redraw, name="live view", daemon=True)
 
     def __enter__(self) -> LiveView:
         if self._live:
-            self._live.start()
+            with self._console:
+                self._live.start()
+            self._redrawing.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self._live:
-            self._live.stop()
+            self._ended.set()
+            self._redrawing.join()
+            with self._console:
+                self._live.stop()
 
     def __call__(self, event: Event) -> None:
         """Handle an event. Never raises: a view must not stop a sweep."""
+        with self._console:
+            self._handle(event)
+
+    def _handle(self, event: Event) -> None:
         row = self._rows.setdefault(event.plan.trial_id, _RunningTrial(event.plan))
         name = event.plan.label
         self._failed.discard(event.plan.trial_id)
@@ -82,10 +98,10 @@ class LiveView:
         table = Table(box=None, pad_edge=False, header_style="bold")
         for heading in ("running", "epoch", "", "loss", "mIoU", "left"):
             table.add_column(heading, justify="left" if heading in ("running", "") else "right")
-        for row in list(self._rows.values()):  # a copy: rich draws in another thread
+        for row in self._rows.values():
             table.add_row(row.plan.label, *_cells(row.progress, age_s=time.monotonic() - row.updated_s))
         running = [table] if table.rows else []
-        return Group(Text(self.counts(), style="bold"), *running, *(Text(note, style="dim") for note in (self._notes or list)()))
+        return Group(Text(self.counts(), style="bold"), *running, *(Text(one_line(note), style="dim") for note in (self._notes or list)()))
 
     def counts(self) -> str:
         """`8 trials: 3 waiting, 2 running, 3 finished, 0 failed   1:05`"""
@@ -95,10 +111,16 @@ class LiveView:
         return f"{self._total} trials: {waiting} waiting, {running} running, {self._finished} finished, {failed} failed{elapsed}"
 
     def say(self, text: str, *, style: str = "") -> None:
-        """Print a line above the table, or in the log."""
+        """Print one line above the table, or in the log."""
         stamp = time.strftime("%H:%M:%S")
         prefix = stamp if self._live else f"{stamp} [{self._finished}/{self._total} finished]"
-        self._console.print(Text(f"{prefix} {text}", style=style), soft_wrap=not self._live)
+        self._console.print(Text(f"{prefix} {one_line(text)}", style=style), soft_wrap=not self._live)
+
+    def _redraw(self) -> None:
+        while not self._ended.wait(REDRAW_EVERY_S):
+            if self._live:
+                with self._console:
+                    self._live.refresh()
 
     def _show_progress(self, row: _RunningTrial, progress: TrialProgress) -> None:
         first = row.progress is None or row.progress.attempt != progress.attempt

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Iterable
 
 from orchestration.errors import SweepError
+from orchestration.formatting import one_line
 from orchestration.observe.trial_log import Key, history, stored_objects
 from orchestration.observe.watch import muted_store_warnings, with_short_store_timeout
 from orchestration.plan.trial_plan import TrialPlan
@@ -101,5 +102,5 @@ def _print_new(manifest: Manifest | None, printed: Iterable[Key], say: Callable[
     lines = list(history(manifest)) if manifest else []
     for key, line in lines:
         if key not in before:
-            say(line)
+            say(one_line(line))
     return before | {key for key, _ in lines}

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from orchestration.formatting import clock, duration, shown, table
+from orchestration.formatting import clock, duration, one_line, shown, table
 from orchestration.plan.trial_plan import TrialPlan
 from orchestration.record.manifest import SCORE, Attempt, EpochMetrics, Manifest
 from orchestration.record.trial_state import TrialState
@@ -42,7 +42,7 @@ def failures(
     """One line per failed trial, with the reason."""
     reasons = {trial_id: manifest.failure_text for trial_id, manifest in manifests.items()} | dict(unrecorded or {})
     failed = [plan for plan in plans if states[plan.trial_id] is TrialState.FAILED]
-    return [f"FAILED {plan.trial_id} {plan.label}: {reasons[plan.trial_id]}" for plan in failed]
+    return [f"FAILED {plan.trial_id} {plan.label}: {one_line(reasons[plan.trial_id])}" for plan in failed]
 
 
 def effort(plans: Sequence[TrialPlan], manifests: Mapping[str, Manifest]) -> str:

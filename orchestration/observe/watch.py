@@ -9,15 +9,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
-from rich.console import Console
 from rich.text import Text
 
 from orchestration.errors import StoreError, SweepError
+from orchestration.formatting import one_line
 from orchestration.observe.driver_liveness import DriverLiveness
 from orchestration.observe.events import Event
 from orchestration.observe.live import LiveView
 from orchestration.observe.state_changes import ReportedTrial, changes, newest
 from orchestration.observe.status import shares
+from orchestration.observe.terminal import SharedTerminal
 from orchestration.plan.trial_plan import TrialPlan
 from orchestration.record.lease import driver_of
 from orchestration.record.manifest import Manifest
@@ -32,7 +33,7 @@ NEWEST = 5
 """Attempts that ended before the start of `watch`; this many are listed."""
 
 
-def watch(sweep: Sweep, console: Console, *, every_s: float = 3.0, once: bool = False, stop: threading.Event | None = None) -> None:
+def watch(sweep: Sweep, console: SharedTerminal, *, every_s: float = 3.0, once: bool = False, stop: threading.Event | None = None) -> None:
     """Show the sweep until it is complete or `stop` is set: as a table in a terminal, else as one line per change.
 
     It shows what the trials committed: the newest epoch, not the newest step. If the store becomes unavailable, it retries.
@@ -59,7 +60,7 @@ def watch(sweep: Sweep, console: Console, *, every_s: float = 3.0, once: bool = 
 class _Watcher:
     """Reads the store repeatedly and sends the changes to the live view."""
 
-    def __init__(self, sweep: Sweep, console: Console, *, drawn: bool) -> None:
+    def __init__(self, sweep: Sweep, console: SharedTerminal, *, drawn: bool) -> None:
         self.sweep, self._console, self._liveness = sweep, console, DriverLiveness()
         self._read_s, self._unavailable = time.monotonic(), False
         self._liveness.take(driver_of(sweep.store, sweep.name))
@@ -69,7 +70,7 @@ class _Watcher:
         failed = {trial_id for trial_id, state in states.items() if state is TrialState.FAILED}
         self.view = LiveView(console, total=sweep.total, finished=len(sweep.finished), failed=failed, notes=self._notes)
         for line in newest(sweep.plans, sweep.manifests, count=NEWEST):
-            self._console.print(Text(line))
+            self._console.print(Text(one_line(line)))
         self._driver = self._liveness.state if drawn else ""  # a table shows it below the trials, a log needs a line
         self._take(sweep)
 

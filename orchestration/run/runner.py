@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import replace
@@ -167,15 +166,13 @@ class Runner:
             return [plan.trial_id for plan in self._sweep.plans], stop
 
     def _train(self) -> None:
-        from rich.console import Console
-
         from orchestration.observe.live import LiveView
+        from orchestration.observe.terminal import SharedTerminal
 
         sweep = self._sweep
-        console = Console(width=None if sys.stdout.isatty() else 200, highlight=False)
         spec = sweep.spec
         job = Job(sweep.store.uri, self._runtime, spec.retention, spec.retries, self._lease.token, pictures=spec.pictures)
-        view = LiveView(console, total=sweep.total, finished=len(sweep.finished))
+        view = LiveView(SharedTerminal(), total=sweep.total, finished=len(sweep.finished))
         dispatch = Dispatch(
             self._source(),
             job,
@@ -228,9 +225,9 @@ class Runner:
 
 def _spinner(text: str) -> AbstractContextManager[object]:
     """A spinner on a terminal, for steps that may take seconds."""
-    from rich.console import Console
+    from orchestration.observe.terminal import Terminal
 
-    return Console(stderr=True).status(text)
+    return Terminal(stderr=True).status(text)
 
 
 def settle_dead(sweep: Sweep, lease: Lease) -> Sweep:

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import io
+import os
+import sys
+import threading
+import time
 
+import pytest
 from finished import manifest_of
-from rich.console import Console
+from screen import terminal
 
 from orchestration.observe import status
 from orchestration.observe.events import Event, TrialProgress
 from orchestration.observe.live import LiveView
+from orchestration.observe.terminal import SharedTerminal
 from orchestration.plan.sweep_file import check
 from orchestration.plan.trial_plan import expand
 from orchestration.record.manifest import EpochMetrics, Manifest
@@ -24,13 +30,13 @@ def update(plan, **changes) -> TrialProgress:
 
 
 def screen(view: LiveView) -> str:
-    console = Console(width=100, file=io.StringIO())
+    console = SharedTerminal(width=100, file=io.StringIO())
     console.print(view.render())
     return console.file.getvalue()
 
 
 def test_the_table_counts_the_trials_and_shows_each_running_one():
-    view = LiveView(Console(file=io.StringIO(), width=100), total=3, finished=0)
+    view = LiveView(SharedTerminal(file=io.StringIO(), width=100), total=3, finished=0)
     first, second, _ = PLANS
     view(Event(first, TrialState.RUNNING))
     view(Event(second, TrialState.RUNNING))
@@ -45,7 +51,7 @@ def test_the_table_counts_the_trials_and_shows_each_running_one():
 
 
 def test_a_log_gets_plain_lines_for_events():
-    console = Console(file=io.StringIO(), width=200)
+    console = SharedTerminal(file=io.StringIO(), width=200)
     view = LiveView(console, total=3, finished=1)
     plan = PLANS[1]
     view(Event(plan, TrialState.RUNNING))
@@ -63,6 +69,48 @@ def test_a_log_gets_plain_lines_for_events():
         "[2/3 finished] 1/8 eps=0.6: finished, mIoU 0.321",
     ):
         assert line in text
+
+
+@pytest.mark.parametrize("columns", [80, 160])
+def test_no_event_line_is_lost_while_the_table_is_redrawn(columns, monkeypatch):
+    plans = expand(check({"name": "demo", "preset": "digits", "grid": {"eps": [n / 100 for n in range(1, 61)]}}))
+    monkeypatch.setattr("orchestration.observe.live.REDRAW_EVERY_S", 0.0)
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        with terminal(columns) as (descriptor, screen), os.fdopen(os.dup(descriptor), "w") as file:
+            console = SharedTerminal(file=file, force_terminal=True, width=columns, height=screen.rows)
+            view = LiveView(console, total=len(plans), finished=0)
+            with view:
+                thread = threading.Thread(target=lambda: [view(Event(plan, TrialState.RUNNING)) for plan in plans])
+                thread.start()
+                for n in range(60):
+                    print(f"line {n} of another part of the program")
+                thread.join(60)
+                for plan in plans:
+                    view(Event(plan, TrialState.RUNNING, update(plan)))
+                    view(Event(plan, TrialState.FAILED, reason=f"KeyError: {plan.trial_id}"))
+                time.sleep(0.01)
+    finally:
+        sys.setswitchinterval(before)
+    for plan in plans:
+        assert sum(line.endswith(f" {plan.label}: started") for line in screen.lines) == 1, screen.lines
+        assert sum(line.endswith(f" {plan.label}: failed: KeyError: {plan.trial_id}") for line in screen.lines) == 1, screen.lines
+    for n in range(60):
+        assert f"line {n} of another part of the program" in screen.lines
+
+
+def test_a_reason_from_elsewhere_is_one_line_and_controls_no_terminal():
+    console = SharedTerminal(file=io.StringIO(), width=200, force_terminal=True, color_system=None)
+    view = LiveView(console, total=3, finished=0, notes=lambda: ["a\x1b[2Jnote"])
+    view(Event(PLANS[0], TrialState.FAILED, reason="\x1b[31mKeyError\n12:00:00 all finished\u202e"))
+    console.print(view.render())
+    text = console.file.getvalue()
+    assert r"1/8 eps=0.3: failed: \x1b[31mKeyError\n12:00:00 all finished\u202e" in text
+    assert not {"\x1b", "\u202e"} & set(text)
+    assert text.count("all finished") == 1
+    console.print("raw \x1b]0;title\x07")
+    assert "\x1b" not in console.file.getvalue()
 
 
 def manifest(plan, *, status: str, mious=(), reason=None) -> Manifest:

@@ -16,13 +16,13 @@ from pathlib import Path
 import pytest
 from conftest import new_s3_server, set_environment
 from places import ROOT
-from rich.console import Console
 from servers import wait_until
 
 from orchestration.errors import SweepError
 from orchestration.observe import driver_liveness
 from orchestration.observe.driver_liveness import DriverLiveness
 from orchestration.observe.logs import find_trial, logs
+from orchestration.observe.terminal import SharedTerminal
 from orchestration.observe.trial_log import log_lines
 from orchestration.observe.watch import watch
 from orchestration.plan.spec import Retention
@@ -93,7 +93,7 @@ class Writer:
 @contextmanager
 def watched(sweep: Sweep) -> Iterator[Callable[[], str]]:
     """The log that `watch` writes in another thread, which ends with the context."""
-    console, stop = Console(file=io.StringIO(), width=200), threading.Event()
+    console, stop = SharedTerminal(file=io.StringIO(), width=200), threading.Event()
     thread = threading.Thread(target=watch, args=(sweep, console), kwargs={"every_s": 0.05, "stop": stop}, daemon=True)
     thread.start()
     try:
@@ -118,7 +118,7 @@ def python(code: str, **environment: str) -> str:
 
 
 def once(sweep: Sweep, *, terminal: bool = False) -> str:
-    console = Console(file=io.StringIO(), width=140, force_terminal=terminal, color_system=None)
+    console = SharedTerminal(file=io.StringIO(), width=140, force_terminal=terminal, color_system=None)
     watch(sweep, console, once=True)
     return console.file.getvalue()
 
@@ -182,7 +182,7 @@ class TestWatch:
     def test_it_ends_by_itself_when_the_last_trial_has_finished(self, sweep, lease):
         writer = Writer(sweep, lease.token)
         writer.train(0, epochs=4).finish()
-        console = Console(file=io.StringIO(), width=200)
+        console = SharedTerminal(file=io.StringIO(), width=200)
         thread = threading.Thread(target=watch, args=(reopened(sweep.file.parent), console), kwargs={"every_s": 0.05}, daemon=True)
         thread.start()
         record = writer.train(1, epochs=4)
@@ -303,7 +303,7 @@ class TestWatch:
         assert searched.plans == []
         plans = [make_plan(searched.spec, {"eps": eps}, varied=("eps",), proposal=n) for n, eps in enumerate((0.25, 0.75))]
         writer = Writer(replace(searched, plans=plans), 1)
-        console = Console(file=io.StringIO(), width=200)
+        console = SharedTerminal(file=io.StringIO(), width=200)
         thread = threading.Thread(target=watch, args=(searched, console), kwargs={"every_s": 0.05}, daemon=True)
         thread.start()
         for n in (0, 1):
