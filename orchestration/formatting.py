@@ -48,6 +48,11 @@ def table(rows: Iterable[Sequence[str]]) -> str:
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines)
 
 
+def counted(count: int, what: str) -> str:
+    """`1 trial`, `2 trials`."""
+    return f"{count} {what}{'' if count == 1 else 's'}"
+
+
 def bytes_shown(count: float) -> str:
     """`0.5 kB`, `683 MB`, `11.8 GB`."""
     scale, unit = next(((scale, unit) for scale, unit in ((1e9, "GB"), (1e6, "MB")) if count >= scale), (1e3, "kB"))

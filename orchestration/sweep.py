@@ -102,8 +102,8 @@ class Sweep:
         if only and self.spec.search:
             raise SweepError("--only: a search chooses its trials itself; leave it out")
         for word in only:
-            if not any(plan.trial_id.startswith(word) for plan in self.plans):
-                raise SweepError(f"--only {word}: no trial ID of this sweep starts with it; rrn-sweep plan FILE lists them")
+            if not word or not any(plan.trial_id.startswith(word) for plan in self.plans):
+                raise SweepError(f"--only {word or repr(word)}: no trial ID of this sweep starts with it; rrn-sweep plan FILE lists them")
         named = [plan for plan in self.unfinished if not only or plan.trial_id.startswith(tuple(only))]
         return [plan for plan in named if not retry or self._failure(plan) in (None, *retry)]
 
@@ -217,9 +217,13 @@ def _nearest(plan: TrialPlan, candidates: Sequence[Manifest]) -> str | None:
     if not differing:
         return None
     manifest, names = min(differing, key=lambda pair: len(pair[1]))
-    named = ", ".join(f"{name} {shown(own[name])} instead of {shown(manifest.config[name])}" for name in names[:DIFFERENCES_NAMED])
+    named = ", ".join(_instead(name, own[name], manifest.config[name]) for name in names[:DIFFERENCES_NAMED])
     more = f" and {len(names) - DIFFERENCES_NAMED} more settings" if len(names) > DIFFERENCES_NAMED else ""
     return f"as {manifest.trial_id} but {named}{more}" if names else None
+
+
+def _instead(name: str, own: Any, other: Any) -> str:
+    return "other images" if name == "split" else f"{name} {shown(own)} instead of {shown(other)}"
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -153,8 +154,7 @@ class TrainConfig(BaseModel):
     @field_validator("partition")
     @classmethod
     def _known_partition(cls, value: str) -> str:
-        counted = value.startswith("n:") and value[2:].isdecimal() and int(value[2:]) >= 1
-        if value not in PARTITIONS and not counted:
+        if value not in PARTITIONS and not re.fullmatch(r"n:[1-9][0-9]{0,17}", value):
             choices = ", ".join(f'"{p}"' for p in PARTITIONS)
             raise PydanticCustomError("partition", 'must be one of {choices}, or "n:92" for a count', {"choices": choices})
         return value

@@ -13,6 +13,7 @@ from orchestration.compare.notes import notes
 from orchestration.compare.results import SEED, common_epoch
 
 _SPLIT = "split"
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
 
 
 def long_table(comparison: Comparison) -> dict[str, tuple[TrialColumn, list[Any]]]:
@@ -36,8 +37,8 @@ def as_csv(comparison: Comparison) -> str:
     found = long_table(comparison)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(found)
-    writer.writerows(zip(*(map(_spelt, values) for _, values in found.values()), strict=True))
+    writer.writerow(map(_cell, found))
+    writer.writerows(zip(*(map(_cell, values) for _, values in found.values()), strict=True))
     return text.getvalue()
 
 
@@ -62,6 +63,11 @@ def _names(mappings: Iterable[Mapping[str, Any]]) -> list[str]:
 def _spelt(value: object) -> str:
     """Booleans as `True`: where a viewer of tables takes `true` for a boolean, its cell stays empty."""
     return "" if value is None else str(value)
+
+
+def _cell(value: object) -> str:
+    """A text that a spreadsheet would run as a formula gets an apostrophe; a number stays one."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else _spelt(value)
 
 
 def _of_one_type(values: list[Any]) -> list[Any]:

@@ -14,7 +14,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from orchestration.formatting import duration, one_line
+from orchestration.formatting import counted, duration, one_line
 from orchestration.observe.events import Event, TrialProgress
 from orchestration.observe.terminal import SharedTerminal
 from orchestration.plan.trial_plan import TrialPlan
@@ -108,7 +108,7 @@ class LiveView:
         running, failed = len(self._rows), len(self._failed)
         waiting = max(0, self._total - running - self._finished - failed)
         elapsed = "" if self._notes else f"   {duration(time.monotonic() - self._started_s)}"
-        return f"{self._total} trials: {waiting} waiting, {running} running, {self._finished} finished, {failed} failed{elapsed}"
+        return f"{counted(self._total, 'trial')}: {waiting} waiting, {running} running, {self._finished} finished, {failed} failed{elapsed}"
 
     def say(self, text: str, *, style: str = "") -> None:
         """Print one line above the table, or in the log."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -17,6 +18,9 @@ from rrn_core.config import TrainConfig
 from rrn_core.methods import DEFAULT, METHODS, all_settings, methods_with, settings_class
 from rrn_core.presets import PRESETS
 from rrn_core.yaml12 import YamlError, parse
+
+MOST_TRIALS = 10_000
+"""Trials of a sweep."""
 
 
 def load(path: Path, *, overrides: Iterable[str] = ()) -> SweepSpec:
@@ -61,6 +65,9 @@ def check(document: Mapping[str, Any]) -> SweepSpec:
         # the keys without a fault are checked further, so that all faults are reported at once
         faulty = {fault["loc"][0] for fault in error.errors()}
         spec = SweepSpec.model_validate({"name": "faulty"} | {key: value for key, value in document.items() if key not in faulty})
+        faults += [fault for fault in _structure_faults(spec) if re.split(r"[.:]", fault)[0] not in faulty]
+    if too_many := _too_many(spec):
+        raise SpecError([*faults, too_many])  # before anything is done for each of them
     faults += [*_base_faults(spec), *_grid_faults(spec), *_points_faults(spec), *_space_faults(spec), *_published_faults(spec)]
     faults += _unread_faults(spec)
     if faults:
@@ -98,12 +105,26 @@ def settings_of(overrides: Iterable[str]) -> Settings:
     return dict(document["base"])
 
 
+def _too_many(spec: SweepSpec) -> str | None:
+    """The fault of a sweep with more trials than can be planned."""
+    grid = math.prod(map(len, spec.grid.values())) if spec.grid or not spec.points else 0
+    count, proposed = (grid + len(spec.points)) * max(1, len(spec.seeds or [])), spec.search.trials if spec.search else 0
+    if count > MOST_TRIALS:
+        return f"grid, points and seeds: make {count:,} trials; at most {MOST_TRIALS:,} are planned"
+    if proposed > MOST_TRIALS:
+        return f"search.trials: must be <= {MOST_TRIALS}, got {proposed}"
+    choices = sum(len(dimension.choices or []) for dimension in spec.space.values())
+    return f"space: has {choices:,} choices; at most {MOST_TRIALS:,} are tried" if choices > MOST_TRIALS else None
+
+
 def _structure_faults(spec: SweepSpec) -> list[str]:
     faults = []
     if spec.seeds == []:
         faults.append("seeds: must not be empty")
     if spec.seeds is not None and "seed" in {*spec.grid, *spec.space, *(key for point in spec.points for key in point)}:
         faults.append("seeds: seed is also varied in grid, points or space; keep one of them")
+    if spec.seeds is not None and "seed" in spec.base:
+        faults.append("seeds: seed is also set in base; keep one of them")
     if spec.search and (spec.grid or spec.points or spec.seeds):
         faults.append("search: cannot be combined with grid, points or seeds; put what varies under space, and a seed under base")
     if spec.tracking and not re.fullmatch(r"sqlite:///.+|https?://[^/@\s]+(/[^@\s]*)?", spec.tracking):
@@ -183,15 +204,22 @@ def _published_faults(spec: SweepSpec) -> list[str]:
 
 def _unread_faults(spec: SweepSpec) -> list[str]:
     """Settings that no method of the sweep has. One that only some of them have makes fewer trials of the others (`expand`)."""
-    if not (methods := _methods_of(spec)):
-        return []
-    read = {name for method in methods for name in settings_class(method).model_fields}
+    methods = _methods_of(spec)
     named = [("base", spec.base), ("grid", spec.grid), ("space", spec.space), *((f"points[{i}]", p) for i, p in enumerate(spec.points))]
+    faults = [fault for place, settings in named for fault in _unread(place, settings, methods)]
+    for i, row in enumerate(spec.published.rows if spec.published else []):
+        own = {row.when["method"]} & {*METHODS} if isinstance(row.when.get("method"), str) else methods
+        faults += _unread(f"published.rows[{i}].when", row.when, own)
+    return faults
+
+
+def _unread(place: str, settings: Iterable[str], methods: set[str]) -> list[str]:
+    """The settings that none of the methods has, each a fault."""
+    read = {name for method in methods for name in settings_class(method).model_fields}
     return [
         f"{place}.{key}: method {', '.join(sorted(methods))} has no such setting; {', '.join(methods_with(key))} {_have(methods_with(key))}"
-        for place, settings in named
         for key in settings
-        if key in all_settings() and key not in read
+        if methods and key in all_settings() and key not in read
     ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -52,7 +53,7 @@ class TrialPlan:
 
     @property
     def iterations(self) -> int:
-        """Iterations of the whole run; 0 where only data that are not there could tell."""
+        """Iterations of the whole run; 0 if they depend on data that are absent."""
         try:
             return self.config.epochs * iterations_per_epoch(self.config)
         except ConfigError:
@@ -72,7 +73,8 @@ def expand(spec: SweepSpec, resolve: Resolve = lambda config: config) -> list[Tr
     varied = _varied(spec)
     faults: dict[str, list[str]] = {}
     plans: dict[str, TrialPlan] = {}
-    places: dict[str, tuple[str, Settings]] = {}
+    same_as: dict[str, list[str]] = {}
+    places: dict[tuple[str, str], str] = {}
     for where, settings in _combinations(spec):
         place = f"{where} ({label(settings)})"
         try:
@@ -81,17 +83,15 @@ def expand(spec: SweepSpec, resolve: Resolve = lambda config: config) -> list[Tr
             for fault in error.faults:
                 faults.setdefault(fault, []).append(place)
             continue
-        first, first_settings = places.setdefault(plan.trial_id, (place, settings))
+        first = places.setdefault((plan.trial_id, _unread(settings, plan.config)), place)
         known = plans.setdefault(plan.trial_id, plan)
-        if known is plan:
-            continue
-        if _differ(settings, first_settings, known.config):
-            plans[plan.trial_id] = replace(known, same_as=(*known.same_as, label(settings)))
-        else:
+        if first is not place:
             faults.setdefault(f"is the same trial as {first}; remove one", []).append(place)
+        elif known is not plan:
+            same_as.setdefault(plan.trial_id, []).append(label(settings))
     if faults:
         raise SpecError([f"{found[0]}{_more(len(found) - 1)}: {fault}" for fault, found in faults.items()])
-    return list(plans.values())
+    return [replace(plan, same_as=tuple(same_as[trial_id])) if trial_id in same_as else plan for trial_id, plan in plans.items()]
 
 
 def _combinations(spec: SweepSpec) -> Iterable[tuple[str, Settings]]:
@@ -103,10 +103,12 @@ def _combinations(spec: SweepSpec) -> Iterable[tuple[str, Settings]]:
     return ((where, {**values, **seed}) for (where, values), seed in itertools.product(named, seeds))
 
 
-def _differ(settings: Settings, others: Settings, config: TrainConfig) -> bool:
-    """Whether two combinations that make one trial differ in a setting that its method does not have."""
-    unread = [name for name in {*settings, *others} if name not in type(config).model_fields]
-    return any(settings.get(name) != others.get(name) for name in unread)
+def _unread(settings: Settings, config: TrainConfig) -> str:
+    """The values that the trial's method does not have, as text: combinations that make one trial may differ in them."""
+    unread = {
+        name: float(value) if type(value) is int else value for name, value in settings.items() if name not in type(config).model_fields
+    }
+    return json.dumps(unread, sort_keys=True, default=str)
 
 
 def representatives(spec: SweepSpec, resolve: Resolve = lambda config: config) -> list[TrialPlan]:
@@ -124,7 +126,7 @@ def representatives(spec: SweepSpec, resolve: Resolve = lambda config: config) -
         try:
             plan = make_plan(spec, settings, varied=tuple(spec.space), resolve=resolve)
             plans.setdefault(plan.trial_id, plan)
-        except SpecError as error:  # the search passes such values over too
+        except SpecError as error:  # the search skips such values too
             faults += error.faults
     if not plans:
         raise SpecError(list(dict.fromkeys(faults)))

@@ -88,8 +88,8 @@ def _what(error: Mapping[str, Any], model: type[BaseModel]) -> str:
         return f"must be one of {', '.join(choices)}, got {quoted(got)}{suggestion(got, choices)}"
     if kind == "partition":
         return f"{error['msg']}, got {quoted(got)}{suggestion(str(got).replace('_', '/'), ('1/16', '1/8', '1/4', '1/2', 'full'))}"
-    if kind in ("region_kernel", "feature_pool"):
-        return str(error["msg"])
+    if not error["loc"]:  # of several keys together: the message names them
+        return f"{error['msg'][:1].lower()}{error['msg'][1:]}"
     return f"{error['msg'][:1].lower()}{error['msg'][1:]}, got {quoted(got)}"
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestration.errors import Conflict, NotFound, StoreError, SweepError, TrackingError, user_errors, without_password
-from orchestration.formatting import bytes_shown, table
+from orchestration.formatting import bytes_shown, counted, table
 from orchestration.plan.spec import Resources, Retention, SweepSpec
 from orchestration.plan.tracking_address import checked_address, database_of
 from orchestration.plan.trial_plan import TrialPlan
@@ -118,7 +118,7 @@ def check_disk(configs: Sequence[TrainConfig], runtime: Runtime, *, trials: int,
         return []
     largest = max(_checkpoint_bytes(config, runtime) for config in {cost_group(config): config for config in configs}.values())
     kept = retention.last + retention.best
-    need, calculation = trials * kept * largest, f"{trials} trials x {kept} checkpoints x {bytes_shown(largest)}"
+    need, calculation = trials * kept * largest, f"{counted(trials, 'trial')} x {counted(kept, 'checkpoint')} x {bytes_shown(largest)}"
     if not isinstance(store, DirectoryStore):
         return [_finding("ok", "store space", f"{calculation}: up to {bytes_shown(need)} in {store.uri}")]
     free = shutil.disk_usage(_existing(store.root)).free

@@ -10,7 +10,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from orchestration.errors import SweepError
-from orchestration.formatting import duration
+from orchestration.formatting import counted, duration
 from orchestration.plan.spec import Resources
 from orchestration.plan.trial_plan import TrialPlan
 from orchestration.record.manifest import Manifest
@@ -100,7 +100,7 @@ def total(plans: Sequence[TrialPlan], estimates: Mapping[str, Estimate | None], 
     if not hours:
         return "time and memory: unknown until a trial has completed an epoch; rrn-sweep plan --probe measures them on this machine"
     unit, each = ("GPU", resources.gpu) if resources.gpu else ("CPU", resources.cpu)
-    missing = f", without {len(plans) - len(hours)} trials of unknown cost" if len(hours) < len(plans) else ""
+    missing = f", without {counted(len(plans) - len(hours), 'trial')} of unknown cost" if len(hours) < len(plans) else ""
     return f"at most about {sum(hours) * each:.3g} {unit}-hours for the trials to run{missing}"
 
 

@@ -115,3 +115,11 @@ def test_a_name_controls_no_terminal(here, command):
         subprocess.run(words, cwd=here, env=os.environ | {"PYTHONPATH": str(ROOT)}, timeout=60, check=False, **streams)
     assert screen.lines
     assert not any(line.startswith("FAILED b") or "\u202e" in line or "\x9b" in line for line in screen.lines), screen.lines
+
+
+@pytest.mark.parametrize("only", ["", "zz"])
+def test_an_empty_or_unknown_start_of_an_identity_is_refused(here, only):
+    done = shell(f"small.yaml --only '{only}'", here)
+    assert (done.returncode, done.stderr.count(b"\n")) == (2, 1), done.stderr
+    assert b"no trial ID of this sweep starts with it; rrn-sweep plan FILE lists them" in done.stderr
+    assert not (here / "runs" / "mlflow.db").exists()

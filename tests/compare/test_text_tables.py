@@ -14,7 +14,7 @@ from compared import MIXED, trials
 from finished import train
 
 from orchestration.compare.comparison import Comparison, compare
-from orchestration.compare.long_table import as_csv, as_parquet, long_table
+from orchestration.compare.long_table import _cell, as_csv, as_parquet, long_table
 from orchestration.compare.notes import notes
 from orchestration.compare.results import results
 from orchestration.compare.text_tables import as_latex, as_markdown, as_mlflow_table, as_text
@@ -53,6 +53,16 @@ def rows(comparison: Comparison) -> list[dict]:
     """The long table by rows."""
     columns = long_table(comparison)
     return [dict(zip(columns, values, strict=True)) for values in zip(*(values for _, values in columns.values()), strict=True)]
+
+
+@pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t"])
+def test_a_cell_of_a_csv_is_no_formula_and_a_negative_number_stays_one(made, start):
+    found = made([[0.1, 0.5], None], grid={"init_weights": [f"{start}HYPERLINK(1)", "a"]})
+    trained = next(iter(found.results)).trial_id
+    row = next(row for row in csv.DictReader(io.StringIO(as_csv(found))) if trained in row.values())
+    assert row["init_weights"] == f"'{start}HYPERLINK(1)"
+    assert not any(cell.startswith(start) for cell in row.values())
+    assert (_cell(-1.5), _cell(-2), _cell("a")) == ("-1.5", "-2", "a")
 
 
 def test_the_terminal_shows_a_block_for_each_group_with_the_rule_above_and_the_notes_below(six):

@@ -1,5 +1,6 @@
 """sweep_file.py: what a sweep file may contain, and the message of each fault."""
 
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -190,3 +191,56 @@ def test_rubbish_is_refused_in_lines_and_never_crashes(document):
         faults = error.faults
         assert faults
         assert all("\n" not in fault for fault in faults)
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        (
+            f"name: x\ngrid: {{partition: [{', '.join(f'n:{n}' for n in range(1, 1001))}], lr: {[n / 1e4 for n in range(1, 1001)]}}}\n"
+            f"seeds: {list(range(1000))}",
+            "grid, points and seeds: make 1,000,000,000 trials; at most 10,000 are planned",
+        ),
+        ("name: x\nsearch: {trials: 1000000000}\nspace: {eps: {low: 0.1, high: 0.2}}", "search.trials: must be <= 10000, got 1000000000"),
+        (
+            f"name: x\nsearch: {{trials: 1}}\nspace: {{seed: {{choices: {list(range(10001))}}}}}",
+            "space: has 10,001 choices; at most 10,000 are tried",
+        ),
+    ],
+    ids=["grid", "search", "choices"],
+)
+def test_a_product_is_refused_by_its_number_before_it_is_made(write, text, fault):
+    path = write(text)
+    tracemalloc.start()
+    assert faults_of(path) == [fault]
+    assert tracemalloc.get_traced_memory()[1] < 50e6
+    tracemalloc.stop()
+
+
+def test_a_change_of_the_command_line_is_read_like_the_file(write):
+    spec = load(write(GOOD + "base: {<<: {lr: 0.02}}\n"), overrides=["seed=007", "epochs=0o10", "batch_size=08"])
+    assert spec.base == {"lr": 0.02, "seed": 7, "epochs": 8, "batch_size": 8}
+
+
+@pytest.mark.parametrize(
+    ("text", "faults"),
+    [
+        ("base: {seed: 7}\nseeds: [0, 1]", ["seeds: seed is also set in base; keep one of them"]),
+        (
+            "seeds: []\nbase: {lr: -1}\nstroe: x",
+            ['stroe: unknown key; did you mean "store"?', "seeds: must not be empty", "base.lr: must be > 0, got -1"],
+        ),
+        ("search: {trials: 0}\nspace: {eps: {low: 0.1, high: 0.2}}", ["search.trials: must be >= 1, got 0"]),
+        (
+            "published: {source: x, rows: [{when: {method: cps, eps: 0.6}, value: 1.0}]}",
+            ["published.rows[0].when.eps: method cps has no such setting; rrn has it"],
+        ),
+    ],
+)
+def test_no_fault_hides_another_and_nothing_is_ignored(write, text, faults):
+    assert faults_of(write(f"name: x\npreset: digits\n{text}\n")) == faults
+
+
+@pytest.mark.parametrize("partition", ["n:092", "n:0", "n:", "n:+9", "n:9\\n", "n:\u0669\u0662", "n:9" + "0" * 40])
+def test_a_number_of_labelled_images_has_one_spelling(write, partition):
+    assert "must be one of" in faults_of(write(f'name: x\npreset: digits\nbase: {{partition: "{partition}"}}\n'))[0]

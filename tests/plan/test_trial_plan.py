@@ -90,3 +90,18 @@ def test_planning_imports_nothing_heavy(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_a_combination_is_compared_with_all_others_that_make_its_trial():
+    points = [{"method": "cps", "eps": eps} for eps in (0.3, 0.6, 0.6)] + [{"method": "rrn", "eps": 0.6}]
+    with pytest.raises(SpecError, match=r"points\[2\] .*: is the same trial as points\[1\] .*; remove one"):
+        expand(check({"name": "x", "preset": "digits", "points": points}))
+    points.pop(2)
+    first, other = expand(check({"name": "x", "preset": "digits", "points": points}))
+    assert (len(first.same_as), other.same_as) == (1, ())
+
+
+def test_a_fault_of_several_settings_shows_no_whole_configuration():
+    with pytest.raises(SpecError) as caught:
+        expand(check({"name": "x", "preset": "digits", "base": {"partition_by": "list"}}))
+    assert str(caught.value).endswith("partition_by: list and labeled_list need each other")
