@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,12 +17,15 @@ from orchestration.observe.status import HEADS
 from orchestration.store.base import is_key
 from orchestration.store.open import open_store
 from rrn_core.config import Runtime
+from rrn_core.errors import DataError
 
 if TYPE_CHECKING:  # torch and the images of a data set load slowly, and `plan` needs neither
     import torch
 
-    from rrn_core.data.dataset import DataSet, Images, Pixels
+    from rrn_core.data.dataset import Images, Pixels
     from rrn_core.weights import Model
+
+log = logging.getLogger(__name__)
 
 WEIGHTS = "model.safetensors"
 Palette = Sequence[tuple[int, int, int]]
@@ -77,14 +81,16 @@ def evaluate_checkpoint(
         stride: distance of the windows in pixels. Unset: two thirds of the crop.
 
     Raises:
-        SweepError: weights, data or settings that cannot be used, or weights and data with different numbers of classes.
+        SweepError: weights, data or settings that cannot be used, or weights and data with different classes.
     """
+    from rrn_core.data.dataset import open_validation
     from rrn_core.evaluate import evaluate
     from rrn_core.weights import load_model
 
     with user_errors():
         model = load_model(read_weights(checkpoint), name=checkpoint, changes=changes)
-        data = _data(model, runtime)
+        data = open_validation(model.config, runtime)
+        model = _ordered(model, data.classes, checkpoint)
         device = _set_up(runtime)
         with _with_progress(data.val) as images:
             metrics = evaluate(model.quartet.to(device), images, data.classes, model.config, device, stride=stride)
@@ -102,8 +108,9 @@ def predict_images(
 ) -> list[Path]:
     """For each image NAME.* write NAME.png, a palette image of the predicted classes, and NAME_overlay.png, half colours and half image.
 
-    The colours are those of the data set if they are known, by its name or from dataset.yaml in `runtime.data_root`; else those of PASCAL
-    VOC. Files of the same names in `out` are replaced, but never the images themselves.
+    The numbers and colours of the classes are those of the data set if they are known, by its name or from dataset.yaml in
+    `runtime.data_root`; else the numbers of the checkpoint and the colours of PASCAL VOC. Files of the same names in `out` are replaced,
+    but never the images themselves.
 
     Returns:
         The written files, two for each image.
@@ -120,7 +127,8 @@ def predict_images(
         raise SweepError(f"{missing[0]}: no such image{f', and {len(missing) - 1} more' if missing[1:] else ''}")
     with user_errors():
         model = load_model(read_weights(checkpoint), name=checkpoint, changes=changes)
-        palette = _palette(model, runtime)
+        classes, palette = _known_classes(model, runtime, changes or {})
+        model = _ordered(model, classes, checkpoint) if classes else model
         device = _set_up(runtime)
         quartet = model.quartet.to(device)
         out.mkdir(parents=True, exist_ok=True)
@@ -152,20 +160,16 @@ def read_weights(checkpoint: str) -> bytes:
     return file.read_bytes()
 
 
-def _data(model: Model, runtime: Runtime) -> DataSet:
-    from rrn_core.data.dataset import open_validation
-
-    data = open_validation(model.config, runtime)
-    if len(data.classes) != model.num_classes:
-        raise _other_classes(model, len(data.classes))
-    return data
-
-
-def _other_classes(model: Model, num_classes: int) -> SweepError:
-    dataset = model.config.dataset
-    return SweepError(
-        f"the weights are for {model.num_classes} classes, {dataset} has {num_classes}; name the data set of the weights (--data)"
-    )
+def _ordered(model: Model, classes: Sequence[str], checkpoint: str) -> Model:
+    """The model with its scores in the order of the data's `classes`. Logs one warning if only numbers can be compared."""
+    trained, dataset = (model.metadata.config or {}).get("dataset"), model.config.dataset
+    try:
+        ordered = model.ordered_as(classes, remedy=f"name the data set of the weights (--data, --data-root), not {dataset}")
+    except DataError as error:
+        raise SweepError(f"{checkpoint}: {error}") from None
+    if model.metadata.classes is None and (dataset == "folder" or trained != dataset):
+        log.warning("%s: the weights do not name their classes, so they are matched with those of %s by number", checkpoint, dataset)
+    return ordered
 
 
 def _set_up(runtime: Runtime) -> torch.device:
@@ -257,20 +261,15 @@ def _results(stem: Path) -> tuple[Path, Path]:
     return stem.with_name(f"{stem.name}.png"), stem.with_name(f"{stem.name}_overlay.png")
 
 
-def _palette(model: Model, runtime: Runtime) -> Palette:
-    from rrn_core.data.camvid import CamVid
-    from rrn_core.data.cityscapes import PALETTE
-    from rrn_core.data.dataset import open_layout
+def _known_classes(model: Model, runtime: Runtime, changes: Mapping[str, Any]) -> tuple[Sequence[str], Palette]:
+    """Classes and colours of the data set. If no data set is named, or its folder is not given: no classes, and VOC's colours."""
+    from rrn_core.data.dataset import known_classes
     from rrn_core.data.files import voc_palette
 
-    dataset: str = model.config.dataset
-    known: dict[str, Palette] = {"camvid": CamVid.palette, "cityscapes": PALETTE}
-    palette = known.get(dataset, voc_palette(model.num_classes))
-    if dataset == "folder" and runtime.data_root:
-        palette = open_layout(model.config, runtime).palette
-    if len(palette) != model.num_classes:
-        raise _other_classes(model, len(palette))
-    return palette
+    named = bool(model.metadata.config or "dataset" in changes)
+    if not named or (model.config.dataset == "folder" and runtime.data_root is None):
+        return (), voc_palette(model.num_classes)
+    return known_classes(model.config, runtime)
 
 
 def _write_pictures(image: Pixels, labels: Pixels, palette: Palette, stem: Path) -> tuple[Path, Path]:

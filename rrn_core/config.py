@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -151,6 +152,13 @@ class TrainConfig(BaseModel):
     eval_batch: Annotated[Count, Setting("evaluation", acts_from="evaluation")] = 8
     """Windows per forward pass in evaluation."""
 
+    @classmethod
+    def of(cls, settings: Mapping[str, Any]) -> Self:
+        """The configuration of these settings, by name. Raises pydantic.ValidationError with every fault."""
+        return cls.model_validate_json(
+            json.dumps(settings, default=_as_json)
+        )  # JSON, because strict Python input refuses a list for a tuple
+
     @field_validator("partition")
     @classmethod
     def _known_partition(cls, value: str) -> str:
@@ -185,12 +193,17 @@ class TrainConfig(BaseModel):
         if self.init_sha256:
             settings["init_weights"] = None
         neutral = {name: setting_of(field).neutral for name, field in type(self).model_fields.items()}
-        return {"revision": self.revision} | {name: value for name, value in settings.items() if value != neutral[name]}
+        left_out = {name for name, value in settings.items() if neutral[name] in (value, getattr(self, name))}  # a tuple is a list in JSON
+        return {"revision": self.revision} | {name: value for name, value in settings.items() if name not in left_out}
 
     @property
     def digest(self) -> str:
         """SHA-256 of the canonical JSON of the identity, as 64 hex digits."""
         return hashlib.sha256(json.dumps(self.identity(), sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def _as_json(value: Any) -> Any:
+    return value.model_dump() if isinstance(value, BaseModel) else str(value)
 
 
 class Runtime(BaseModel):

@@ -19,18 +19,8 @@ from safetensors.torch import load as load_safetensors
 from torch import Tensor
 
 from rrn_core.errors import DataError
-from rrn_core.weights import (
-    ANCHOR,
-    BRANCHES,
-    COUNTER,
-    WeightsMetadata,
-    check_archive,
-    first_sentence,
-    pack,
-    printable,
-    recognise,
-    shapes_of,
-)
+from rrn_core.untrusted_text import first_sentence, printable
+from rrn_core.weights import ANCHOR, BRANCHES, COUNTER, WeightsMetadata, check_archive, pack, recognise, shapes_of
 
 _NUMBERS: list[Any] = [
     *((scalar, f"numpy.{core}.multiarray.scalar") for core in ("_core", "core")),

@@ -16,11 +16,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
+from rrn_core.class_names import order_of
 from rrn_core.config import TrainConfig
-from rrn_core.errors import CheckpointError
+from rrn_core.errors import CheckpointError, DataError
 from rrn_core.networks.quartet import Quartet
 from rrn_core.optimisation import Optimisers, Slots
-from rrn_core.weights import WEIGHTS, first_sentence, header_of, load_tensors, pack, printable, training_metadata, unpack
+from rrn_core.untrusted_text import faults_of, first_sentence, printable
+from rrn_core.weights import WEIGHTS, header_of, load_tensors, pack, training_metadata, unpack
 
 STATE = "state.safetensors"
 """Name of the state file of a checkpoint: optimisers and random generators as tensors, numbers as JSON in the header."""
@@ -42,6 +44,8 @@ class TrainState:
     quartet: Quartet
     optimisers: Optimisers
     config: TrainConfig
+    classes: tuple[str, ...] | None = None
+    """Names of the data's classes in order. Unset: unknown."""
     iteration: int = 0
     """Iterations done."""
     sums: dict[str, float] = field(default_factory=dict)
@@ -54,7 +58,7 @@ class TrainState:
 
         Equal networks and settings give equal `model.safetensors`.
         """
-        weights = pack(self.quartet.state_dict(), training_metadata(self.config, self.quartet))
+        weights = pack(self.quartet.state_dict(), training_metadata(self.config, self.quartet, self.classes))
         generators = _Generators.now()
         numbers = _Numbers(
             sha256=_UNSEALED,
@@ -74,7 +78,8 @@ class TrainState:
         """Restore everything that `to_files` returned, including the random generators. If that fails, nothing changes.
 
         Raises:
-            CheckpointError: files that are damaged, or that belong to another run, to two checkpoints or to an earlier release.
+            CheckpointError: files that are missing or damaged, or that belong to another run, to two checkpoints or to an earlier release.
+            DataError: the data's classes have other names or another order than at the checkpoint.
         """
         weights, slots, numbers, generators = self._read(files)
         self.quartet.load_state_dict(weights)
@@ -94,13 +99,12 @@ class TrainState:
 
     def _read(self, files: Mapping[str, bytes]) -> tuple[dict[str, Tensor], dict[str, Slots], _Numbers, _Generators]:
         """The contents, checked against this state: restoring them can fail only if memory runs out."""
-        if STATE not in files and _EARLIER in files:
-            raise CheckpointError(f"the checkpoint was saved by an earlier release as {_EARLIER}, which this release cannot read")
+        _check_complete(files)
         try:
-            numbers = _Numbers.model_validate_json(header_of(files[STATE])[_HEADER])
+            numbers = _numbers(files[STATE])
             _check_seal(numbers, files[STATE])
             self._check_origin(numbers, files[WEIGHTS])
-            weights, _ = unpack(files[WEIGHTS])
+            weights, metadata = unpack(files[WEIGHTS])
             _check_tensors(weights, self.quartet.state_dict())
             tensors = load_tensors(files[STATE])
             generators = _Generators.of(tensors, numbers)
@@ -110,11 +114,12 @@ class TrainState:
         except (CheckpointError, MemoryError):
             raise
         except ValidationError as error:
-            fault = error.errors(include_input=False, include_context=False)[0]
-            where = printable(".".join(map(str, fault["loc"])))
-            raise CheckpointError(f"the checkpoint cannot be read: {STATE}: {where}: {printable(fault['msg'])}") from None
+            raise CheckpointError(f"the checkpoint cannot be read: {STATE}: {faults_of(error, most=1)}") from None
+        except DataError as error:
+            raise CheckpointError(f"the checkpoint cannot be read: {error}") from None
         except Exception as error:  # the loaders raise many kinds for a damaged file
             raise CheckpointError(f"the checkpoint cannot be read: {type(error).__name__}: {first_sentence(error)}") from error
+        self._check_classes(metadata.classes)
         return weights, _like(expected, tensors), numbers, generators
 
     def _check_origin(self, numbers: _Numbers, weights: bytes) -> None:
@@ -123,10 +128,29 @@ class TrainState:
         if numbers.weights_sha256 != hashlib.sha256(weights).hexdigest():
             raise CheckpointError(f"the checkpoint cannot be read: {WEIGHTS} is damaged, or is of another checkpoint than {STATE}")
 
+    def _check_classes(self, saved: tuple[str, ...] | None) -> None:
+        """Raise DataError if the data's classes have changed: labels would mean other classes from here on."""
+        if saved is None or self.classes is None or saved == self.classes:
+            return
+        remedy = "restore the data, or start a new run"
+        order_of(self.classes, saved, remedy=remedy)
+        then, now = next(pair for pair in zip(saved, self.classes, strict=True) if len(set(pair)) > 1)
+        raise DataError(
+            f"the classes have another order than at the checkpoint: class {saved.index(then)} was {then} and is {now}; {remedy}"
+        )
+
 
 def read_files(directory: Path) -> dict[str, bytes]:
-    """The files that `TrainState.save` has written. Raises FileNotFoundError if one is missing."""
-    return {name: (directory / name).read_bytes() for name in (WEIGHTS, STATE)}
+    """The files that `TrainState.save` has written. Raises CheckpointError if one is missing or cannot be read."""
+    names = [name for name in (WEIGHTS, STATE, _EARLIER) if name != _EARLIER or not (directory / STATE).exists()]
+    try:
+        files = {name: (directory / name).read_bytes() for name in names if (directory / name).exists()}
+        _check_complete(files)
+    except OSError as error:
+        raise CheckpointError(f"{directory}: the checkpoint cannot be read: {error.strerror}") from error
+    except CheckpointError as error:
+        raise CheckpointError(f"{directory}: {error}") from None
+    return files
 
 
 def seed_everything(seed: int) -> None:
@@ -230,6 +254,22 @@ class _Generators:
 
     def _cuda_states(self) -> list[Tensor]:
         return list(self.cuda[: torch.cuda.device_count()])
+
+
+def _check_complete(files: Mapping[str, bytes]) -> None:
+    if STATE not in files and _EARLIER in files:
+        raise CheckpointError(f"the checkpoint was saved by an earlier release as {_EARLIER}, which this release cannot read")
+    if missing := [name for name in (WEIGHTS, STATE) if name not in files]:
+        raise CheckpointError(f"the checkpoint is incomplete: {' and '.join(missing)} missing; resume from another checkpoint")
+
+
+def _numbers(body: bytes) -> _Numbers:
+    """The numbers in the header of the state file. Raises ValidationError, or CheckpointError if there is no such header."""
+    try:
+        text = header_of(body)[_HEADER]
+    except (ValueError, LookupError, AttributeError, TypeError):
+        raise CheckpointError(f"the checkpoint cannot be read: {STATE} is damaged") from None
+    return _Numbers.model_validate_json(text)
 
 
 def _check_seal(numbers: _Numbers, body: bytes) -> None:

@@ -68,7 +68,8 @@ def train(
         init_weights: contents of the file `config.init_weights`. Unset: the file is read.
 
     Raises:
-        DataError: data or initial weights that cannot be used, or that differ from those that `config` names by hash.
+        DataError: data or initial weights that cannot be used, that differ from those that `config` names by hash, or whose classes have
+            other names or another order than those of `resume_from`.
         ConfigError: settings that do not fit the data, or a device that this machine does not have.
         CheckpointError: `resume_from` is damaged, or is a checkpoint of another run.
         FloatingPointError: a loss is no longer finite.
@@ -78,12 +79,12 @@ def train(
     seed_everything(config.seed)
     data = open_dataset(config, runtime)
     batches = Batches(config, data)
-    state = _fresh_state(config, len(data.classes), device)
+    state = _fresh_state(config, data.classes, device)
     if resume_from is not None:
         state.load_files(read_files(resume_from) if isinstance(resume_from, Path) else resume_from)
     elif config.init_weights is not None:
         body = init_weights or find_file(config.init_weights, roots=roots(runtime)).read_bytes()
-        initialise(state.quartet, body, sha256=config.init_sha256)
+        initialise(state.quartet, body, classes=data.classes, sha256=config.init_sha256)
     yield from _loop(config, runtime, data, batches, state, device)
 
 
@@ -167,9 +168,9 @@ def _loop(
         clock.resume()
 
 
-def _fresh_state(config: TrainConfig, num_classes: int, device: torch.device) -> TrainState:
-    quartet = build_networks(config, num_classes).to(device)
-    return TrainState(quartet, Optimisers(quartet, config), config)
+def _fresh_state(config: TrainConfig, classes: tuple[str, ...], device: torch.device) -> TrainState:
+    quartet = build_networks(config, len(classes)).to(device)
+    return TrainState(quartet, Optimisers(quartet, config), config, classes)
 
 
 def _is_due(done: int, group: AccumulationGroup, every: int | None) -> bool:

@@ -6,25 +6,25 @@ import hashlib
 import json
 import re
 import zipfile
-from collections.abc import Mapping
-from dataclasses import dataclass
-from itertools import islice
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Self, get_args
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
 
+from rrn_core.class_names import order_of
 from rrn_core.config import TrainConfig
 from rrn_core.errors import ConfigError, DataError
+from rrn_core.evaluation_settings import evaluation_config
 from rrn_core.networks.deeplab import Branch
 from rrn_core.networks.quartet import Quartet, quartet_of
 from rrn_core.networks.resnet import branch_spec
-from rrn_core.presets import PRESETS
-from rrn_core.setting import setting_of
+from rrn_core.untrusted_text import faults_of, first_sentence, printable
 
 WEIGHTS = "model.safetensors"
 """Name of the weights file in a checkpoint."""
@@ -55,10 +55,19 @@ class WeightsMetadata(BaseModel):
     """The setting `backbone` that the tensors fit."""
     num_classes: int | None = None
     """Number of classes of the branches; None for a backbone."""
+    classes: tuple[str, ...] | None = None
+    """Names of the classes in the order of the scores; None for a backbone, an imported file, and in files of releases up to 0.1."""
     discriminator: str | None = None
     """Kind of the discriminators in the file; None if there are none."""
     config: dict[str, Any] | None = None
     """The settings of the run, in a checkpoint; None in an imported file."""
+
+    @model_validator(mode="after")
+    def _one_name_a_class(self) -> Self:
+        names = self.classes
+        if names is not None and (len(names) != self.num_classes or len(set(names)) != len(names) or not all(map(_is_name, names))):
+            raise ValueError(f"classes: must be {self.num_classes} different names")
+        return self
 
 
 @dataclass(frozen=True)
@@ -71,6 +80,18 @@ class Model:
     """The run's settings, or the defaults for an imported file, with the caller's changes. The images and weights of the training are
     left out."""
     metadata: WeightsMetadata
+
+    def ordered_as(self, classes: Sequence[str], *, remedy: str) -> Model:
+        """The model with its scores in the order of the data's `classes`. A file without names keeps its order.
+
+        Raises:
+            DataError: other classes, or without names another number of classes; the text ends with `remedy`.
+        """
+        order = _order(self.metadata, classes, remedy=remedy)
+        if order == tuple(range(self.num_classes)):
+            return self
+        quartet = quartet_of(_reordered(self.quartet.state_dict(), order), self.metadata.backbone, self.num_classes)
+        return replace(self, quartet=quartet.eval(), metadata=self.metadata.model_copy(update={"classes": tuple(classes)}))
 
 
 def pack(tensors: Mapping[str, Tensor], metadata: WeightsMetadata) -> bytes:
@@ -107,17 +128,18 @@ def header_of(body: bytes) -> dict[str, str]:
     return dict(header.get("__metadata__") or {})
 
 
-def initialise(quartet: Quartet, body: bytes, *, sha256: str | None = None) -> str:
+def initialise(quartet: Quartet, body: bytes, *, classes: Sequence[str] | None = None, sha256: str | None = None) -> str:
     """Copy the weights of a file that `pack` has written into a new quartet, and return one line that says which parts were copied.
 
     A backbone is copied into both branches. Other files hold both branches, and discriminators, which are copied if the quartet's have the
-    same kind and sizes.
+    same kind and sizes. Classes that the file has in another order than the data are put into the order of the data.
 
     Args:
+        classes: names of the data's classes in order. Unset: the order of the file is kept.
         sha256: expected SHA-256 of `body`. Unset: any.
 
     Raises:
-        DataError: a damaged file, contents other than `sha256`, another backbone, or another number of classes.
+        DataError: a damaged file, contents other than `sha256`, another backbone, or other classes.
     """
     if sha256 and (found := hashlib.sha256(body).hexdigest()) != sha256:
         raise DataError(f"init_weights: planned with SHA-256 {sha256[:12]}, found {found[:12]}; restore the file, or plan the sweep again")
@@ -128,9 +150,13 @@ def initialise(quartet: Quartet, body: bytes, *, sha256: str | None = None) -> s
             for branch in (quartet.branch1, quartet.branch2):
                 _load(branch.backbone, tensors, "backbone.")
             return f"backbone {metadata.backbone} in both branches"
+        unnamed = ""
+        if classes is not None:
+            unnamed = "" if metadata.classes else "; the file does not name its classes, so they are matched by number"
+            tensors = _reordered(tensors, _order(metadata, classes, remedy="start from an ImageNet backbone"))
         for name in BRANCHES:
             _load(quartet.get_submodule(name), tensors, f"{name}.")
-        return f"both branches; {_start_discriminators(quartet, tensors, metadata)}"
+        return f"both branches; {_start_discriminators(quartet, tensors, metadata)}{unnamed}"
     except DataError as error:
         raise DataError(f"init_weights: {error}") from None
 
@@ -151,7 +177,7 @@ def load_model(source: Path | bytes, *, name: str = "checkpoint", changes: Mappi
         tensors, metadata = unpack(body)
         if metadata.kind == "backbone" or metadata.num_classes is None:
             raise DataError("holds a backbone alone, which cannot be evaluated; train it first")
-        config = _evaluation_config(metadata, changes or {})
+        config = evaluation_config(metadata.config, metadata.backbone, changes or {})
         branches = {name: tensor for name, tensor in tensors.items() if name.startswith(BRANCHES)}
         _check_metadata(metadata, recognise(shapes_of(branches))[0])
         quartet = quartet_of(branches, metadata.backbone, metadata.num_classes)
@@ -182,17 +208,6 @@ def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
 
-def first_sentence(error: Exception) -> str:
-    """The first sentence of a library's error, on one line of at most 160 characters; the name of its class if it has no text."""
-    return printable(" ".join(str(error).split()).partition(". ")[0], longest=160) or type(error).__name__
-
-
-def printable(text: str, *, longest: int = 80) -> str:
-    """A text from an untrusted file, safe to print on one line: at most `longest` characters, without control characters."""
-    plain = "".join(letter if letter.isprintable() else "?" for letter in text[: longest + 1])
-    return plain if len(plain) <= longest else f"{plain[: longest - 3]}..."
-
-
 def check_archive(archive: zipfile.ZipFile, *, size: int) -> None:
     """Raise DataError if an archive of `size` bytes is compressed. Its parts could fill much more memory, and torch never compresses."""
     parts = archive.infolist()
@@ -200,14 +215,15 @@ def check_archive(archive: zipfile.ZipFile, *, size: int) -> None:
         raise DataError("its parts are compressed, which torch never does")
 
 
-def training_metadata(config: TrainConfig, quartet: Quartet) -> WeightsMetadata:
-    """The metadata of a checkpoint."""
+def training_metadata(config: TrainConfig, quartet: Quartet, classes: Sequence[str] | None = None) -> WeightsMetadata:
+    """The metadata of a checkpoint. `classes`: names of the data's classes in order."""
     return WeightsMetadata(
         kind="branches",
         backbone=config.backbone,
         num_classes=quartet.branch1.classifier.out_channels,
+        classes=None if classes is None else tuple(classes),
         discriminator=quartet.D1.kind if quartet.D1 else None,
-        config=config.identity(),
+        config=config.model_dump(mode="json") | config.identity(),  # without paths; with the values that an identity leaves out
     )
 
 
@@ -272,6 +288,30 @@ def _check_metadata(metadata: WeightsMetadata, found: WeightsMetadata) -> None:
         raise DataError(f"says that it holds {claim}, but its tensors are {found.backbone} with {found.num_classes}; get the file again")
 
 
+def _order(metadata: WeightsMetadata, classes: Sequence[str], *, remedy: str) -> tuple[int, ...]:
+    """The index in the file of each of the data's classes. Raises DataError as `Model.ordered_as`."""
+    if metadata.classes is not None:
+        return order_of(classes, metadata.classes, remedy=remedy)
+    if metadata.num_classes != len(classes):
+        raise DataError(f"the weights are for {metadata.num_classes} classes, the data have {len(classes)}; {remedy}")
+    return tuple(range(len(classes)))
+
+
+def _reordered(tensors: Mapping[str, Tensor], order: Sequence[int]) -> dict[str, Tensor]:
+    """Branches and discriminators whose class k is class `order[k]` of `tensors`."""
+    chosen = list(order)
+    inputs = [*chosen, *range(len(chosen), len(chosen) + 3)]  # a discriminator sees the classes, then red, green and blue
+
+    def moved(name: str, tensor: Tensor) -> Tensor:
+        if name.partition(".")[2] in ("classifier.weight", "classifier.bias") and name.startswith(BRANCHES):
+            return tensor[chosen]
+        if name in ("D1.conv1.weight", "D2.conv1.weight") and tensor.shape[1:2] == (len(inputs),):
+            return tensor[:, inputs]
+        return tensor
+
+    return {name: moved(name, tensor) for name, tensor in tensors.items()}
+
+
 def _start_discriminators(quartet: Quartet, tensors: Mapping[str, Tensor], metadata: WeightsMetadata) -> str:
     """Copy the discriminators if they fit, and say in a few words whether they were copied."""
     if quartet.D1 is None:
@@ -306,35 +346,19 @@ def _body(source: Path) -> tuple[bytes, Path]:
     return file.read_bytes(), file
 
 
-def _evaluation_config(metadata: WeightsMetadata, changes: Mapping[str, Any]) -> TrainConfig:
-    """The settings that an evaluation reads: those that all methods have, without the images and weights of the training."""
-    if changes.get("backbone", metadata.backbone) != metadata.backbone:
-        raise ConfigError(f"backbone: the weights are of {metadata.backbone}, got {changes['backbone']}; leave the setting out")
-    protocol = PRESETS["cityscapes"] if changes.get("dataset") == "cityscapes" else {}  # its windows have another size
-    stored = metadata.config or protocol | {"backbone": metadata.backbone}
-    kept = {name: value for name, value in stored.items() if name in TrainConfig.model_fields and name not in _TRAINING_INPUTS}
-    try:
-        return TrainConfig.model_validate_json(json.dumps(kept | dict(changes), default=str))
-    except ValidationError as error:
-        faults = (f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}, got {fault['input']!r}" for fault in error.errors())
-        text = "; ".join(printable(fault, longest=120) for fault in islice(faults, 3))
-        raise (ConfigError if changes else DataError)(text) from None
-
-
-_TRAINING_INPUTS = {
-    "init_weights",
-    *(name for name, field in TrainConfig.model_fields.items() if setting_of(field).data in ("list", "partition", "contents")),
-}
-"""Settings that name the images and weights of a training. An evaluation does not need these files."""
-
-
 def _metadata(body: bytes) -> WeightsMetadata | None:
     """The metadata of a readable safetensors file; None if this program has not written it."""
     text = header_of(body).get(_METADATA_KEY)
     try:
         return None if text is None else WeightsMetadata.model_validate_json(text)
     except ValidationError as error:
-        raise DataError("its metadata was written by another version of this program; import the source file again") from error
+        raise DataError(
+            f"its metadata was written by another version of this program ({faults_of(error, most=1)}); import the source file again"
+        ) from error
+
+
+def _is_name(text: str) -> bool:
+    return 0 < len(text) <= 100 and text.isprintable()
 
 
 def _size(shape: tuple[int, ...]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from own_data import make_folder
 from PIL import Image
 from places import ROOT
 from safetensors.torch import load_file
@@ -24,7 +26,7 @@ from rrn_core.data.dataset import open_dataset
 from rrn_core.data.files import voc_palette
 from rrn_core.evaluate import predict
 from rrn_core.methods import build_networks
-from rrn_core.weights import load_model
+from rrn_core.weights import load_model, pack, unpack
 
 ONE_THREAD = Runtime(device="cpu", threads=1)
 SMALL = configure("digits", train_images=8, val_images=4, epochs=1, image_size=80)
@@ -113,7 +115,9 @@ def test_predictions_are_palette_images_of_the_argmax_and_half_transparent_overl
 
 
 def test_a_prediction_has_the_colours_of_its_data_set(trained, pictures, tmp_path):
-    predict_images(str(trained[0]), pictures[:1], tmp_path / "out", ONE_THREAD, changes={"dataset": "camvid"})
+    import_weights(released(tmp_path), tmp_path / "unnamed.safetensors")
+    changes = {"dataset": "camvid", "crop": 64}
+    predict_images(str(tmp_path / "unnamed.safetensors"), pictures[:1], tmp_path / "out", ONE_THREAD, changes=changes)
     assert Image.open(tmp_path / "out" / "scene.0.png").getpalette()[:33] == [value for colour in CamVid.palette for value in colour]
 
 
@@ -124,6 +128,59 @@ def test_predictions_that_would_replace_each_other_or_an_image_are_refused(train
     with pytest.raises(SweepError, match=r"its result scene\.0\.png would replace"):
         predict_images(str(trained[0]), pictures, pictures[0].parent, ONE_THREAD)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory) -> tuple[str, Path]:
+    """A checkpoint of a training on two classes of one's own, and the data."""
+    root, folder = make_folder(tmp_path_factory.mktemp("own") / "data"), tmp_path_factory.mktemp("checkpoint")
+    config = configure("digits", dataset="folder", partition="1/2", epochs=1, batch_size=2)
+    *_, last = train(config, ONE_THREAD.model_copy(update={"data_root": root}))
+    last.state.save(folder)
+    return str(folder), root
+
+
+def described(root: Path, target: Path, text: str) -> Runtime:
+    """The same files under another dataset.yaml."""
+    shutil.copytree(root, target)
+    (target / "dataset.yaml").write_text(text)
+    return ONE_THREAD.model_copy(update={"data_root": target})
+
+
+def test_classes_in_another_order_are_mapped_by_name(own, pictures, tmp_path, caplog):
+    folder, root = own
+    same, moved = (
+        described(root, tmp_path / name, text)
+        for name, text in (("same", "classes: [background, thing]"), ("moved", "classes: [thing, background]\nvalues: [1, 0]"))
+    )
+    expected, found = (evaluate_checkpoint(folder, runtime) for runtime in (same, moved))
+    assert found.miou == expected.miou
+    assert found.iou == expected.iou
+    pictured = [predict_images(folder, pictures[:1], tmp_path / f"out{i}", runtime)[0] for i, runtime in enumerate((same, moved))]
+    assert np.array_equal(*(np.asarray(Image.open(file)) ^ i for i, file in enumerate(pictured)))
+    assert not caplog.messages
+
+
+def test_other_classes_are_refused_with_both_lists_in_one_line(own, pictures, tmp_path):
+    folder, root = own
+    other = described(root, tmp_path / "other", "classes: [background, Thing]")
+    for attempt, classes in (
+        (lambda: evaluate_checkpoint(folder, other), "2 classes (background, Thing)"),
+        (lambda: predict_images(folder, pictures, tmp_path / "out", other), "2 classes (background, Thing)"),
+        (lambda: evaluate_checkpoint(folder, ONE_THREAD, changes={"dataset": "digits"}), "11 classes (background, digit_0"),
+    ):
+        with pytest.raises(SweepError) as caught:
+            attempt()
+        assert f"{folder}: the weights are for 2 classes (background, thing), the data have {classes}" in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
+def test_weights_without_class_names_are_read_with_one_warning(own, tmp_path, caplog):
+    tensors, metadata = unpack((Path(own[0]) / "model.safetensors").read_bytes())
+    (tmp_path / "old.safetensors").write_bytes(pack(tensors, metadata.model_copy(update={"classes": None})))
+    evaluate_checkpoint(str(tmp_path / "old.safetensors"), ONE_THREAD.model_copy(update={"data_root": own[1]}))
+    (warning,) = caplog.messages
+    assert "old.safetensors: the weights do not name their classes, so they are matched with those of folder by number" in warning
 
 
 @pytest.mark.parametrize("where", ["directory", "s3"])
@@ -151,7 +208,7 @@ def test_what_a_user_can_fix_is_reported_in_one_line(trained, pictures, tmp_path
         r"broken\.jpg: not a readable image": lambda: predict_images(folder, [broken], tmp_path / "out", ONE_THREAD),
         r"out\.pth: expected a name that ends": lambda: import_weights(released(tmp_path), tmp_path / "out.pth"),
         r"broken\.jpg: not a torch checkpoint": lambda: import_weights(broken, tmp_path / "out.safetensors"),
-        r"11 classes, voc has 21; name": lambda: evaluate_checkpoint(folder, voc(tmp_path), changes={"dataset": "voc"}),
+        r"11 classes \(background, .*21 classes.*; name": lambda: evaluate_checkpoint(folder, voc(tmp_path), changes={"dataset": "voc"}),
     }
     for pattern, attempt in faults.items():
         with pytest.raises(SweepError, match=pattern) as caught:

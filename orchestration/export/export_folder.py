@@ -25,7 +25,7 @@ from rrn_core.errors import ConfigError, DataError
 
 if TYPE_CHECKING:  # torch loads slowly
     from orchestration.export.onnx_model import Agreement
-    from rrn_core.data.dataset import Pixels
+    from rrn_core.data.dataset import DataSet, Pixels
     from rrn_core.weights import Model
 
 IMAGES = 4
@@ -165,11 +165,13 @@ class _Known:
         from rrn_core.data.dataset import open_validation
 
         self.model, self.runtime = model, runtime
+        self.data: DataSet | None = None
         try:
-            data = open_validation(model.config, runtime)
-            self.data = data if len(data.classes) == model.num_classes else None
+            self.data = open_validation(model.config, runtime)
         except (DataError, ConfigError):
-            self.data = None
+            return
+        # raises DataError for other classes; the stored weights keep their order, which the card and the ONNX file name
+        model.ordered_as(self.data.classes, remedy="give the data of this sweep as --data-root, or leave it out")
 
     def images(self) -> tuple[list[Pixels], str]:
         """Validation images, or digit scenes without the data, cropped to 1 x 1.5 windows; and a description of them."""
@@ -186,7 +188,9 @@ class _Known:
         return [scenes[index][0] for index in range(IMAGES)], f"{IMAGES} scenes of digits, because the images of {name} were not available"
 
     def classes(self, choice: BestCheckpoint) -> tuple[str, ...]:
-        """The classes of the data set if it is available, else those in the metrics."""
+        """In the order of the scores: as the weights name them, else those of the data set, else those in the metrics (maybe not all)."""
+        if self.model.metadata.classes is not None:
+            return self.model.metadata.classes
         return self.data.classes if self.data else class_names(choice.best.entry.metrics)
 
     def facts(self, choice: BestCheckpoint, staged: Path, *, onnx: str, command: str | None, commit: str | None) -> ModelCardFacts:
@@ -211,14 +215,14 @@ def _checked_onnx(file: Path, choice: BestCheckpoint, known: _Known, show: Calla
     """Write the ONNX file, and delete it if it cannot be used or differs from torch. Raises OnnxError."""
     from orchestration.export.onnx_model import OnnxError, compare, head_of, write_onnx
 
-    chosen, config = choice.best, known.model.config
+    chosen, config, classes = choice.best, known.model.config, known.classes(choice)
     facts = {
         "sweep": chosen.plan.sweep,
         "trial": chosen.plan.trial_id,
         "label": chosen.plan.label,
         "epoch": str(chosen.entry.epoch),
         "scores": head_of(config),
-        "classes": json.dumps(known.classes(choice)),
+        **({"classes": json.dumps(classes)} if len(classes) == known.model.num_classes else {}),
         "num_classes": str(known.model.num_classes),
         "crop": str(config.crop),
         "weights_sha256": chosen.checkpoint.objects[WEIGHTS].sha256,

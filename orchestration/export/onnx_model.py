@@ -20,7 +20,8 @@ from rrn_core.config import TrainConfig
 from rrn_core.data.augment import normalise
 from rrn_core.data.dataset import Pixels
 from rrn_core.evaluate import slide_all
-from rrn_core.weights import Model, first_sentence
+from rrn_core.untrusted_text import first_sentence
+from rrn_core.weights import Model
 
 INPUT, OUTPUT = "images", "scores"
 AXES = {0: "batch", 2: "height", 3: "width"}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -89,8 +88,7 @@ def build_config(settings: Settings, *, path: str = "") -> TrainConfig:
     kind = settings_class(method)
     read = {name: value for name, value in settings.items() if name in kind.model_fields}
     try:
-        # JSON, because strict Python input would refuse a list for a tuple
-        return kind.model_validate_json(json.dumps(read, default=str))
+        return kind.of(read)
     except ValidationError as error:
         raise SpecError(faults_of(error, kind, path=path)) from None
 
@@ -246,7 +244,7 @@ def _value_faults(key: str, value: object, path: str) -> list[str]:
         return [] if value in METHODS else [f"{path}: {choices}"]
     kind = next((settings_class(method) for method in methods_with(key)), TrainConfig)
     try:
-        kind.model_validate_json(json.dumps({key: value}, default=str))
+        kind.of({key: value})
     except ValidationError as error:
         own = [e for e in error.errors() if e["loc"][:1] == (key,)]
         return lines(own, kind, lambda loc: path + dotted(loc[1:]))

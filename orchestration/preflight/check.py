@@ -236,9 +236,9 @@ def _data(
 def _weights(config: TrainConfig, runtime: Runtime, contents: InputContents) -> Finding:
     import torch
 
+    from rrn_core.data.dataset import known_classes
     from rrn_core.methods import build_networks
-    from rrn_core.probe import task_of
-    from rrn_core.weights import initialise
+    from rrn_core.weights import initialise, unpack
 
     what = f"init_weights {config.init_weights}"
     try:
@@ -246,11 +246,13 @@ def _weights(config: TrainConfig, runtime: Runtime, contents: InputContents) -> 
         if sha256 is None:
             advice = "create it with rrn-sweep weights import, and give its path relative to the sweep file"
             return _finding("fault", what, f"no such file; {advice}")
+        classes, body = known_classes(config, runtime)[0], contents.weights[sha256]
         with torch.device("meta"):
-            quartet = build_networks(config, task_of(config, runtime).num_classes)
+            quartet = build_networks(config, len(classes))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns that meta tensors take no values; only names and shapes matter here
-            return _finding("ok", what, initialise(quartet, contents.weights[sha256], sha256=sha256))
+            text, metadata = initialise(quartet, body, classes=classes, sha256=sha256), unpack(body)[1]
+            return _finding("warn" if metadata.kind == "branches" and metadata.classes is None else "ok", what, text)
     except (SweepError, DataError, ConfigError, OSError) as error:
         return _finding("fault", what, " ".join(str(error).split()))
 

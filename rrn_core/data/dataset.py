@@ -21,7 +21,7 @@ from rrn_core.partition import labeled_indices, unlabeled_indices
 CACHE_LIMIT = 2**31
 """Size in bytes up to which decoded images are kept in memory if `Runtime.cache_images` is unset."""
 
-__all__ = ["DataSet", "Images", "Pixels", "find_split", "open_dataset", "open_layout", "open_validation", "split_indices"]
+__all__ = ["DataSet", "Images", "Pixels", "find_split", "known_classes", "open_dataset", "open_layout", "open_validation", "split_indices"]
 
 
 class Images(Protocol):
@@ -133,6 +133,23 @@ def open_layout(config: TrainConfig, runtime: Runtime) -> DatasetLayout:
             return cityscapes.open_cityscapes(root)
         case "folder":
             return folder.Folder(root)
+    assert_never(config.dataset)
+
+
+def known_classes(config: TrainConfig, runtime: Runtime) -> tuple[tuple[str, ...], tuple[Colour, ...]]:
+    """Names and colours of the classes in the order of the labels. Only `folder` needs its files. Raises DataError as `open_layout`."""
+    match config.dataset:
+        case "digits":
+            return digits.CLASSES, voc_palette(len(digits.CLASSES))
+        case "camvid":
+            return camvid.CLASSES, camvid.CamVid.palette
+        case "voc":
+            return voc.CLASSES, voc_palette(len(voc.CLASSES))
+        case "cityscapes":
+            return cityscapes.CLASSES, cityscapes.PALETTE
+        case "folder":
+            layout = open_layout(config, runtime)
+            return layout.classes, layout.palette
     assert_never(config.dataset)
 
 

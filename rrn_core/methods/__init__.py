@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import pkgutil
 from collections.abc import Callable, Mapping
 from functools import cache
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, cast
 
-from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from rrn_core.config import TrainConfig
@@ -54,11 +52,7 @@ def configure(preset: str | None = None, /, **settings: Any) -> TrainConfig:
     named = {**PRESETS.get(preset or "", {}), **settings}
     kind = settings_class(named.get("method", DEFAULT))
     read = {name: value for name, value in named.items() if name in kind.model_fields or name in settings}
-    return kind.model_validate_json(json.dumps(read, default=_as_json))  # JSON, because strict Python input refuses a list for a tuple
-
-
-def _as_json(value: Any) -> Any:
-    return value.model_dump() if isinstance(value, BaseModel) else str(value)
+    return kind.of(read)
 
 
 @cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from own_data import make_folder
 from PIL import Image
 from places import ROOT, SHARED
 
@@ -33,6 +35,7 @@ from orchestration.store.directory import DirectoryStore
 from orchestration.store.open import open_store
 from rrn_core import Runtime, configure, train
 from rrn_core.data.dataset import Pixels, open_dataset
+from rrn_core.data.digits import CLASSES
 from rrn_core.evaluate import predict, slide
 from rrn_core.methods import build_networks
 from rrn_core.weights import Model, load_model, pack, training_metadata
@@ -55,13 +58,18 @@ def trained(tmp_path_factory) -> Path:
     """A store of four finished trials: two partitions, two seeds, two epochs of a few iterations."""
     store = DirectoryStore(tmp_path_factory.mktemp("trained") / "store")
     for plan in PLANS:
-        record = TrialRecord.open(store, plan, retention=Retention())
-        for report in train(plan.config, ONE_THREAD):
-            entry = EpochMetrics(epoch=report.epoch, step=report.iteration, time_ms=0, metrics=report.metrics)
-            files = report.state.to_files()
-            record.commit(step=report.iteration, epoch=report.epoch, files=files, entries=[entry], seconds=report.state.seconds)
-        record.finish()
+        finish_trained(store, plan, ONE_THREAD)
     return store.root
+
+
+def finish_trained(store, plan: TrialPlan, runtime: Runtime) -> None:
+    """Train the trial."""
+    record = TrialRecord.open(store, plan, retention=Retention())
+    for report in train(plan.config, runtime):
+        entry = EpochMetrics(epoch=report.epoch, step=report.iteration, time_ms=0, metrics=report.metrics)
+        files = report.state.to_files()
+        record.commit(step=report.iteration, epoch=report.epoch, files=files, entries=[entry], seconds=report.state.seconds)
+    record.finish()
 
 
 @pytest.fixture
@@ -198,8 +206,46 @@ class TestChoice:
         assert ran.stdout.strip() == "[]"
 
 
+class TestClasses:
+    """The weights number the classes as their training did, whatever the data say now."""
+
+    @pytest.fixture
+    def own(self, tmp_path) -> tuple[Path, BestCheckpoint, Any]:
+        """The data of one's own, and the best checkpoint of a trial on them."""
+        root, store = make_folder(tmp_path / "data"), open_store(str(tmp_path / "store"))
+        runtime = ONE_THREAD.model_copy(update={"data_root": root})
+        base = SMALL_SUPERVISED | {"dataset": "folder", "partition": "1/2", "epochs": 1, "batch_size": 2}
+        (plan,) = expand(check({"name": "demo", "preset": "digits", "base": base}))
+        finish_trained(store, plan, runtime)
+        (chosen,) = best(store, [plan])
+        return root, chosen, store
+
+    def test_the_card_names_them_in_the_order_of_the_scores(self, own, tmp_path):
+        root, chosen, store = own
+        for name, classes in (("same", "[background, thing]"), ("moved", "[thing, background]\nvalues: [1, 0]")):
+            (root / "dataset.yaml").write_text(f"classes: {classes}\n")
+            runtime = ONE_THREAD.model_copy(update={"data_root": root})
+            folder = export_one(chosen, store, tmp_path / name, runtime=runtime, onnx=False).folder
+            assert "Label values: 0 background, 1 thing; 255 is void." in (folder / "README.md").read_text()
+
+    def test_data_with_other_classes_are_refused_with_both_lists(self, own, tmp_path):
+        root, chosen, store = own
+        (root / "dataset.yaml").write_text("classes: [background, object]\n")
+        told = r"for 2 classes \(background, thing\), the data have 2 classes \(background, object\); give the data of this sweep"
+        with pytest.raises(SweepError, match=told):
+            export_one(chosen, store, tmp_path / "out", runtime=ONE_THREAD.model_copy(update={"data_root": root}), onnx=False)
+        folder = export_one(chosen, store, tmp_path / "out", runtime=ONE_THREAD, onnx=False).folder
+        assert "Label values: 0 background, 1 thing" in (folder / "README.md").read_text()
+
+
 @needs_onnx
 class TestFolder:
+    def test_the_onnx_file_names_the_classes_in_the_order_of_its_scores(self, exported):
+        import onnx
+
+        facts = {prop.key: prop.value for prop in onnx.load(exported[1] / "model.onnx", load_external_data=False).metadata_props}
+        assert json.loads(facts["classes"]) == list(CLASSES)
+
     def test_the_weights_are_the_stored_bytes_and_evaluate_to_the_numbers_of_the_card(self, exported, trained):
         chosen, folder = exported
         assert sorted(file.name for file in folder.iterdir()) == ["README.md", "config.yaml", "model.onnx", "model.safetensors"]

@@ -478,15 +478,24 @@ def test_weights_that_are_missing_or_do_not_fit_are_a_fault(tmp_path):
     assert "not a readable safetensors file" in only(checks.check_weights([plan.config], runtime, store))
 
 
-def test_weights_that_fit_pass(tmp_path):
+def test_weights_that_fit_pass_and_those_without_class_names_are_warned_of(tmp_path):
+    from rrn_core.data.digits import CLASSES
     from rrn_core.methods import build_networks
     from rrn_core.weights import WeightsMetadata, pack
 
     (plan,) = expand(spec_of(base={"init_weights": "start.safetensors"}))
     branches = {name: value for name, value in build_networks(plan.config, 11).state_dict().items() if name.startswith("branch")}
-    (tmp_path / "start.safetensors").write_bytes(pack(branches, WeightsMetadata(kind="branches", backbone="tiny", num_classes=11)))
-    findings = checks.check_weights([plan.config], Runtime(lists_root=tmp_path), open_store(str(tmp_path / "store")))
-    assert [finding.level for finding in findings] == ["ok"]
+    unnamed = WeightsMetadata(kind="branches", backbone="tiny", num_classes=11)
+    other = (*CLASSES[1:], "sky")
+    for level, metadata in (
+        ("warn", unnamed),
+        ("ok", unnamed.model_copy(update={"classes": CLASSES[::-1]})),
+        ("fault", unnamed.model_copy(update={"classes": other})),
+    ):
+        (tmp_path / "start.safetensors").write_bytes(pack(branches, metadata))
+        findings = checks.check_weights([plan.config], Runtime(lists_root=tmp_path), open_store(str(tmp_path / "store")))
+        assert [finding.level for finding in findings] == [level]
+    assert "digit_9, sky" in checks.render(findings)
 
 
 # all checks

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from configs import digits
+from own_data import make_folder
 from PIL import Image
 
 from rrn_core import PRESETS, CheckpointError, DataError, Runtime, TrainConfig, configure, train
@@ -21,7 +22,7 @@ from rrn_core.data.dataset import open_dataset
 from rrn_core.evaluate import confusion, miou
 from rrn_core.methods import METHODS, settings_class
 from rrn_core.state import STATE, WEIGHTS
-from rrn_core.weights import header_of, load_tensors
+from rrn_core.weights import header_of, load_tensors, unpack
 
 SMALL = {"train_images": 32, "val_images": 4, "batch_size": 4, "epochs": 2, "partition": "1/4", "region_loss_from_epoch": 0}
 ONE_THREAD = Runtime(device="cpu", threads=1)
@@ -34,6 +35,12 @@ def config(**settings: Any) -> TrainConfig:
 def final(reports) -> tuple[dict[str, float], dict[str, bytes]]:
     *_, last = reports
     return last.metrics, last.state.to_files()
+
+
+@pytest.fixture(scope="module")
+def saved() -> dict[str, bytes]:
+    """The files of a checkpoint."""
+    return final(train(config(epochs=1), ONE_THREAD))[1]
 
 
 def without_time(metrics: dict[str, float]) -> dict[str, float]:
@@ -166,6 +173,45 @@ def test_a_checkpoint_of_another_run_is_refused():
     files = final(train(config(epochs=1), ONE_THREAD))[1]
     with pytest.raises(CheckpointError, match="belongs to run"):
         next(train(config(epochs=1, eps=0.7), ONE_THREAD, resume_from=files))
+
+
+def test_a_run_whose_classes_were_renumbered_does_not_resume(tmp_path):
+    root = make_folder(tmp_path / "data")
+    settings = {"dataset": "folder", "partition": "1/2", "epochs": 1, "batch_size": 2, "crop": 64}
+    chosen = config(**settings)
+    runtime = ONE_THREAD.model_copy(update={"data_root": root})
+    files = final(train(chosen, runtime))[1]
+    assert unpack(files[WEIGHTS])[1].classes == ("background", "thing")
+    for classes, told in (
+        ("[thing, background]\nvalues: [1, 0]", "class 0 was background and is thing"),
+        ("[background, object]", r"for 2 classes \(background, thing\), the data have 2 classes \(background, object\)"),
+    ):
+        (root / "dataset.yaml").write_text(f"classes: {classes}\n")
+        with pytest.raises(DataError, match=told):
+            list(train(chosen, runtime, resume_from=files))
+
+
+@pytest.mark.parametrize(
+    ("name", "body", "told"),
+    [
+        (WEIGHTS, None, "incomplete: model.safetensors missing"),
+        (STATE, None, "incomplete: state.safetensors missing"),
+        (STATE, b"", "state.safetensors is damaged"),
+        (STATE, b"\x08\0\0\0\0\0\0\0{broken}", "state.safetensors is damaged"),
+        (STATE, b"\x02\0\0\0\0\0\0\0{}", "state.safetensors is damaged"),
+        ("state.pt", b"old", "saved by an earlier release as state.pt"),
+    ],
+)
+def test_a_folder_that_is_no_whole_checkpoint_is_refused_in_one_line(tmp_path, saved, name, body, told):
+    for file, contents in saved.items():
+        (tmp_path / file).write_bytes(contents)
+    if name not in saved:
+        (tmp_path / STATE).unlink()
+    (tmp_path / name).unlink(missing_ok=True) if body is None else (tmp_path / name).write_bytes(body)
+    with pytest.raises(CheckpointError, match=told) as caught:
+        next(train(config(epochs=1), ONE_THREAD, resume_from=tmp_path))
+    assert "Error" not in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 class Bomb:

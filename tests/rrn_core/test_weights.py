@@ -19,14 +19,16 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from rrn_core import ConfigError, DataError, configure
+from rrn_core.class_names import order_of
 from rrn_core.config import TrainConfig
 from rrn_core.foreign_weights import read_released
 from rrn_core.methods import build_networks
 from rrn_core.networks.deeplab import Branch
 from rrn_core.networks.discriminators import Discriminator
 from rrn_core.optimisation import Optimisers
+from rrn_core.setting import Setting, setting_of
 from rrn_core.state import TrainState
-from rrn_core.weights import initialise, load_model, pack, recognise, unpack
+from rrn_core.weights import initialise, load_model, pack, recognise, training_metadata, unpack
 
 CLASSES = 7
 
@@ -308,6 +310,57 @@ def test_safetensors_that_say_nothing_of_themselves_are_refused(tmp_path):
         initialise(build_networks(config(), CLASSES), (tmp_path / "x.safetensors").read_bytes())
 
 
+# classes
+
+NAMES = tuple("abcdefg")
+
+
+def named(names: tuple[str, ...] | None, body: bytes) -> bytes:
+    tensors, metadata = unpack(body)
+    return pack(tensors, metadata.model_copy(update={"classes": names}))
+
+
+def test_classes_in_another_order_start_branches_and_discriminators_by_name():
+    order = [3, 0, 1, 2, 6, 5, 4]
+    trained = build_networks(config(seed=5), CLASSES).eval()
+    body = pack(trained.state_dict(), training_metadata(config(), trained, NAMES))
+    moved = build_networks(config(), CLASSES).eval()
+    initialise(moved, body, classes=[NAMES[k] for k in order])
+    image, maps = torch.rand(2, 3, 64, 64), torch.rand(2, CLASSES, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(moved.branch2(image), trained.branch2(image)[:, order])
+        before, after = (torch.cat([classes, image], dim=1) for classes in (maps, maps[:, order]))
+        assert torch.allclose(moved.D1(after)[0], trained.D1(before)[0], atol=1e-5)
+        model = load_model(body).ordered_as([NAMES[k] for k in order], remedy="")
+        assert torch.equal(model.quartet.branch1(image), moved.branch1(image))
+    assert model.metadata.classes == tuple(NAMES[k] for k in order)
+
+
+def test_other_class_names_are_refused_with_both_lists(tmp_path):
+    body, quartet = imported(tmp_path, branches()), build_networks(config(), CLASSES)
+    texts = r"for 7 classes \(a, b, c, d, e, f, g\), the data have 7 classes \(A, b, c, d, e, f, g\); start from an ImageNet backbone$"
+    with pytest.raises(DataError, match=f"^init_weights: the weights are {texts}"):
+        initialise(quartet, named(NAMES, body), classes=["A", *NAMES[1:]])
+    many = tuple(f"name{k}" for k in range(150))
+    with pytest.raises(DataError, match="the data have 151 classes") as caught:
+        order_of([*many, "sky"], many, remedy="give other data")
+    assert str(caught.value) == "the weights are for 150 classes, the data have 151 classes (among them sky); give other data"
+    assert order_of(["caf\u00e9", "b"], ["b", "cafe\u0301"], remedy="") == (1, 0)
+
+
+def test_weights_without_names_are_matched_by_number_and_say_so(tmp_path):
+    body, quartet = imported(tmp_path, branches()), build_networks(config(), CLASSES)
+    assert "does not name its classes, so they are matched by number" in initialise(quartet, body, classes=NAMES)
+    with pytest.raises(DataError, match="for 7 classes, the data have 8; start from"):
+        initialise(quartet, body, classes=(*NAMES, "h"))
+
+
+@pytest.mark.parametrize("names", [("a", "b"), ("a",) * CLASSES, (*NAMES[1:], ""), (*NAMES[1:], "x\x1b[2J")])
+def test_class_names_that_contradict_the_file_are_refused(tmp_path, names):
+    with pytest.raises(DataError, match=r"its metadata was written by .* \(classes: must be 7 different names\)"):
+        load_model(named(names, imported(tmp_path, branches())))
+
+
 # load_model
 
 
@@ -352,10 +405,40 @@ def test_models_that_cannot_be_evaluated_are_refused(tmp_path):
         load_model(tmp_path / "nothing")
 
 
-def test_settings_in_a_file_that_cannot_be_used_are_a_fault_of_the_file(tmp_path):
-    stored = recognised().model_copy(update={"config": {"backbone": "tiny", "crop": 3}})
-    with pytest.raises(DataError, match=r"^checkpoint: crop: Input should be greater than or equal to 64, got 3$"):
-        load_model(pack(branches(), stored))
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"crop": 3}, r"crop: Input should be greater than or equal to 64, got 3$"),
+        ({"method": "foo"}, r'method: must be one of cps, rrn, supervised, got "foo"$'),
+    ],
+)
+def test_settings_in_a_file_that_cannot_be_used_are_a_fault_of_the_file(settings, told):
+    stored = recognised().model_copy(update={"config": {"backbone": "tiny"} | settings})
+    for changes in ({}, {"eval_batch": 1}):
+        with pytest.raises(DataError, match=f"^checkpoint: {told}"):
+            load_model(pack(branches(), stored), changes=changes)
+
+
+def test_settings_that_no_evaluation_reads_are_refused_by_name(tmp_path):
+    body = imported(tmp_path, branches())
+    for changes, told in (
+        ({"emsemble": "prob"}, "emsemble: unknown setting, did you mean ensemble?; change settings such as"),
+        ({"eps": 0.7}, "eps: only a training reads this setting; change"),
+        ({"partition_by": "list"}, "checkpoint: partition_by: list and labeled_list need each other"),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            load_model(body, changes=changes)
+        assert told in str(caught.value)
+    assert str(caught.value) == "checkpoint: partition_by: list and labeled_list need each other"
+
+
+def test_a_setting_that_the_file_does_not_know_has_its_neutral_value(monkeypatch):
+    monkeypatch.setattr(
+        "rrn_core.evaluation_settings.setting_of",
+        lambda field: Setting("evaluation", neutral="none") if field is ensemble else setting_of(field),
+    )
+    ensemble = TrainConfig.model_fields["ensemble"]
+    assert load_model(pack(branches(), recognised().model_copy(update={"config": {"backbone": "tiny"}}))).config.ensemble == "none"
 
 
 def recognised():
