@@ -37,8 +37,8 @@ class Evaluation:
 
     protocol: dict[str, Any]
     """What was evaluated, and with which settings."""
-    miou: dict[str, float]
-    """mIoU in 0..1 by head. `reported` is that of the head that the setting `ensemble` selects."""
+    miou: dict[str, float | None]
+    """mIoU in 0..1 by head; None without a labelled pixel. `reported` is that of the head that the setting `ensemble` selects."""
     iou: dict[str, dict[str, float | None]]
     """IoU in 0..1 by head, then by class; None if a class neither occurs nor is predicted."""
 
@@ -239,7 +239,7 @@ def _protocol(checkpoint: str, model: Model, images: int, stride: int | None) ->
 
 
 def _evaluation(metrics: Mapping[str, float], classes: Sequence[str], protocol: dict[str, Any]) -> Evaluation:
-    miou = {head: metrics[f"val/miou_{head}"] for head in HEADS} | {"reported": metrics["val/miou"]}
+    miou = {head: metrics.get(f"val/miou_{head}") for head in HEADS} | {"reported": metrics.get("val/miou")}
     iou = {head: {name: metrics.get(f"val/iou_{head}/{name}") for name in classes} for head in HEADS}
     return Evaluation(protocol, miou, iou)
 

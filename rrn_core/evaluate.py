@@ -20,7 +20,7 @@ from rrn_core.data.augment import normalise, pad
 from rrn_core.data.dataset import Images, Pixels
 from rrn_core.errors import ConfigError
 from rrn_core.losses import hard_labels
-from rrn_core.networks.quartet import Quartet
+from rrn_core.networks.quartet import Quartet, branches
 
 Forward = Callable[[Tensor], Tensor]
 """Normalised windows (N, 3, crop, crop) to scores (N, ..., crop, crop)."""
@@ -66,11 +66,12 @@ def metrics_of(by_head: Tensor, classes: Sequence[str], config: TrainConfig) -> 
     """mIoU and IoU per class, in 0..1, from confusion matrices (3, K, K), one for each of `HEADS`.
 
     `val/miou` is the mIoU of the `reported_head`. With `ensemble: none`, `val/miou_ensemble` is that of the mean logits. A class that
-    neither occurs nor is predicted has no IoU; its key is left out.
+    neither occurs nor is predicted has no IoU, and without a labelled pixel there is no mIoU; their keys are left out.
     """
     counts_of = dict(zip(HEADS, by_head, strict=True))
-    metrics = {f"val/miou_{head}": miou(counts) for head, counts in counts_of.items()}
-    metrics["val/miou"] = metrics[f"val/miou_{reported_head(config)}"]
+    means = {head: miou(counts) for head, counts in counts_of.items()}
+    named = {f"val/miou_{head}": value for head, value in means.items()} | {"val/miou": means[reported_head(config)]}
+    metrics = {name: value for name, value in named.items() if value is not None}
     for head, counts in counts_of.items():
         by_class = zip(classes, iou(counts).tolist(), strict=True)
         metrics |= {f"val/iou_{head}/{name}": value for name, value in by_class if not math.isnan(value)}
@@ -151,9 +152,9 @@ def iou(confusion: Tensor) -> Tensor:
     return both / (counts.sum(-1) + counts.sum(-2) - both)
 
 
-def miou(confusion: Tensor) -> float:
-    """Mean of `iou` over the classes that have one, including background; in 0..1."""
-    return iou(confusion).nanmean().item()
+def miou(confusion: Tensor) -> float | None:
+    """Mean of `iou` over the classes that have one, including background; in 0..1. None if no pixel was counted."""
+    return iou(confusion).nanmean().item() if bool(confusion.any()) else None
 
 
 def heads(quartet: Quartet, config: TrainConfig, device: torch.device) -> Forward:
@@ -161,12 +162,11 @@ def heads(quartet: Quartet, config: TrainConfig, device: torch.device) -> Forwar
 
     The scores of the branches are logits. Those of the ensemble are weighted means of logits or of probabilities.
     """
-    weight = config.ensemble_weight
+    both, weight = branches(quartet, config), config.ensemble_weight
 
     def forward(windows: Tensor) -> Tensor:
         windows = windows.to(device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
-            logits = torch.stack([quartet.branch1(windows), quartet.branch2(windows)], dim=1).float()
+        logits = torch.stack([branch(windows) for branch in both], dim=1).float()
         parts = logits.softmax(dim=2) if config.ensemble == "prob" else logits
         mean = weight * parts[:, :1] + (1 - weight) * parts[:, 1:]
         return torch.cat([logits, mean], dim=1)

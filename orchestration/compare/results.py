@@ -11,7 +11,7 @@ from orchestration.formatting import label
 from orchestration.observe.status import state_text
 from orchestration.plan.spec import Retries
 from orchestration.plan.trial_plan import TrialPlan
-from orchestration.record.manifest import CONTENTS, SCORE, EpochMetrics, Manifest
+from orchestration.record.manifest import CONTENTS, EpochMetrics, Manifest, best_epoch
 from orchestration.record.trial_state import TrialState, state_of
 from rrn_core.methods import all_settings
 
@@ -62,8 +62,8 @@ class TrialResult:
 
     @property
     def best(self) -> EpochMetrics | None:
-        """The first epoch with the best val/miou."""
-        return max(self.history, key=lambda entry: entry.metrics[SCORE], default=None)
+        """The first epoch with the best val/miou; None where no epoch has one."""
+        return best_epoch(self.history)
 
     def entry(self, at: At, *, common: int) -> EpochMetrics | None:
         """The epoch that the rule reads, `common` being the common one; None where there is none."""

@@ -12,7 +12,7 @@ from orchestration.errors import SweepError
 from orchestration.formatting import label, shown, table
 from orchestration.plan.trial_plan import TrialPlan
 from orchestration.plan.validation_text import suggestion
-from orchestration.record.manifest import SCORE, Checkpoint, EpochMetrics, Manifest
+from orchestration.record.manifest import MIOUS, SCORE, Checkpoint, EpochMetrics, Manifest
 from orchestration.record.trial_state import TrialState
 from rrn_core.methods import all_settings
 
@@ -161,6 +161,8 @@ def _check_names(per: Sequence[str]) -> None:
 def _check_metric(metric: str, finished: Sequence[_Run]) -> None:
     known = dict.fromkeys(name for _, manifest in finished for entry in manifest.history for name in entry.metrics)
     names = [name for name in known if name.startswith(COMPARABLE)]
+    if metric in MIOUS and metric not in names:
+        raise SweepError(f"no finished trial has {metric}: no validation pixel has a label; correct the labels and train again")
     if metric not in names:
         raise SweepError(f"--metric {metric}: expected a metric that starts with {' or '.join(COMPARABLE)}{suggestion(metric, names)}")
 

@@ -12,7 +12,7 @@ from orchestration.formatting import instant
 from orchestration.observe.events import Event, TrialProgress
 from orchestration.observe.trial_log import attempt_end
 from orchestration.plan.trial_plan import TrialPlan
-from orchestration.record.manifest import SCORE, Attempt, Manifest
+from orchestration.record.manifest import Attempt, Manifest
 from orchestration.record.trial_state import TrialState
 
 
@@ -67,7 +67,7 @@ def _updates(plan: TrialPlan, reported: ReportedTrial, manifest: Manifest, *, en
         iteration=reached,
         iterations=manifest.iterations,
         loss=last.metrics.get("train/loss") if last else None,
-        miou=last.metrics.get(SCORE) if last else None,
+        miou=last.score if last else None,
         eta_s=None if pace is None else pace * (manifest.iterations - reached),
         committed=manifest.epochs,
         worked_s=attempt.seconds,
@@ -102,7 +102,8 @@ def _of_state(plan: TrialPlan, newest: Sequence[Attempt], state: TrialState, rep
 
 def _end(attempt: Attempt, manifest: Manifest) -> str:
     if attempt.outcome == "finished":
-        miou = f", mIoU {manifest.last.metrics[SCORE]:.3f} after the last epoch" if manifest.last else ""
+        score = manifest.last.score if manifest.last else None
+        miou = "" if score is None else f", mIoU {score:.3f} after the last epoch"
         return f"finished{miou}"
     failed = attempt is manifest.attempts[-1] and manifest.status is TrialState.FAILED
     return attempt_end(attempt) if attempt.outcome == "interrupted" else f"{'failed' if failed else 'ended'}: {attempt_end(attempt)}"

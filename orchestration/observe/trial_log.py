@@ -66,7 +66,7 @@ def _epoch(entry: EpochMetrics, manifest: Manifest) -> str:
     parts = [
         f"epoch {entry.epoch}/{manifest.config.get('epochs', '?')}, step {entry.step}",
         f"train/loss {metrics.get('train/loss', float('nan')):.4f}{_bracketed(terms)}",
-        f"{SCORE} {metrics.get(SCORE, float('nan')):.4f}{_bracketed(heads)}",
+        f"{SCORE} {'undefined' if entry.score is None else f'{entry.score:.4f}'}{_bracketed(heads)}",
         *([f"{seconds:.1f} s"] if seconds else []),
     ]
     return f"{instant(entry.time_ms)}  {'; '.join(parts)}"

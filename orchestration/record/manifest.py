@@ -34,6 +34,8 @@ log = logging.getLogger(__name__)
 
 SCORE = "val/miou"
 """The metric by which the best checkpoint is chosen."""
+MIOUS = (SCORE, *(f"{SCORE}_{head}" for head in ("branch1", "branch2", "ensemble")))
+"""The means over classes. Each is absent while no validation pixel has a label."""
 
 CONTENTS = tuple(sorted(settings_where(lambda setting: setting.data == "contents")))
 """Settings that a sweep fills in from the contents of files."""
@@ -91,13 +93,12 @@ class EpochMetrics(StoredModel):
     step: Count
     time_ms: Milliseconds
     metrics: dict[str, Value]
+    """A metric that is undefined is absent."""
 
-    @field_validator("metrics")
-    @classmethod
-    def _scored(cls, metrics: dict[str, float]) -> dict[str, float]:
-        if SCORE not in metrics:
-            raise ValueError(f"metrics of an epoch must include {SCORE}")
-        return metrics
+    @property
+    def score(self) -> float | None:
+        """`val/miou`; None if it is undefined, because no validation pixel has a label."""
+        return self.metrics.get(SCORE)
 
 
 class EpochPictures(StoredModel):
@@ -245,8 +246,8 @@ class Manifest(StoredModel):
 
     @property
     def best(self) -> EpochMetrics | None:
-        """The first epoch with the highest `val/miou`."""
-        return max(self.history, key=lambda entry: entry.metrics[SCORE], default=None)
+        """The first epoch with the highest `val/miou`; None if no epoch has one."""
+        return best_epoch(self.history)
 
 
 def manifest_key(sweep: str, trial_id: str) -> str:
@@ -325,6 +326,12 @@ def retained(checkpoints: tuple[Checkpoint, ...], retention: Retention) -> tuple
     if retention.best and best:
         keep.add(best.step)
     return tuple(c for c in checkpoints if c.step in keep)
+
+
+def best_epoch(history: Iterable[EpochMetrics]) -> EpochMetrics | None:
+    """The first epoch with the highest `val/miou`; None if no epoch has one."""
+    scored = [(entry.score, entry) for entry in history if entry.score is not None]
+    return max(scored, key=lambda one: one[0], default=(None, None))[1]
 
 
 def best_of(checkpoints: Iterable[Checkpoint]) -> Checkpoint | None:

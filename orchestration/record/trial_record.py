@@ -19,7 +19,6 @@ from orchestration.record.manifest import (
     CHECKPOINTS,
     FOLDERS,
     PICTURES,
-    SCORE,
     Attempt,
     Checkpoint,
     EpochMetrics,
@@ -145,7 +144,7 @@ class TrialRecord:
         """
         objects = self._put(f"{CHECKPOINTS}/{step:08d}", files)
         history = (*self.manifest.history, *(entry for entry in entries if entry.epoch > self.manifest.epochs))
-        score = next((entry.metrics[SCORE] for entry in history if entry.step == step), None)
+        score = next((entry.score for entry in history if entry.step == step), None)
         checkpoint = Checkpoint(step=step, epoch=epoch, attempt=self.manifest.attempt, score=score, objects=objects)
         before = self.manifest.checkpoints
         changes = {

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO
 
-from orchestration.record.manifest import SCORE, EpochMetrics
+from orchestration.record.manifest import EpochMetrics
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ class PendingCheckpoint:
     @property
     def score(self) -> float | None:
         """`val/miou`; None where the checkpoint does not end an epoch."""
-        return next((entry.metrics[SCORE] for entry in self.entries if entry.step == self.step), None)
+        return next((entry.score for entry in self.entries if entry.step == self.step), None)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from optuna.trial import create_trial
 from orchestration.errors import SpecError
 from orchestration.plan.spec import Dimension, Search, SweepSpec
 from orchestration.plan.trial_plan import Resolve, TrialPlan, make_plan
-from orchestration.record.manifest import SCORE, Manifest
+from orchestration.record.manifest import Manifest
 from orchestration.record.stored_trials import StoredTrials, restored_plan
 from orchestration.record.trial_state import TrialState
 from rrn_core.methods import all_settings
@@ -116,9 +116,9 @@ class AdaptiveSource:
 
 
 def objective(manifest: Manifest, search: Search) -> float | None:
-    """The value that the sampler maximises: `val/miou` of the last or the best epoch; None if the trial is not finished."""
+    """The value that the sampler maximises: `val/miou` of the last or the best epoch; None if the trial is not finished, or has none."""
     entry = manifest.last if search.at == "last" else manifest.best
-    return entry.metrics[SCORE] if entry and manifest.status is TrialState.FINISHED else None
+    return entry.score if entry and manifest.status is TrialState.FINISHED else None
 
 
 def _distribution(spec: SweepSpec, name: str, dimension: Dimension) -> BaseDistribution:

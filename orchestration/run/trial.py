@@ -200,7 +200,7 @@ def _start_progress(plan: TrialPlan, manifest: Manifest, resumed_step: int | Non
         iteration=resumed_step or 0,
         iterations=plan.iterations,
         loss=last.metrics.get("train/loss") if last else None,
-        miou=last.metrics[SCORE] if last else None,
+        miou=last.score if last else None,
         committed=manifest.epochs,
     )
 
@@ -212,7 +212,7 @@ def _updated(update: TrialProgress, report: Report, pace: _IterationPace, record
         iteration=report.iteration,
         iterations=report.iterations,
         loss=report.loss,
-        miou=report.metrics[SCORE] if report.metrics else update.miou,
+        miou=report.metrics.get(SCORE) if report.metrics else update.miou,
         eta_s=pace.eta_s(report),
         committed=record.manifest.epochs,
         worked_s=record.worked_s,

@@ -43,7 +43,7 @@ class TrialSummary:
     state: TrialState
     epochs: int
     last: float | None
-    """`val/miou` of the newest epoch, in 0..1; None before the first epoch."""
+    """`val/miou` of the newest epoch, in 0..1; None before the first epoch, or if it is undefined."""
     best: float | None
     """The highest `val/miou`."""
     best_epoch: int | None
@@ -63,8 +63,8 @@ def summary_of(manifest: Manifest, state: TrialState) -> TrialSummary:
         seed=config.get("seed"),
         state=state,
         epochs=manifest.epochs,
-        last=last.metrics[SCORE] if last else None,
-        best=best.metrics[SCORE] if best else None,
+        last=last.score if last else None,
+        best=best.score if best else None,
         best_epoch=best.epoch if best else None,
         method=str(config.get("method")),
         data=_data(config),
@@ -166,7 +166,8 @@ def _result(manifest: Manifest) -> str:
 
 def _scores(entry: EpochMetrics) -> str:
     heads = [entry.metrics[f"{SCORE}_{head}"] for head in _HEADS if f"{SCORE}_{head}" in entry.metrics]
-    return " / ".join(f"{100 * value:.2f}" for value in heads or [entry.metrics[SCORE]])
+    known = heads or ([entry.score] if entry.score is not None else [])
+    return " / ".join(f"{100 * value:.2f}" for value in known) or "undefined"
 
 
 def _checkpoints(manifest: Manifest, store: str) -> Iterator[str]:

@@ -10,7 +10,7 @@ from itertools import accumulate
 from typing import Any
 
 from orchestration.plan.trial_plan import ID_LENGTH
-from orchestration.record.manifest import CONTENTS, SCORE, Checkpoint, EpochMetrics, Manifest
+from orchestration.record.manifest import CONTENTS, SCORE, Checkpoint, EpochMetrics, Manifest, best_epoch
 from orchestration.record.stored_trials import varied_settings
 from orchestration.record.trial_state import TrialState
 from orchestration.tracking.dataset_inputs import DatasetInput, data_sets, split_hash
@@ -117,10 +117,10 @@ def _defaults(method: str) -> Mapping[str, Any]:
 def _epochs(manifest: Manifest) -> Iterator[MetricPoint]:
     best: EpochMetrics | None = None
     for entry in manifest.history:
-        if best is None or entry.metrics[SCORE] > best.metrics[SCORE]:
-            best = entry
+        best = best_epoch(filter(None, (best, entry)))
         shown = {name: value for name, value in entry.metrics.items() if not name.startswith(_TABLED)}
-        yield MetricPoint(entry.epoch, storable_ms(entry.time_ms), {**shown, BEST_SCORE: best.metrics[SCORE], BEST_EPOCH: best.epoch})
+        highest = {BEST_SCORE: best.metrics[SCORE], BEST_EPOCH: best.epoch} if best else {}
+        yield MetricPoint(entry.epoch, storable_ms(entry.time_ms), {**shown, **highest})
 
 
 def _effort(manifest: Manifest) -> tuple[MetricPoint, ...]:

@@ -13,7 +13,7 @@ from typing import Any
 from PIL import Image
 
 from orchestration.errors import Corrupt, SpecError
-from orchestration.record.manifest import SCORE, Attempt, EpochMetrics, EpochPictures, Manifest, ObjectRef, sha256_of
+from orchestration.record.manifest import SCORE, Attempt, EpochMetrics, EpochPictures, Manifest, ObjectRef, best_epoch, sha256_of
 from orchestration.record.stored_trials import stored_config
 from orchestration.record.trial_state import TrialState
 from orchestration.store.base import Store
@@ -137,13 +137,11 @@ def _iou(manifest: Manifest, *, live: bool) -> Iterator[RunFile]:
 
 def _iou_table(entries: Sequence[EpochMetrics], rule: str) -> bytes:
     """In percent; empty for a class that neither occurs nor is predicted."""
-    last, best = entries[-1], max(entries, key=lambda entry: entry.metrics[SCORE])
+    last, best = entries[-1], best_epoch(entries)
     shown = [(last, head, f"{head}, {rule} ({last.epoch})") for head in _HEADS]
-    shown.append((best, "ensemble", f"ensemble, best ({best.epoch})"))
+    shown += [(best, "ensemble", f"ensemble, best ({best.epoch})")] if best else []
     prefixes = [f"val/iou_{head}/" for head in _HEADS]
-    named = (
-        name.removeprefix(prefix) for entry in (last, best) for name in entry.metrics for prefix in prefixes if name.startswith(prefix)
-    )
+    named = (name.removeprefix(prefix) for entry, *_ in shown for name in entry.metrics for prefix in prefixes if name.startswith(prefix))
     rows = [[name, *(_percent(entry, f"val/iou_{head}/{name}") for entry, head, _ in shown)] for name in dict.fromkeys(named)]
     mean = ["mean", *(_percent(entry, f"{SCORE}_{head}") for entry, head, _ in shown)]
     return table(["IoU in percent, epoch", *(title for *_, title in shown)], [mean, *rows])

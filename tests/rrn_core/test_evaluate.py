@@ -257,3 +257,11 @@ def test_bfloat16_runs_the_networks_under_autocast():
     metrics = evaluate(pair, Grey(), CLASSES, settings(crop=64, precision="bfloat16"), CPU)
     assert pair.branch1.autocast
     assert metrics["val/miou_branch2"] == 1.0
+
+
+def test_metrics_without_a_labelled_pixel_or_of_a_class_without_any_are_absent():
+    nothing = torch.zeros(3, 2, 2, dtype=torch.int64)
+    assert miou(nothing[0]) is None
+    assert metrics_of(nothing, ("a", "b"), configure("digits")) == {}
+    nothing[1, 0, 0] = 5
+    assert metrics_of(nothing, ("a", "b"), configure("digits")) == {"val/miou_branch2": 1.0, "val/iou_branch2/a": 1.0}

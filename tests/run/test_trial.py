@@ -12,10 +12,18 @@ from itertools import islice
 import pytest
 import torch
 from conftest import new_s3_server, set_environment
+from own_data import make_folder
 from PIL import Image
 
-from orchestration.errors import Fenced, Preempted
-from orchestration.plan.spec import PictureRule, Retention, Retries
+from orchestration.compare.comparison import compare
+from orchestration.compare.page import page
+from orchestration.compare.results import results
+from orchestration.errors import Fenced, Preempted, SweepError
+from orchestration.export.best_checkpoint import best
+from orchestration.observe import status
+from orchestration.observe.state_changes import newest
+from orchestration.observe.trial_log import log_lines
+from orchestration.plan.spec import PictureRule, Retention, Retries, Search
 from orchestration.plan.sweep_file import check
 from orchestration.plan.trial_plan import TrialPlan, expand
 from orchestration.record.lease import Lease
@@ -23,8 +31,11 @@ from orchestration.record.manifest import read_manifest
 from orchestration.record.trial_record import TrialRecord
 from orchestration.run import trial
 from orchestration.run.job import Job
+from orchestration.run.search import objective
 from orchestration.run.trial import run_trial
 from orchestration.store.open import open_store
+from orchestration.tracking.descriptions import summary_of
+from orchestration.tracking.run_content import run_content
 from rrn_core import Runtime
 from rrn_core.evaluate import miou
 
@@ -62,6 +73,37 @@ def test_a_trial_ends_finished_with_every_epoch_in_its_manifest(job):
     assert (attempt.outcome, attempt.last_step, attempt.lost_s) == ("finished", plan.iterations, 0.0)
     assert updates[-1].committed == 3
     assert manifest.seconds > 0
+
+
+def test_without_a_labelled_validation_pixel_a_trial_finishes_and_no_reader_needs_its_miou(job, tmp_path):
+    root = make_folder(tmp_path / "data")
+    for name in ("im8", "im9"):
+        Image.new("L", (64, 64), 255).save(root / "masks" / f"{name}.png")
+    plan = plan_of(dataset="folder", partition="1/2", epochs=2, batch_size=2, method="supervised")
+    job = replace(job, runtime=job.runtime.model_copy(update={"data_root": root}))
+    *_, last = run_trial(plan, job)
+    manifest = manifest_of(plan, job)
+    assert (last.ended, last.miou, manifest.status) == ("finished", None, "finished")
+    assert not [name for entry in manifest.history for name in entry.metrics if name.startswith("val/")]
+    assert manifest.best is manifest.best_checkpoint is None
+    manifests, states = {plan.trial_id: manifest}, {plan.trial_id: manifest.status}
+    assert status.summary([plan], manifests, states).splitlines()[1].split()[2:-1] == ["2/2", *["-"] * 7]
+    assert "val/miou undefined" in "\n".join(log_lines(manifest, job.store))
+    assert newest([plan], manifests, count=1)[0].endswith("attempt 1 finished")
+    (result,) = results([([plan], manifests)])
+    assert result.best is None
+    assert [dict(cell.values) for cell in compare([result]).cells] == [{}]
+    assert page(compare([result]), title="t", source={}, updated="now")
+    content = run_content(manifest, store=job.store, live=False)
+    names = {name for points in content.series.values() for point in points for name in point.metrics}
+    assert "train/loss" in names
+    assert not {name for name in names if "miou" in name}
+    assert not any("nan" in tag.lower().split() for tag in content.tags.values())
+    summary = summary_of(manifest, manifest.status)
+    assert (summary.last, summary.best) == (None, None)
+    assert objective(manifest, Search(trials=1)) is None
+    with pytest.raises(SweepError, match="no finished trial has val/miou: no validation pixel has a label"):
+        best([plan], manifests)
 
 
 def pictures_of(plan: TrialPlan, job: Job) -> dict[int, dict[str, bytes]]:
