@@ -5,18 +5,19 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestration.errors import SweepError, user_errors
+from orchestration.errors import NotFound, SweepError, user_errors
 from orchestration.formatting import table
 from orchestration.observe.status import HEADS
 from orchestration.store.base import is_key
 from orchestration.store.open import open_store
 from rrn_core.config import Runtime
+from rrn_core.data.lists import first_few
 from rrn_core.errors import DataError
 
 if TYPE_CHECKING:  # torch and the images of a data set load slowly, and `plan` needs neither
@@ -106,7 +107,8 @@ def predict_images(
     changes: Mapping[str, Any] | None = None,
     stride: int | None = None,
 ) -> list[Path]:
-    """For each image NAME.* write NAME.png, a palette image of the predicted classes, and NAME_overlay.png, half colours and half image.
+    """For each image NAME.*, given itself or by its folder, write NAME.png, a palette image of the predicted classes, and
+    NAME_overlay.png, half colours and half image.
 
     The numbers and colours of the classes are those of the data set if they are known, by its name or from dataset.yaml in
     `runtime.data_root`; else the numbers of the checkpoint and the colours of PASCAL VOC. Files of the same names in `out` are replaced,
@@ -122,6 +124,7 @@ def predict_images(
     from rrn_core.evaluate import predict
     from rrn_core.weights import load_model
 
+    files = list(_images(files))
     _refuse_clashes(files, out)
     if missing := [file for file in files if not file.is_file()]:
         raise SweepError(f"{missing[0]}: no such image{f', and {len(missing) - 1} more' if missing[1:] else ''}")
@@ -151,8 +154,12 @@ def read_weights(checkpoint: str) -> bytes:
         key = name if name.endswith(".safetensors") else f"{name}/{WEIGHTS}"
         if not is_key(key):
             raise SweepError(f"{checkpoint}: not the URI of weights; expected URI/NAME.safetensors, or the URI of a folder with {WEIGHTS}")
-        with user_errors():
+        try:
             return open_store(parent, deadline_s=30).read(key)[0]
+        except NotFound:
+            raise SweepError(
+                f"{checkpoint}: {key} is not in the store; expected the URI of weights, or of a folder with {WEIGHTS}"
+            ) from None
     path = Path(checkpoint).expanduser()
     file = path / WEIGHTS if path.is_dir() else path
     if not file.is_file():
@@ -170,6 +177,29 @@ def _ordered(model: Model, classes: Sequence[str], checkpoint: str) -> Model:
     if model.metadata.classes is None and (dataset == "folder" or trained != dataset):
         log.warning("%s: the weights do not name their classes, so they are matched with those of %s by number", checkpoint, dataset)
     return ordered
+
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
+
+
+def _images(places: Iterable[Path]) -> Iterator[Path]:
+    """The files, and the images in the folders in the order of their names. Logs one line for other files of a folder.
+
+    Raises:
+        SweepError: a folder without an image.
+    """
+    for place in places:
+        if not place.is_dir():
+            yield place
+            continue
+        with user_errors():
+            inside = sorted(file for file in place.iterdir() if not file.name.startswith("."))
+        images = [file for file in inside if file.is_file() and file.suffix.lower() in IMAGE_SUFFIXES]
+        if not images:
+            raise SweepError(f"{place}: holds no image; expected files that end in {', '.join(IMAGE_SUFFIXES)}")
+        if others := [file.name for file in inside if file not in images]:
+            log.warning("%s: %d of %d entries are not images and left out: %s", place, len(others), len(inside), first_few(others))
+        yield from images
 
 
 def _set_up(runtime: Runtime) -> torch.device:

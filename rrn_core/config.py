@@ -108,8 +108,11 @@ class TrainConfig(BaseModel):
     hflip: Annotated[Probability, Setting("data", changes_cost=False)] = 0.5
     """Probability that a training image is mirrored horizontally."""
 
-    backbone: Annotated[Literal["tiny", "resnet18", "resnet50", "resnet101"], Setting("networks", headline=True)] = "resnet50"
-    """ResNet with a deep stem (v1c). `tiny` is for CPUs and small images."""
+    backbone: Annotated[
+        Literal["tiny", "resnet18", "resnet50", "resnet101", "resnet50_stem32", "resnet101_stem32"], Setting("networks", headline=True)
+    ] = "resnet50"
+    """ResNet with a deep stem (v1c). `tiny` is for CPUs and small images. With `_stem32` the stem has 32, 32 and 64 channels, as in
+    mmsegmentation's v1c, instead of 64, 64 and 128."""
     init_weights: Annotated[str | None, Setting("networks", changes_cost=False)] = None
     """Weights to start from, in a file that `rrn-sweep weights import` has written. A relative path is looked up beside the sweep file,
     then in the data root. A sweep also accepts `store:` followed by a key of the store. An ImageNet backbone initialises both branches;

@@ -165,15 +165,28 @@ def _backbone_names(found: Mapping[str, Tensor], keys: Iterable[str]) -> _Names:
         keys_found = f"its first keys: {', '.join(map(printable, list(found)[:3]))}" if found else "it has no tensors"
         raise DataError(f"holds {what}, expected two branches or one ResNet; {keys_found}")
     prefix = prefixes[0]
-    if prefix + "conv1.0.weight" not in found:
-        stem = found.get(prefix + "conv1.weight")
-        got = "of an unknown form" if stem is None else f"one convolution of {printable(' x '.join(map(str, stem.shape)), longest=40)}"
+    own, mmseg = (all(f"{prefix}{stem}.{i}.weight" in found for i in (0, 3, 6)) for stem in ("conv1", "stem"))
+    if not own and not mmseg:
         raise DataError(
-            f"its stem is {got}, expected three convolutions of 3 x 3 (conv1.0, conv1.3, conv1.6); "
-            "use a v1c ResNet, such as resnet50_v1c.pth"
+            f"its stem is {_stem(found, prefix)}, expected three convolutions of 3 x 3 (conv1.0, conv1.3, conv1.6, or mmsegmentation's "
+            "stem.0, stem.3, stem.6); use a v1c ResNet, such as resnet50_v1c.pth"
         )
-    pattern = re.compile(re.escape(prefix) + r"((conv1|bn1|layer[1-4])\..+)")
-    return {f"backbone.{match[1]}": key for key in keys if (match := pattern.fullmatch(key))}
+    pattern = re.compile(re.escape(prefix) + (r"((conv1|bn1|layer[1-4])\..+)" if own else r"((stem|layer[1-4])\..+)"))
+    return {f"backbone.{_own_name(match[1])}": key for key in keys if (match := pattern.fullmatch(key))}
+
+
+def _own_name(name: str) -> str:
+    """Our name of a tensor of mmsegmentation's ResNet v1c, whose `stem` also holds the last normalisation. Other names stay."""
+    return re.sub(r"^stem\.", "conv1.", re.sub(r"^stem\.7\.", "bn1.", name))
+
+
+def _stem(found: Mapping[str, Tensor], prefix: str) -> str:
+    """The convolutions outside the stages: `one convolution of 64 x 3 x 7 x 7 (conv1.weight)`."""
+    outside = re.compile(re.escape(prefix) + r"(?!layer[1-4]\.|\w*(head|classifier)\.)(.+)")
+    convs = [(match[2], found[key]) for key in found if found[key].ndim == 4 and (match := outside.fullmatch(key))]
+    shown = [f"{' x '.join(map(str, tensor.shape))} ({name})" for name, tensor in convs[:3]]
+    count = {0: "of an unknown form", 1: "one convolution of "}.get(len(convs), f"{len(convs)} convolutions of ")
+    return printable(count + ", ".join(shown), longest=160)
 
 
 def _discriminator_names(found: Mapping[str, Tensor], keys: Iterable[str], *, inputs: int) -> _Names:

@@ -9,10 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rrn_core.data.files import VOID as VOID
 from rrn_core.maps import at_least_float32, resize
-
-VOID = 255
-"""Label of pixels that no loss and no metric counts."""
 
 
 def supervised_loss(logits: Tensor, labels: Tensor) -> Tensor:

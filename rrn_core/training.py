@@ -99,7 +99,9 @@ def device_of(runtime: Runtime) -> torch.device:
     try:
         device = torch.device(runtime.device)
     except RuntimeError:
-        raise ConfigError(f"device: must be auto, cpu, cuda or cuda:N, got {runtime.device}") from None
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise ConfigError(f"device: must be auto, cpu, cuda or cuda:N, got {runtime.device}")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ConfigError(
             f"device: {runtime.device}, but torch finds {torch.cuda.device_count()} CUDA devices; use --device cpu, "
@@ -140,6 +142,7 @@ def _loop(
     total = config.epochs * per_epoch
     method = method_of(config.method)
     sums = {name: torch.tensor(value, dtype=torch.float64, device=device) for name, value in state.sums.items()}
+    since = state.iteration
     clock, counted_from = _Clock(state.seconds), state.iteration
     for batch in loader(batches, start=state.iteration, stop=total, workers=runtime.workers, pin=device.type == "cuda"):
         epoch = state.iteration // per_epoch
@@ -152,7 +155,8 @@ def _loop(
         done = state.iteration % per_epoch
         if done and not _is_due(done, group, runtime.progress_every):
             continue
-        state.sums = _finite(dict(zip(sums, torch.stack(list(sums.values())).tolist(), strict=True)), state.iteration)
+        state.sums = _finite(dict(zip(sums, torch.stack(list(sums.values())).tolist(), strict=True)), since + 1, state.iteration)
+        since = state.iteration
         loss = state.sums["loss"] / (done or per_epoch)
         metrics = confusion = None
         if not done:
@@ -178,11 +182,12 @@ def _is_due(done: int, group: AccumulationGroup, every: int | None) -> bool:
     return every is not None and group.ends and done % every < group.size
 
 
-def _finite(sums: dict[str, float], iteration: int) -> dict[str, float]:
-    """The sums. Raises FloatingPointError if one is not finite."""
+def _finite(sums: dict[str, float], first: int, last: int) -> dict[str, float]:
+    """The sums. Raises FloatingPointError if one is not finite: it was finite before the iteration `first`."""
+    where = str(first) if first == last else f"{first} to {last}"
     bad = [name for name, value in sums.items() if not math.isfinite(value)]
     if bad:
-        raise FloatingPointError(f"diverged: {', '.join(bad)} not finite at iteration {iteration}; lower lr or the lambdas")
+        raise FloatingPointError(f"diverged: {', '.join(bad)} not finite at iteration {where}; lower lr or the lambdas")
     return sums
 
 

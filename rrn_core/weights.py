@@ -233,12 +233,17 @@ def _backbone_name(shapes: Shapes, prefix: str) -> str:
     block = "bottleneck" if f"{prefix}layer1.0.conv3.weight" in shapes else "basic"
     blocks = tuple(_count(shapes, rf"{prefix}layer{stage}\.(\d+)\.conv1\.weight") for stage in (1, 2, 3, 4))
     width = shapes[prefix + ANCHOR][:1]
-    for name in BACKBONES:
-        spec = branch_spec(name)
-        if (spec.block, spec.blocks, spec.widths[:1]) == (block, blocks, width):
-            return name
+    alike = [name for name in BACKBONES if _sizes(name) == (block, blocks, width)]
+    stem = shapes.get(f"{prefix}conv1.0.weight", ())[:1]
+    if alike:  # of an unknown width of the stem, the first: the shapes are compared next
+        return next((name for name in alike if (branch_spec(name).stem,) == stem), alike[0])
     got = f"{block} blocks {', '.join(map(str, blocks))} of {_size(width)} channels"
     raise DataError(f"its ResNet has {got}, which is none of {', '.join(BACKBONES)}")
+
+
+def _sizes(backbone: str) -> tuple[str, tuple[int, ...], tuple[int, ...]]:
+    spec = branch_spec(backbone)
+    return spec.block, spec.blocks, spec.widths[:1]
 
 
 def _count(shapes: Shapes, pattern: str) -> int:

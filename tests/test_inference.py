@@ -130,6 +130,24 @@ def test_predictions_that_would_replace_each_other_or_an_image_are_refused(train
     assert not (tmp_path / "out").exists()
 
 
+def test_a_folder_of_images_is_predicted_and_what_is_no_image_named(trained, pictures, tmp_path, caplog):
+    folder = pictures[0].parent
+    pictures[1].rename(folder / "scene.1.PNG")
+    (folder / "notes.txt").write_text("no image")
+    (folder / "sub").mkdir()
+    written = predict_images(str(trained[0]), [folder], tmp_path / "out", ONE_THREAD)
+    assert [file.name for file in written] == [f"scene.{i}{end}.png" for i in range(2) for end in ("", "_overlay")]
+    assert [text.partition(": ")[2] for text in caplog.messages] == ["2 of 4 entries are not images and left out: notes.txt, sub"]
+    with pytest.raises(SweepError, match=r"sub: holds no image; expected files that end in \.png"):
+        predict_images(str(trained[0]), [folder / "sub"], tmp_path / "out", ONE_THREAD)
+
+
+@pytest.mark.parametrize("device", ["meta", "mps", "xpu", "vulkan", "cuda:99", "nonsense"])
+def test_a_device_that_is_not_supported_or_absent_is_refused_in_one_line(trained, device):
+    with pytest.raises(SweepError, match=r"^device: (must be auto, cpu, cuda or cuda:N, got|cuda:99, but torch finds)"):
+        evaluate_checkpoint(str(trained[0]), Runtime(device=device))
+
+
 @pytest.fixture(scope="module")
 def own(tmp_path_factory) -> tuple[str, Path]:
     """A checkpoint of a training on two classes of one's own, and the data."""
@@ -192,7 +210,7 @@ def test_weights_are_read_from_a_store(where, trained, tmp_path, request):
     open_store(uri).write("sweep/trial/checkpoints/00000002-1/model.safetensors", body)
     assert read_weights(f"{uri}/sweep/trial/checkpoints/00000002-1") == body
     assert read_weights(f"{uri}/sweep/trial/checkpoints/00000002-1/model.safetensors") == body
-    with pytest.raises(SweepError, match=r"00000003-1/model\.safetensors: not in the store"):
+    with pytest.raises(SweepError, match=r"00000003-1: 00000003-1/model\.safetensors is not in the store; expected"):
         read_weights(f"{uri}/sweep/trial/checkpoints/00000003-1")
 
 

@@ -132,7 +132,7 @@ def _add_model_commands(commands: Any, place: argparse.ArgumentParser) -> None:
     evaluate = commands.add_parser("evaluate", parents=[common], help="CHECKPOINT: IoU per class of both branches and their ensemble")
     evaluate.add_argument("--json", action="store_true", help="for other programs")
     predict = commands.add_parser("predict", parents=[common], help="CHECKPOINT IMAGES... --out DIR: label images and overlays")
-    predict.add_argument("images", type=Path, nargs="+", help="images to label")
+    predict.add_argument("images", type=Path, nargs="+", help="images to label, or folders of images")
     predict.add_argument("--out", type=Path, required=True, help="folder to write to")
 
 

@@ -49,13 +49,19 @@ def branch_spec(backbone: str) -> BranchSpec:
             return BranchSpec()
         case "resnet101":
             return BranchSpec(blocks=(3, 4, 23, 3))
+        case "resnet50_stem32":
+            return BranchSpec(stem=32)
+        case "resnet101_stem32":
+            return BranchSpec(blocks=(3, 4, 23, 3), stem=32)
         case "resnet18":
             return BranchSpec(block="basic", blocks=(2, 2, 2, 2), stem=32)
         case "tiny":
             return BranchSpec(
                 block="basic", blocks=(1, 1, 1, 1), widths=(16, 32, 48, 64), stem=8, aspp=16, rates=(1, 2, 3), skip=16, decoder=32
             )
-    raise ConfigError(f'backbone: unknown name "{backbone}"; choose tiny, resnet18, resnet50 or resnet101')
+    raise ConfigError(
+        f'backbone: unknown name "{backbone}"; choose tiny, resnet18, resnet50, resnet101, resnet50_stem32 or resnet101_stem32'
+    )
 
 
 class ResNet(nn.Module):

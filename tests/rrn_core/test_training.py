@@ -230,6 +230,8 @@ def test_a_damaged_checkpoint_is_refused_and_never_executed(name, body):
 def test_a_diverging_run_says_so():
     with pytest.raises(FloatingPointError, match="diverged: loss"):
         list(train(config(lr=1e9, warmup_epochs=0, epochs=5), ONE_THREAD))
+    with pytest.raises(FloatingPointError, match=r"not finite at iteration \d+ to \d+; lower"):
+        list(train(config(lr=1e9, warmup_epochs=0, epochs=5), ONE_THREAD.model_copy(update={"progress_every": 2})))
 
 
 def test_camvid_without_a_folder_is_refused_in_one_line():

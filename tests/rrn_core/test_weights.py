@@ -212,7 +212,7 @@ def test_a_missing_file_is_named(tmp_path):
 def test_a_torchvision_stem_is_refused_with_the_way_out(tmp_path):
     weights = {key: tensor for key, tensor in backbone().items() if not key.startswith("conv1.")}
     file = saved(tmp_path, weights | {"conv1.weight": torch.zeros(64, 3, 7, 7)})
-    with pytest.raises(DataError, match=r"its stem is one convolution of 64 x 3 x 7 x 7, expected three convolutions .* use a v1c ResNet"):
+    with pytest.raises(DataError, match=r"its stem is one convolution of 64 x 3 x 7 x 7 .*, expected three convolutions .* use a v1c ResNet"):
         read_released(file)
 
 
@@ -448,3 +448,40 @@ def recognised():
 def same(a: torch.nn.Module, b: torch.nn.Module) -> bool:
     first, second = a.state_dict(), b.state_dict()
     return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
+
+
+# stems
+
+
+def mmseg(name: str) -> dict[str, Tensor]:
+    """A ResNet v1c as mmsegmentation names it, inside a segmentor."""
+    own = Branch(name, 2).backbone.state_dict()
+    renamed = {key.replace("bn1.", "stem.7.", 1) if key.startswith("bn1.") else key: tensor for key, tensor in own.items()}
+    return {f"backbone.{key.replace('conv1.', 'stem.', 1) if key.startswith('conv1.') else key}": t for key, t in renamed.items()}
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50_stem32"])
+def test_a_v1c_backbone_of_mmsegmentation_is_imported(tmp_path, name):
+    weights = mmseg(name)
+    found = read_released(saved(tmp_path, {"meta": {"epoch": 1}, "state_dict": weights | {"decode_head.conv_seg.bias": torch.zeros(2)}}))
+    assert (found.metadata.kind, found.metadata.backbone) == ("backbone", name)
+    assert torch.equal(found.tensors["backbone.conv1.6.weight"], weights["backbone.stem.6.weight"])
+    assert torch.equal(found.tensors["backbone.bn1.bias"], weights["backbone.stem.7.bias"])
+    assert found.unexpected == ("state_dict.decode_head.conv_seg.bias",)
+
+
+@pytest.mark.parametrize(
+    ("stem", "told"),
+    [
+        ({"conv1.weight": (64, 3, 7, 7)}, r"one convolution of 64 x 3 x 7 x 7 \(conv1\.weight\)"),
+        (
+            {"stem.conv1.conv.weight": (32, 3, 3, 3), "stem.conv2.weight": (64, 32, 3, 3)},
+            r"2 convolutions of 32 x 3 x 3 x 3 \(stem\.conv1\.conv\.weight\)",
+        ),
+        ({}, "of an unknown form"),
+    ],
+)
+def test_another_stem_is_named(tmp_path, stem, told):
+    weights = {key: tensor for key, tensor in backbone().items() if not key.startswith(("conv1.", "bn1."))}
+    with pytest.raises(DataError, match=rf"its stem is {told}.*expected three convolutions"):
+        read_released(saved(tmp_path, {name: torch.zeros(shape) for name, shape in stem.items()} | weights))
