@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from orchestration.errors import SweepError
+from orchestration.errors import SweepError, user_errors
 from orchestration.plan.spec import SweepSpec
 from orchestration.plan.sweep_file import settings_of
 from orchestration.sweep import Sweep, open_sweep
@@ -67,6 +67,16 @@ def trial_runtime(spec: SweepSpec, arguments: argparse.Namespace) -> Runtime:
     except ValidationError as error:
         faults = "; ".join(f"--{fault['loc'][0]}: {fault['msg'].lower()}, got {fault['input']}" for fault in error.errors())
         raise SweepError(faults) from None
+
+
+def require_device(arguments: argparse.Namespace, runtime: Runtime) -> None:
+    """Raise SweepError if `--device` names a device that this machine lacks."""
+    if arguments.device in (None, "auto", "cpu"):
+        return
+    from rrn_core.training import device_of
+
+    with user_errors():
+        device_of(runtime)
 
 
 def own_runtime(arguments: argparse.Namespace) -> Runtime:

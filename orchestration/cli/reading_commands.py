@@ -11,7 +11,7 @@ import sys
 from collections import Counter
 
 from orchestration import inference
-from orchestration.cli.context import command_line, console, open_from_store, own_runtime, say, set_defaults
+from orchestration.cli.context import command_line, console, open_from_store, own_runtime, require_device, say, set_defaults
 from orchestration.cli.exit_codes import OK
 from orchestration.compare import formats
 from orchestration.compare.published import published_table
@@ -87,6 +87,7 @@ def best(arguments: argparse.Namespace) -> int:
     from orchestration.export import best_checkpoint
     from orchestration.export.export_folder import export
 
+    require_device(arguments, own_runtime(arguments))
     sweep = open_from_store(arguments)
     choices = best_checkpoint.best(sweep.plans, sweep.manifests, per=arguments.per, at=arguments.at)
     print(best_checkpoint.render(choices, best_checkpoint.missing(sweep.plans, choices, per=arguments.per)))

@@ -53,6 +53,17 @@ def test_a_failing_trial_leaves_the_others_and_is_told_first(here):
     assert [attempt["outcome"] for attempt in failed["attempts"]] == ["diverged"]
 
 
+@pytest.mark.parametrize(
+    ("device", "told"), [("cuda:99", "cuda:99, but torch finds"), ("mps", "must be auto, cpu, cuda or cuda:N, got mps")]
+)
+def test_a_device_that_is_absent_is_refused_before_anything_starts(here, device, told):
+    for command in (["small.yaml"], ["best", "small.yaml"]):
+        code, text = run_sweep(*command, "--device", device, cwd=here)
+        assert (code, text.count("\n")) == (2, 1), text
+        assert text.startswith(f"device: {told}")
+    assert not (here / "runs").exists()
+
+
 def test_the_first_trials_failing_alike_stop_the_sweep_and_say_why(tmp_path):
     data = make_folder(tmp_path / "data")
     (tmp_path / "own.yaml").write_text(OWN.replace("[0.4]", "[0.3, 0.4, 0.5, 0.6, 0.7]"))

@@ -212,7 +212,9 @@ def test_a_missing_file_is_named(tmp_path):
 def test_a_torchvision_stem_is_refused_with_the_way_out(tmp_path):
     weights = {key: tensor for key, tensor in backbone().items() if not key.startswith("conv1.")}
     file = saved(tmp_path, weights | {"conv1.weight": torch.zeros(64, 3, 7, 7)})
-    with pytest.raises(DataError, match=r"its stem is one convolution of 64 x 3 x 7 x 7 .*, expected three convolutions .* use a v1c ResNet"):
+    with pytest.raises(
+        DataError, match=r"its stem is one convolution of 64 x 3 x 7 x 7 .*, expected three convolutions .* use a v1c ResNet"
+    ):
         read_released(file)
 
 
