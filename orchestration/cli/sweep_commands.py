@@ -104,10 +104,12 @@ def run(arguments: argparse.Namespace) -> int:
     if sweep.complete and sweep.tracked() >= sweep.trial_ids:
         print(f"{sweep.count}, nothing to do")
         return OK
-    sweep.chosen(only=arguments.only, retry=arguments.retry)  # a wrong choice is refused before anything is touched
+    chosen = sweep.chosen(only=arguments.only, retry=arguments.retry)  # a wrong choice is refused before anything is touched
     if not os.environ.get("RAY_ADDRESS"):
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         preflight.require_device(sweep.spec.resources, trial_runtime(sweep.spec, arguments), visible=visible)
+    for note in preflight.data_notes([plan.config for plan in chosen], trial_runtime(sweep.spec, arguments)):
+        say(note)
     set_defaults(RAY_SETTINGS | CLIENT_SETTINGS)
     sigterm = Sigterm()
     sweep = _with_memory(sweep, arguments)

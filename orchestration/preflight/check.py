@@ -79,13 +79,33 @@ def faulty(findings: Iterable[Finding]) -> bool:
 
 
 def check_data(
-    configs: Iterable[TrainConfig], runtime: Runtime, *, local: bool = True, progress: Callable[[int, int], None] | None = None
+    configs: Iterable[TrainConfig],
+    runtime: Runtime,
+    *,
+    local: bool = True,
+    progress: Callable[[int, int], None] | None = None,
+    sample: int | None = None,
 ) -> list[Finding]:
-    """Inspect every distinct selection of images. Shared files are read once; equal findings are reported once."""
+    """Inspect every distinct selection of images. Shared files are read once; equal findings are reported once.
+
+    Args:
+        sample: as for `inspect_data`.
+    """
     inspected: StatisticsCache = {}
     distinct = {tuple((name, getattr(config, name)) for name in data_settings(config)): config for config in configs}.values()
-    findings = [finding for config in distinct for finding in _data(config, runtime, inspected, local, progress)]
+    findings = [finding for config in distinct for finding in _data(config, runtime, inspected, local, progress, sample)]
     return list(dict.fromkeys(findings))
+
+
+def data_notes(configs: Iterable[TrainConfig], runtime: Runtime, *, sample: int = 32) -> list[str]:
+    """The faults and warnings of `check_data` that a sample of the files shows, a line each; none if the data are not on this machine.
+
+    A start of a sweep has no time to decode every file: for each selection, `sample` labelled and `sample` validation images are read.
+    """
+    if runtime.data_root is None or not runtime.data_root.is_dir():
+        return []
+    findings = check_data((config for config in configs if config.dataset != "digits"), runtime, sample=sample)
+    return [f"{MARKS[finding.level]} {finding.what}: {finding.detail}" for finding in findings if finding.level != "ok"]
 
 
 def data_settings(config: TrainConfig) -> tuple[str, ...]:
@@ -218,7 +238,12 @@ def _main_memory(plans: Sequence[TrialPlan], resources: Resources, runtime: Runt
 
 
 def _data(
-    config: TrainConfig, runtime: Runtime, inspected: StatisticsCache, local: bool, progress: Callable[[int, int], None] | None
+    config: TrainConfig,
+    runtime: Runtime,
+    inspected: StatisticsCache,
+    local: bool,
+    progress: Callable[[int, int], None] | None,
+    sample: int | None,
 ) -> list[Finding]:
     from rrn_core.data.inspection import inspect_data
 
@@ -230,7 +255,7 @@ def _data(
             if not local:
                 return [_finding("warn", config.dataset, f"not checked: {root} is not on this machine")]
             return [_finding("fault", config.dataset, f"{root} is not a folder; correct --data-root or RRN_DATA_ROOT")]
-    return inspect_data(config, runtime, cache=inspected, progress=progress)
+    return inspect_data(config, runtime, cache=inspected, progress=progress, sample=sample)
 
 
 def _weights(config: TrainConfig, runtime: Runtime, contents: InputContents) -> Finding:

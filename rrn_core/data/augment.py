@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from rrn_core.config import TrainConfig
 from rrn_core.data.batch import IMAGENET_MEAN, IMAGENET_STD
-from rrn_core.data.files import VOID, Pixels
+from rrn_core.data.images import Pixels
+from rrn_core.data.labels import VOID
 
 T = TypeVar("T", bound=np.generic)
 
@@ -59,6 +60,16 @@ def draw(generator: np.random.Generator, shape: tuple[int, ...], config: TrainCo
     scale = config.scales[generator.integers(len(config.scales))]
     top, left = (int(generator.integers(side - config.crop + 2)) if side > config.crop else 0 for side in _resized(shape, scale))
     return Decisions(flip=flip, scale=scale, start=(top, left))
+
+
+def size_fault(shape: tuple[int, ...], config: TrainConfig) -> str:
+    """Why an image of `shape` (H, W) is too small for the smallest scale; empty if it is not."""
+    smallest = min(config.scales)
+    if min(_resized(shape, smallest)) > 0:
+        return ""
+    return (
+        f"{shape[1]} x {shape[0]} pixels are less than one after scaling by {smallest:g}; remove the image, or raise the smallest of scales"
+    )
 
 
 def normalise(image: Pixels) -> NDArray[np.float32]:

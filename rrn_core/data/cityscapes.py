@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rrn_core.data.files import VOID, DatasetLayout, ImageRecord, SplitName, first_existing, label_table, names_in, plain_table
+from rrn_core.data.files import DatasetLayout, ImageRecord, SplitName, files_in, first_existing, names_in, unused_in
+from rrn_core.data.labels import VOID, Legend, colour_meanings, label_table, plain_table
 from rrn_core.data.lists import read_list
 from rrn_core.errors import DataError
 
@@ -59,6 +62,15 @@ LABEL_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 3
 """Values of the 19 classes in the labelIds files of the download. The other ids of 0..33 are void."""
 
 
+def _label_ids() -> NDArray[np.int16]:
+    # 255 is refused: labelIds files never hold it, but files that were overwritten with trainIds do
+    return label_table({**dict.fromkeys(range(34), VOID), **{value: k for k, value in enumerate(LABEL_IDS)}})
+
+
+def _legend(table: NDArray[np.int16]) -> Legend:
+    return Legend(table, colour_meanings(PALETTE, void=[(0, 0, 0)]))
+
+
 def open_cityscapes(root: Path) -> DatasetLayout:
     """The layout found at `root`.
 
@@ -81,11 +93,13 @@ class _Cityscapes:
 
     classes = CLASSES
     palette = PALETTE
+    bits = None
 
     def __init__(self, root: Path) -> None:
         lists = root / "config_new"
         self.list_folder = lists if lists.is_dir() else root
         self._root = root
+        self._files = cache(files_in)
 
     def train_names(self) -> tuple[str, ...]:
         file = first_existing([self._root / "train.txt", self.list_folder / "train.txt"])
@@ -96,6 +110,11 @@ class _Cityscapes:
 
     def val_names(self) -> tuple[str, ...]:
         return self._sorted("val")
+
+    def unused(self) -> Iterator[str]:
+        splits: tuple[SplitName, ...] = ("train", "val")
+        for folder in (folder for split in splits for folder in sorted(self._image_folders(split)) if folder.is_dir()):
+            yield from unused_in(folder, ".png")
 
     def _image_folders(self, split: SplitName) -> list[Path]:
         raise NotImplementedError
@@ -115,15 +134,21 @@ class _Download(_Cityscapes):
         super().__init__(root)
         # decided once for all files: both kinds share most values, so a mixture would not be noticed
         choices = [(split, kind) for split in ("train", "val") for kind in ("labelIds", "labelTrainIds")]
-        self._kind = next((kind for split, kind in choices if any((root / "gtFine" / split).glob(f"*/*_gtFine_{kind}.png"))), None)
+        self._kind = next((kind for split, kind in choices if self._has_labels(root / "gtFine" / split, kind)), None)
         if self._kind is None:
             raise DataError(f"{root / 'gtFine'}: no *_gtFine_labelIds.png in train/CITY or val/CITY; unpack gtFine_trainvaltest.zip there")
-        self.table = _label_ids() if self._kind == "labelIds" else plain_table(len(CLASSES))
+        self.legend = _legend(_label_ids() if self._kind == "labelIds" else plain_table(len(CLASSES)))
 
     def find(self, name: str, split: SplitName) -> ImageRecord:
         city = name.partition("_")[0]
         folder, labels = self._root / "leftImg8bit" / split / city, self._root / "gtFine" / split / city
-        return _record(name, folder / f"{name}_leftImg8bit.png", labels / f"{name}_gtFine_{self._kind}.png")
+        image = self._files(folder, ".png").get(name)
+        if image is None:
+            raise DataError(f"{folder}: {name}_leftImg8bit.png is missing, but a list names {name}")
+        return ImageRecord(name, image, self._files(labels, ".png").get(f"{name}_gtFine_{self._kind}"))
+
+    def _has_labels(self, folder: Path, kind: str) -> bool:
+        return any(name.endswith(f"_gtFine_{kind}") for city in folder.glob("*") for name in self._files(city, ".png"))
 
     def _image_folders(self, split: SplitName) -> list[Path]:
         return list((self._root / "leftImg8bit" / split).glob("*"))
@@ -132,21 +157,14 @@ class _Download(_Cityscapes):
 class _Flat(_Cityscapes):
     """CPS's images/SPLIT/x.png and segmentation/SPLIT/x_gtFine.png. Labels are trainIds."""
 
-    table = plain_table(len(CLASSES))
+    legend = _legend(plain_table(len(CLASSES)))
 
     def find(self, name: str, split: SplitName) -> ImageRecord:
-        return _record(name, self._root / "images" / split / f"{name}.png", self._root / "segmentation" / split / f"{name}_gtFine.png")
+        folder = self._root / "images" / split
+        image = self._files(folder, ".png").get(name)
+        if image is None:
+            raise DataError(f"{folder}: {name}.png is missing, but a list names {name}")
+        return ImageRecord(name, image, self._files(self._root / "segmentation" / split, ".png").get(name))
 
     def _image_folders(self, split: SplitName) -> list[Path]:
         return [self._root / "images" / split]
-
-
-def _label_ids() -> NDArray[np.int16]:
-    # 255 is refused: labelIds files never hold it, but files that were overwritten with trainIds do
-    return label_table({**dict.fromkeys(range(34), VOID), **{value: k for k, value in enumerate(LABEL_IDS)}})
-
-
-def _record(name: str, image: Path, label: Path) -> ImageRecord:
-    if not image.is_file():
-        raise DataError(f"{image.parent}: {image.name} is missing, but a list names {name}")
-    return ImageRecord(name, image, first_existing([label]))

@@ -13,15 +13,28 @@ import numpy as np
 
 from rrn_core.config import Runtime, Split, TrainConfig
 from rrn_core.data import camvid, cityscapes, digits, folder, voc
-from rrn_core.data.files import VOID, Colour, DatasetLayout, ImageFiles, ImageRecord, Pixels, SplitName, read_label, voc_palette
+from rrn_core.data.files import DatasetLayout, ImageFiles, ImageRecord, Pixels, SplitName
+from rrn_core.data.labels import VOID, Colour, read_label, voc_palette
 from rrn_core.data.lists import find_file, first_few, read_list, roots
+from rrn_core.data.palettes import require_one_order
 from rrn_core.errors import ConfigError, DataError
 from rrn_core.partition import labeled_indices, unlabeled_indices
 
 CACHE_LIMIT = 2**31
 """Size in bytes up to which decoded images are kept in memory if `Runtime.cache_images` is unset."""
 
-__all__ = ["DataSet", "Images", "Pixels", "find_split", "known_classes", "open_dataset", "open_layout", "open_validation", "split_indices"]
+__all__ = [
+    "DataSet",
+    "Images",
+    "Pixels",
+    "find_split",
+    "known_classes",
+    "open_dataset",
+    "open_files",
+    "open_layout",
+    "open_validation",
+    "split_indices",
+]
 
 
 class Images(Protocol):
@@ -61,19 +74,29 @@ def open_dataset(config: TrainConfig, runtime: Runtime) -> DataSet:
     """Open the data set that `config` names. Images are decoded into memory as `runtime.cache_images` says.
 
     Raises:
-        DataError: no data root, a missing or unusable file, lists that contradict each other, or other images than `config.split` names.
+        DataError: no data root, a missing or unusable file, lists that contradict each other, palettes of different orders, or other images
+            than `config.split` names.
         ConfigError: a partition that asks for more images than there are.
     """
+    data = open_files(config, runtime)
+    _require_one_order(data)
+    cached = runtime.cache_images if runtime.cache_images is not None else _decoded_bytes(data) <= CACHE_LIMIT
+    if not cached:
+        return data
+    return replace(data, train=_Decoded(data.train), val=_Decoded(data.val))
+
+
+def open_files(config: TrainConfig, runtime: Runtime) -> DataSet:
+    """The data set of `open_dataset` before any image or label is read. Raises DataError, ConfigError as `open_dataset`."""
     data = _open(config, runtime)
     if config.split and config.split != (found := _split(config, data)):
         planned = _described(config.split)
         raise DataError(
             f"dataset {config.dataset}: planned for {planned}, found {_described(found)}; restore the data, or plan the sweep again"
         )
-    cached = runtime.cache_images if runtime.cache_images is not None else _decoded_bytes(data) <= CACHE_LIMIT
-    if not cached:
+    if not isinstance(data.train, ImageFiles):
         return data
-    return replace(data, train=_Decoded(data.train), val=_Decoded(data.val))
+    return replace(data, train=data.train.only_needing(split_indices(config, data)[0]))
 
 
 def open_validation(config: TrainConfig, runtime: Runtime) -> DataSet:
@@ -81,7 +104,9 @@ def open_validation(config: TrainConfig, runtime: Runtime) -> DataSet:
     if config.dataset == "digits":
         return _open(config, runtime)
     layout = open_layout(config, runtime)
-    return DataSet(layout.classes, layout.palette, ImageFiles([], layout.table), _validation(config, layout), labelable=0)
+    data = DataSet(layout.classes, layout.palette, ImageFiles([], layout.legend), _validation(config, layout), labelable=0)
+    _require_one_order(data)
+    return data
 
 
 def find_split(config: TrainConfig, runtime: Runtime) -> Split:
@@ -200,13 +225,19 @@ def _files(config: TrainConfig, layout: DatasetLayout, names: Sequence[str], spl
         kind = {"train": "training", "val": "validation"}[split]
         counted = f"{len(missing)} of {len(names)} {kind} images are missing: {first_few(missing)}"
         raise DataError(f"dataset {config.dataset}: {counted}; {next(iter(missing.values()))}")
-    return ImageFiles(records, layout.table)
+    return ImageFiles(records, layout.legend, bits=layout.bits)
+
+
+def _require_one_order(data: DataSet) -> None:
+    """Compare the palettes of the label files that training and evaluation use. Raises DataError for two orders."""
+    if isinstance(data.train, ImageFiles) and isinstance(data.val, ImageFiles):
+        require_one_order([*data.train.needed_labels(), *data.val.needed_labels()], data.val.legend)
 
 
 def _labelled_classes(files: ImageFiles, index: int) -> frozenset[int]:
     """The classes in one label file; none without a file. The image is not decoded, which would take several times as long."""
     label = files.records[index].label
-    return _classes(read_label(label, files.table)) if label else frozenset()
+    return _classes(read_label(label, files.legend)) if label else frozenset()
 
 
 def _classes(label: Pixels) -> frozenset[int]:
@@ -257,7 +288,7 @@ def _split(config: TrainConfig, data: DataSet) -> Split:
 
 def _label_tables(config: TrainConfig, images: Images) -> list[list[int]]:
     """The label table if the user's dataset.yaml defines it. That of other data sets follows from the files and changes no result."""
-    return [images.table.tolist()] if config.dataset == "folder" and isinstance(images, ImageFiles) else []
+    return [images.legend.table.tolist()] if config.dataset == "folder" and isinstance(images, ImageFiles) else []
 
 
 def _described(split: Split) -> str:

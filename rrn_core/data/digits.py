@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.datasets import load_digits
 
-from rrn_core.data.files import VOID, Pixels
+from rrn_core.data.images import Pixels
+from rrn_core.data.labels import VOID
 
 Canvas = NDArray[np.float32]
 """Values in 0..1."""

@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import logging
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageFile
 
-from rrn_core.data.lists import image_name
+from rrn_core.data.images import Pixels, decode_image, read_image
+from rrn_core.data.labels import VOID, Colour, Legend, decode_label, voc_palette
+from rrn_core.data.lists import first_few, image_name
 from rrn_core.errors import DataError
 
-Pixels = NDArray[np.uint8]
-Colour = tuple[int, int, int]
-"""Red, green and blue in 0..255."""
+__all__ = ["VOID", "Colour", "DatasetLayout", "ImageFiles", "ImageRecord", "Pixels", "SplitName", "read_image", "voc_palette"]
+
 SplitName = Literal["train", "val"]
-VOID = 255
-"""Label of pixels that are neither trained nor evaluated."""
-REFUSED = -1
-"""In a label table, a value that no label file may hold."""
+
+_SYSTEM_FILES = ("Thumbs.db", "desktop.ini")
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -48,8 +47,13 @@ class DatasetLayout(Protocol):
         ...
 
     @property
-    def table(self) -> NDArray[np.int16]:
-        """The label table, (256,): for each value of a label file a class, 255 (void), or `REFUSED`."""
+    def legend(self) -> Legend:
+        """What the values and colours of the label files mean."""
+        ...
+
+    @property
+    def bits(self) -> int | None:
+        """Bits of a pixel value of 16-bit images; None if each file's own range counts."""
         ...
 
     @property
@@ -73,114 +77,91 @@ class DatasetLayout(Protocol):
         """The files of an image; `label` is None if it has no label file. Raises DataError if the image is missing."""
         ...
 
+    def unused(self) -> Iterable[str]:
+        """A line for each folder that holds files which are not used: another suffix, a sub-folder, a mask without an image."""
+        ...
+
 
 class ImageFiles:
     """The images of some records, read on access. An image without a label file is void everywhere.
+
+    Args:
+        unneeded: indices of images whose labels only diagnostics read. Such a label that cannot be used is void, with a warning.
 
     Raises:
         DataError: on access: a file that cannot be read, a label of another size than its image, or a label value that is not allowed.
     """
 
-    def __init__(self, records: Sequence[ImageRecord], table: NDArray[np.int16]) -> None:
+    def __init__(
+        self, records: Sequence[ImageRecord], legend: Legend, *, bits: int | None = None, unneeded: Collection[int] = frozenset()
+    ) -> None:
         self.names = tuple(record.name for record in records)
         self.records = tuple(records)
-        self.table = table
+        self.legend, self.bits = legend, bits
+        self._unneeded = set(unneeded)
 
     def __len__(self) -> int:
         return len(self.records)
 
     def __getitem__(self, index: int, /) -> tuple[Pixels, Pixels]:
         record = self.records[index]
-        image = read_image(record.image)
+        image = decode_image(record.image, bits=self.bits)
+        void = np.full(image.pixels.shape[:2], VOID, np.uint8)
         if record.label is None:
-            return image, np.full(image.shape[:2], VOID, np.uint8)
-        label = read_label(record.label, self.table)
-        if label.shape != image.shape[:2]:
-            raise DataError(f"{record.label}: {_size(label)}, but {record.image.name} is {_size(image)}")
-        return image, label
+            return image.pixels, void
+        try:
+            label = decode_label(record.label, self.legend)
+            labels = label.labels(self.legend)
+            labels = labels if label.oriented else image.align(labels)
+            if labels.shape != void.shape:
+                raise DataError(f"{record.label}: {_size(labels)}, but {record.image.name} is {_size(void)}")
+        except DataError as error:
+            if index not in self._unneeded:
+                raise
+            _log.warning("%s; unlabelled in this partition, so only diagnostics lack it", error)
+            return image.pixels, void
+        return image.pixels, labels
+
+    def needed_labels(self) -> list[Path]:
+        """The label files that not only diagnostics read."""
+        return [record.label for index, record in enumerate(self.records) if record.label and index not in self._unneeded]
+
+    def only_needing(self, labels: Collection[int]) -> ImageFiles:
+        """The same images, of which only those at the indices `labels` need their label."""
+        return ImageFiles(self.records, self.legend, bits=self.bits, unneeded=set(range(len(self))).difference(labels))
 
 
-def read_image(file: Path) -> Pixels:
-    """The RGB pixels (H, W, 3) of an image file. Raises DataError if it cannot be decoded, OSError if it cannot be opened."""
-    # imdecode, because for an unreadable file imread prints to stderr and returns None without a reason
-    try:
-        pixels = cv2.imdecode(np.fromfile(file, np.uint8), cv2.IMREAD_COLOR_RGB) if file.stat().st_size else None
-    except cv2.error as error:
-        if error.code == cv2.Error.StsNoMem:
-            raise MemoryError(f"{file}: out of memory while decoding") from error
-        raise DataError(f"{file}: not a readable image ({error.err})") from error  # such as more pixels than OpenCV decodes
-    if pixels is None:
-        raise DataError(f"{file}: not a readable image, or truncated")
-    return np.asarray(pixels, np.uint8)
+def files_in(folder: Path, *suffixes: str) -> dict[str, Path]:
+    """The image files of a folder by name, in the order of the names; none if there is no such folder.
 
-
-def read_label(file: Path, table: NDArray[np.int16]) -> Pixels:
-    """The labels (H, W) of a label file: classes and 255.
-
-    Raises:
-        DataError: a value that `table` refuses, an image of colours, or a file that cannot be read.
+    Upper and lower case of suffixes are the same. Hidden files and sub-folders are skipped. Of two files of one name, that with the earlier
+    suffix counts.
     """
-    values = raw_label(file)
-    labels = table[values]
-    if (labels == REFUSED).any():
-        refused = np.unique(values[labels == REFUSED]).tolist()
-        raise DataError(f"{file}: labels must be {allowed_values(table)}, got {', '.join(map(str, refused[:5]))}{_hint(refused)}")
-    return labels.astype(np.uint8)
+    found = [file for file in _entries(folder) if file.suffix.lower() in suffixes and file.is_file()]
+    found.sort(key=lambda file: (image_name(file.name), -suffixes.index(file.suffix.lower())))
+    return {image_name(file.name): file for file in found}
 
 
-def raw_label(file: Path) -> Pixels:
-    """The values of a label file (H, W): grey levels, palette indices, or the segmentation in a `.mat` file of SBD.
-
-    Raises:
-        DataError: the file cannot be read, or is not an image of labels.
-    """
-    if file.suffix == ".mat":
-        return _mat(file)
-    try:
-        with Image.open(file) as image:
-            if image.mode not in ("L", "P", "1"):
-                raise DataError(f"{file}: expected an 8-bit grey or palette image of labels, got mode {image.mode}")
-            factor = _grey_factor(image)  # read first, because decoding changes it
-            return np.array(image, np.uint8) // np.uint8(factor)
-    except (DataError, MemoryError):
-        raise
-    except Exception as error:  # for a damaged file the decoders raise exceptions of many kinds
-        raise DataError(f"{file}: not a readable image") from error
+def names_in(folder: Path, *suffixes: str) -> tuple[str, ...]:
+    """The names of the images in a folder, sorted; none if there is no such folder. Hidden files are skipped."""
+    return tuple(files_in(folder, *suffixes))
 
 
-def label_table(meanings: Mapping[int, int]) -> NDArray[np.int16]:
-    """A label table (256,) from values to classes or 255. It refuses all other values."""
-    table = np.full(256, REFUSED, np.int16)
-    for value, meaning in meanings.items():
-        table[value] = meaning
-    return table
+def unused_in(folder: Path, *suffixes: str) -> Iterator[str]:
+    """A line about the files of a folder that `files_in` leaves out, if there are any."""
+    used = set(files_in(folder, *suffixes).values())
+    left = {
+        file: sum(inner.is_file() for inner in file.rglob("*")) if file.is_dir() else 1 for file in _entries(folder) if file not in used
+    }
+    if count := sum(left.values()):
+        names = first_few(f"{file.name}/ ({inside} files)" if file.is_dir() else file.name for file, inside in left.items() if inside)
+        yield f"{folder}: {count} files are not used: {names}; expected {', '.join(suffixes)} files that lie in the folder itself"
 
 
-def plain_table(classes: int) -> NDArray[np.int16]:
-    """The label table of files whose values are the classes, and 255 for void."""
-    return label_table({**{k: k for k in range(classes)}, VOID: VOID})
-
-
-def allowed_values(table: NDArray[np.int16]) -> str:
-    """The values that a label file may hold, as text: `0..20 or 255`."""
-    values = np.flatnonzero(table != REFUSED).tolist()
-    runs: list[list[int]] = []
-    for value in values:
-        if runs and value == runs[-1][-1] + 1:
-            runs[-1].append(value)
-        else:
-            runs.append([value])
-    return " or ".join(f"{run[0]}..{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
-
-
-def voc_palette(classes: int) -> tuple[Colour, ...]:
-    """PASCAL VOC's colours: the bits of the class go to red, green and blue in turn, to the highest free bit of each."""
-
-    def colour(label: int) -> Colour:
-        red, green, blue = (sum((label >> (3 * bit + channel) & 1) << (7 - bit) for bit in range(3)) for channel in range(3))
-        return red, green, blue
-
-    return tuple(colour(label) for label in range(classes))
+def without_image(folder: Path, masks: Iterable[str], images: Collection[str]) -> Iterator[str]:
+    """A line about the masks of a folder that have no image, if there are any."""
+    if left := sorted(set(masks).difference(images)):
+        yield f"{folder}: {len(left)} masks have no image of the same name and are not used: {first_few(left)}"
 
 
 def first_existing(candidates: Iterable[Path]) -> Path | None:
@@ -188,36 +169,11 @@ def first_existing(candidates: Iterable[Path]) -> Path | None:
     return next((file for file in candidates if file.is_file()), None)
 
 
-def names_in(folder: Path, *suffixes: str) -> tuple[str, ...]:
-    """The names of the images in a folder, sorted; none if there is no such folder. Hidden files are skipped."""
+def _entries(folder: Path) -> list[Path]:
+    """The files and sub-folders of a folder, sorted, without hidden ones."""
     if not folder.is_dir():
-        return ()
-    files = (file for file in folder.iterdir() if file.suffix in suffixes and not file.name.startswith("."))
-    return tuple(sorted(image_name(file.name) for file in files))
-
-
-def _mat(file: Path) -> Pixels:
-    from scipy.io import loadmat  # only for SBD; scikit-learn installs it
-
-    try:
-        return np.asarray(loadmat(file)["GTcls"]["Segmentation"][0, 0], np.uint8)
-    except MemoryError:
-        raise
-    except Exception as error:  # for a damaged file the reader raises exceptions of many kinds
-        raise DataError(f"{file}: not one of SBD's cls files") from error
-
-
-def _grey_factor(image: ImageFile.ImageFile) -> int:
-    """The factor by which Pillow multiplies the values of a grey PNG of 2 or 4 bits, so that they span 0..255."""
-    modes = {tile[3] for tile in image.tile} if image.format == "PNG" else set()
-    return 85 if "L;2" in modes else 17 if "L;4" in modes else 1
-
-
-def _hint(refused: Sequence[int]) -> str:
-    """Advice for the most frequent mistake: labelIds of Cityscapes, which end at 33, where its 19 classes are expected."""
-    if not 19 <= max(refused) <= 33:
-        return ""
-    return "; if these are Cityscapes' labelIds, use dataset: cityscapes with the files as downloaded (leftImg8bit, gtFine)"
+        return []
+    return sorted(file for file in folder.iterdir() if not file.name.startswith(".") and file.name not in _SYSTEM_FILES)
 
 
 def _size(pixels: NDArray[Any]) -> str:

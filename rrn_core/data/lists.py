@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
@@ -39,12 +40,15 @@ def read_list(file: Path) -> tuple[str, ...]:
 
 
 def image_name(path: str) -> str:
-    """The name of an image: `leftImg8bit/train/ulm/ulm_000000_000019_leftImg8bit.png` becomes `ulm_000000_000019`."""
+    """The name of an image: `leftImg8bit/train/ulm/ulm_000000_000019_leftImg8bit.png` becomes `ulm_000000_000019`.
+
+    It is in Unicode's normal form C: file systems and archives write `é` as one character or as two.
+    """
     name = PurePosixPath(path.replace("\\", "/")).name
     stem = re.sub(rf"{_SUFFIX}$", "", name, flags=re.IGNORECASE)
     for ending in NAME_ENDINGS:
         stem = stem.removesuffix(ending)
-    return stem
+    return unicodedata.normalize("NFC", stem)
 
 
 def roots(runtime: Runtime, *more: Path) -> tuple[Path, ...]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
-from rrn_core.data.files import DatasetLayout, ImageRecord, SplitName, first_existing, names_in, plain_table, voc_palette
+from rrn_core.data.files import DatasetLayout, ImageRecord, SplitName, files_in, first_existing, names_in, unused_in, without_image
+from rrn_core.data.labels import VOID, Legend, colour_meanings, plain_table, voc_palette
 from rrn_core.data.lists import read_list
 from rrn_core.errors import DataError
 
@@ -53,10 +56,22 @@ class _Voc:
 
     classes = CLASSES
     palette = voc_palette(len(CLASSES))
-    table = plain_table(len(CLASSES))
+    legend = Legend(plain_table(len(CLASSES)), colour_meanings(palette, void=[voc_palette(256)[VOID]]))
+    bits = None
+
+    def __init__(self) -> None:
+        self._files = cache(files_in)
 
     def unlabeled_names(self) -> tuple[str, ...]:
         return ()
+
+    def _record(self, name: str, images: Path, labels: list[tuple[Path, str]]) -> ImageRecord:
+        """The image, and its label in the first of some folders that has one; each folder with the suffix of its labels."""
+        image = self._files(images, ".jpg").get(name)
+        if image is None:
+            raise DataError(f"{images}: {name}.jpg is missing, but a list names it")
+        candidates = (self._files(folder, suffix).get(name) for folder, suffix in labels)
+        return ImageRecord(name, image, next((file for file in candidates if file), None))
 
 
 class _Devkit(_Voc):
@@ -67,6 +82,7 @@ class _Devkit(_Voc):
     """
 
     def __init__(self, folder: Path, *, sbd: Path | None) -> None:
+        super().__init__()
         self.list_folder = folder / "ImageSets" / "Segmentation"
         self._images = folder / "JPEGImages"
         self._own = folder / "SegmentationClass"
@@ -95,10 +111,16 @@ class _Devkit(_Voc):
         return read_list(self.list_folder / "val.txt")
 
     def find(self, name: str, split: SplitName) -> ImageRecord:
-        own, augmented = self._own / f"{name}.png", self._augmented / f"{name}.png"
+        own, augmented = (self._own, ".png"), (self._augmented, ".png")
         if split == "val":
-            return _record(name, self._images, [own, augmented])
-        return _record(name, self._images, [augmented, own, *([self._sbd / f"{name}.mat"] if self._sbd else [])])
+            return self._record(name, self._images, [own, augmented])
+        return self._record(name, self._images, [augmented, own, *([(self._sbd, ".mat")] if self._sbd else [])])
+
+    def unused(self) -> Iterator[str]:
+        yield from unused_in(self._images, ".jpg")
+        for folder in (self._own, self._augmented):
+            yield from unused_in(folder, ".png")
+            yield from without_image(folder, names_in(folder, ".png"), self._files(self._images, ".jpg"))
 
     def _with_label(self) -> set[str]:
         additional = names_in(self._sbd, ".mat") if self._sbd else ()
@@ -109,6 +131,7 @@ class _Cps(_Voc):
     """CPS's train_aug/image, train_aug/label, val/image and val/label, with grey labels of all 10582 training images."""
 
     def __init__(self, root: Path) -> None:
+        super().__init__()
         self.list_folder = root
 
     def train_names(self) -> tuple[str, ...]:
@@ -120,7 +143,14 @@ class _Cps(_Voc):
 
     def find(self, name: str, split: SplitName) -> ImageRecord:
         folder = self.list_folder / ("train_aug" if split == "train" else "val")
-        return _record(name, folder / "image", [folder / "label" / f"{name}.png"])
+        return self._record(name, folder / "image", [(folder / "label", ".png")])
+
+    def unused(self) -> Iterator[str]:
+        for folder in (self.list_folder / "train_aug", self.list_folder / "val"):
+            images, masks = folder / "image", folder / "label"
+            yield from unused_in(images, ".jpg")
+            yield from unused_in(masks, ".png")
+            yield from without_image(masks, names_in(masks, ".png"), names_in(images, ".jpg"))
 
     def _names_of(self, folder: Path) -> tuple[str, ...]:
         names = names_in(folder / "image", ".jpg")
@@ -135,10 +165,3 @@ def _find_sbd(root: Path, folder: Path) -> Path | None:
     above = [folder.parent.parent] if folder.parent.name == "VOCdevkit" else []
     candidates = [base / name for base in (root, folder, folder.parent, *above) for name in names]
     return next((candidate for candidate in candidates if (candidate / "cls").is_dir()), None)
-
-
-def _record(name: str, images: Path, labels: list[Path]) -> ImageRecord:
-    image = first_existing([images / f"{name}.jpg"])
-    if image is None:
-        raise DataError(f"{images}: {name}.jpg is missing, but a list names it")
-    return ImageRecord(name, image, first_existing(labels))

@@ -34,6 +34,7 @@ from orchestration.store.open import open_store
 from rrn_core import configure
 from rrn_core.config import Runtime, TrainConfig
 from rrn_core.data.camvid import CLASSES
+from rrn_core.data.dataset import open_dataset
 from rrn_core.data.inspection import Finding, inspect_data
 from rrn_core.data.lists import read_list
 
@@ -108,23 +109,29 @@ def test_a_missing_label_of_a_labelled_image_is_a_fault_and_of_an_unlabelled_one
     assert "labelled images without a label file: t2; " in only(inspected(root))
 
 
-def test_labels_of_unlabelled_images_may_be_removed_but_not_broken(root):
-    advice = "; correct the masks or remove them: unlabelled images need none"
+def test_broken_labels_of_unlabelled_images_are_warnings_and_diagnostics_leave_them_out(root, caplog):
+    advice = "; diagnostics leave them out, because these images are unlabelled in this partition"
     (root / "trainannot" / "t1.png").write_bytes(b"no image")
-    text = only(inspected(root))
+    findings = inspected(root)
+    assert wrong(findings) == []
+    text = only(findings, "warn")
     assert text.startswith("camvid 1/2 unlabelled: 1 of 4 no label image: t1; ")
     assert text.endswith(f"not a readable image{advice}")
     label(root, "t1", EVERY_CLASS[:50])
     label(root, "t3", EVERY_CLASS + 100)
-    sizes, values = wrong(inspected(root))
+    sizes, values = wrong(findings := inspected(root), "warn")
     assert "1 of 4 labels differ in size from their images: t1; " in sizes
     assert "1 of 4 labels hold values that are not allowed: t3; " in values
     assert sizes.endswith(advice)
     assert values.endswith(advice)
+    assert wrong(findings) == []
+    data = open_dataset(CAMVID, Runtime(data_root=root))
+    assert [(label == 255).all() for _, label in (data.train[i] for i in range(8))] == [i in (1, 3) for i in range(8)]
+    assert caplog.text.count("unlabelled in this partition, so only diagnostics lack it") == 2
     for name in ("t1", "t3"):
         (root / "trainannot" / f"{name}.png").unlink()
     findings = inspected(root)
-    assert wrong(findings) == []
+    assert {finding.level for finding in findings} == {"ok"}
     assert any("2 with labels, which only diagnostics read" in finding.detail for finding in findings)
 
 
@@ -144,10 +151,10 @@ def test_images_are_decoded_as_in_training(root):
 
 
 def test_too_little_memory_to_decode_an_image_is_no_fault_of_the_image(root, monkeypatch):
-    def exhausted(file: Path) -> None:
+    def exhausted(file: Path, **_: Any) -> None:
         raise MemoryError(file)
 
-    monkeypatch.setattr("rrn_core.data.file_statistics.read_image", exhausted)
+    monkeypatch.setattr("rrn_core.data.file_statistics.decode_image", exhausted)
     with pytest.raises(MemoryError):
         inspected(root)
 
@@ -176,11 +183,13 @@ def test_meaningless_label_values_are_reported_with_their_files(root):
     assert "t0.png: labels must be 0..11 or 255, got 31; if these are Cityscapes' labelIds" in text
 
 
-def test_colours_are_not_taken_for_labels(root):
-    label(root, "t0", np.zeros((60, 80, 3), np.uint8))
+def test_colours_that_are_not_stated_are_not_taken_for_labels(root):
+    label(root, "t0", np.full((60, 80, 3), (1, 2, 3), np.uint8))
     text = only(inspected(root))
     assert "1 of 4 no label image: t0; " in text
-    assert text.endswith("got mode RGB")
+    assert text.endswith(
+        "an RGB mask with colours that are not stated: [1, 2, 3]; save the mask in the data set's own colours, or as grey values"
+    )
 
 
 def test_palette_files_among_grey_ones_are_warned_about_and_palette_files_alone_are_not(root):
@@ -247,10 +256,10 @@ def test_the_published_partition_of_cityscapes_is_recognised(tmp_path):
         (tmp_path / "images" / split / f"{name}.png").touch()
         (tmp_path / "segmentation" / split / f"{name}_gtFine.png").touch()
     config = configure(dataset="cityscapes", partition="1/8")
-    assert "CPS's train.txt" in only(inspected(tmp_path, config), "warn")
+    assert sum("CPS's train.txt" in text for text in wrong(inspected(tmp_path, config), "warn")) == 1
     (tmp_path / "train.txt").write_bytes((SPLITS / "train.txt").read_bytes())
     findings = inspected(tmp_path, config)
-    assert wrong(findings, "warn") == []
+    assert not any("CPS list" in text for text in wrong(findings, "warn"))
     assert Finding("ok", "cityscapes 1/8", "equals the published CPS list") in findings
 
 

@@ -190,9 +190,13 @@ def test_a_label_out_of_range_is_named_with_its_value(tiny_camvid):
         open_dataset(*tiny(tiny_camvid)).train[1]
 
 
-def test_a_colour_label_is_refused_instead_of_read_as_grey(tiny_camvid):
-    cv2.imwrite(str(tiny_camvid / "trainannot" / "a.png"), np.zeros((6, 8, 3), np.uint8))
-    with pytest.raises(DataError, match=r"a\.png: expected an 8-bit grey or palette image of labels, got mode RGB$"):
+def test_camvids_colours_are_its_classes_and_another_colour_is_refused(tiny_camvid):
+    colours = np.tile(np.array([*CamVid.palette, (0, 0, 0)], np.uint8), (4, 1)).reshape(6, 8, 3)
+    cv2.imwrite(str(tiny_camvid / "trainannot" / "a.png"), colours[..., ::-1])
+    assert open_dataset(*tiny(tiny_camvid)).train[1][1].ravel()[:13].tolist() == [*range(11), 255, 0]
+    colours[0, 0] = 1, 2, 3
+    cv2.imwrite(str(tiny_camvid / "trainannot" / "a.png"), colours[..., ::-1])
+    with pytest.raises(DataError, match=r"a\.png: an RGB mask with colours that are not stated: \[1, 2, 3\]; save the mask in"):
         open_dataset(*tiny(tiny_camvid)).train[1]
 
 

@@ -17,7 +17,8 @@ from rrn_core import DataError, configure
 from rrn_core.config import Runtime, TrainConfig
 from rrn_core.data import cityscapes, voc
 from rrn_core.data.dataset import find_split, open_dataset, open_layout, open_validation, split_indices
-from rrn_core.data.files import label_table, plain_table, raw_label, read_image, read_label, voc_palette
+from rrn_core.data.files import read_image
+from rrn_core.data.labels import Legend, decode_label, label_table, read_label, voc_palette
 from rrn_core.data.lists import find_file, image_name, read_list, roots
 from rrn_core.data.published import PUBLISHED, names_hash
 
@@ -28,6 +29,7 @@ needs_voc_mini = pytest.mark.skipif(not VOC_MINI.is_dir(), reason="the three VOC
 
 SIZE = 6, 4
 """Width and height of the images made here."""
+VOC = voc._Voc.legend
 
 
 def write_image(file: Path) -> None:
@@ -146,7 +148,7 @@ def test_relative_paths_start_at_the_sweep_s_folder_then_at_the_data(tmp_path, m
 def test_palette_and_grey_labels_read_alike(tmp_path):
     write_mask(tmp_path / "grey.png", 0, 1, 20, 255)
     write_mask(tmp_path / "palette.png", 0, 1, 20, 255, palette=True)
-    grey, palette = (read_label(tmp_path / f"{name}.png", plain_table(21)) for name in ("grey", "palette"))
+    grey, palette = (read_label(tmp_path / f"{name}.png", VOC) for name in ("grey", "palette"))
     assert grey[0].tolist() == palette[0].tolist() == [0, 1, 20, 255, 255, 255]
 
 
@@ -154,7 +156,7 @@ def test_palette_and_grey_labels_read_alike(tmp_path):
 def test_grey_labels_of_few_bits_keep_their_values(tmp_path, bits):
     values = [0, 1, 1, 0] if bits == 1 else [0, 1, 2, 3]
     (tmp_path / "a.png").write_bytes(grey_png(values, bits=bits))
-    assert raw_label(tmp_path / "a.png").tolist() == [values]
+    assert decode_label(tmp_path / "a.png", VOC).values.tolist() == [values]
 
 
 def grey_png(values: list[int], *, bits: int) -> bytes:
@@ -178,8 +180,8 @@ def test_files_that_the_decoders_refuse_are_named(tmp_path):
     (tmp_path / "huge.png").write_bytes(png(60_000, 60_000, 8, bytes(4)))
     with pytest.raises(DataError, match=r"huge\.png: not a readable image \(.*CV_IO_MAX_IMAGE_PIXELS.*\)$"):
         read_image(tmp_path / "huge.png")
-    with pytest.raises(DataError, match=r"huge\.png: not a readable image$"):
-        raw_label(tmp_path / "huge.png")
+    with pytest.raises(DataError, match=r"huge\.png: 60000 x 60000 pixels; at most 1073 megapixels are read; split it$"):
+        decode_label(tmp_path / "huge.png", VOC)
 
 
 def test_an_image_that_memory_does_not_hold_is_no_fault_of_the_file(tmp_path, monkeypatch):
@@ -197,18 +199,19 @@ def test_an_image_that_memory_does_not_hold_is_no_fault_of_the_file(tmp_path, mo
 
 def test_a_table_renames_and_refuses(tmp_path):
     write_mask(tmp_path / "a.png", 7, 9)
-    assert read_label(tmp_path / "a.png", label_table({7: 0, 9: 255}))[0, :2].tolist() == [0, 255]
+    assert read_label(tmp_path / "a.png", Legend(label_table({7: 0, 9: 255})))[0, :2].tolist() == [0, 255]
     with pytest.raises(DataError, match=r"a\.png: labels must be 0 or 5\.\.7 or 255, got 9$"):
-        read_label(tmp_path / "a.png", label_table({0: 0, 5: 1, 6: 1, 7: 1, 255: 255}))
+        read_label(tmp_path / "a.png", Legend(label_table({0: 0, 5: 1, 6: 1, 7: 1, 255: 255})))
 
 
-def test_sixteen_bits_colours_and_foreign_mat_files_are_no_labels(tmp_path):
+def test_sixteen_bits_transparency_and_foreign_mat_files_are_no_labels(tmp_path):
     Image.new("I;16", SIZE).save(tmp_path / "deep.png")
     Image.new("RGBA", SIZE).save(tmp_path / "colour.png")
     savemat(tmp_path / "other.mat", {"x": 1})
-    for name, fault in (("deep.png", "got mode I;16"), ("colour.png", "got mode RGBA"), ("other.mat", "not one of SBD's cls files")):
+    faults = (("deep.png", "got mode I;16"), ("colour.png", "has transparent pixels, .*"), ("other.mat", "not one of SBD's cls files"))
+    for name, fault in faults:
         with pytest.raises(DataError, match=rf"{name}: .*{fault}$"):
-            raw_label(tmp_path / name)
+            decode_label(tmp_path / name, VOC)
 
 
 def test_vocs_colours_are_vocs():
@@ -436,7 +439,7 @@ def test_validation_images_suffice_to_evaluate(tmp_path):
 
 
 def test_all_19_classes_have_their_label_ids(tmp_path):
-    table = open_layout(of("cityscapes"), at(download(tmp_path))).table
+    table = open_layout(of("cityscapes"), at(download(tmp_path))).legend.table
     meanings = {cityscapes.CLASSES[table[value]]: value for value in range(34) if table[value] < 19}
     known = {"road": 7, "pole": 17, "traffic_light": 19, "sky": 23, "rider": 25, "bus": 28, "train": 31, "motorcycle": 32, "bicycle": 33}
     assert len(meanings) == 19
@@ -572,7 +575,9 @@ def test_a_binary_mask_has_no_void_unless_described(own):
 
 def test_values_that_the_description_does_not_name_are_refused(own):
     write_mask(own / "masks" / "a.png", 0, 2)
-    with pytest.raises(DataError, match=r"masks/a\.png: labels must be 0\.\.1 or 255, got 2$"):
+    with pytest.raises(
+        DataError, match=r"masks/a\.png: labels must be 0\.\.1 or 255, got 2; .*write `values: \[0, 2\]` into dataset\.yaml$"
+    ):
         open_dataset(of("folder"), at(own)).train[0]
 
 
@@ -590,7 +595,7 @@ def test_no_description_is_answered_with_an_example(own):
         ("[a, b]", r"must be a mapping with classes, for example `classes: \[background, cat, dog\]`, got \['a', 'b'\]"),
         ("", "must be a mapping with classes, .*, got None"),
         ("clases: [a, b]", "clases: unknown key, did you mean classes.*classes: missing; write, for example"),
-        ("classes: [a, b]\nviod: 255", r"viod: unknown key, did you mean void\? \(known: classes, values, void\)"),
+        ("classes: [a, b]\nviod: 255", r"viod: unknown key, did you mean void\? \(known: classes, values, void, void_colours, bits\)"),
         ("classes: [a]", "classes: must be 2 to 255 names"),
         ("classes: [a, b, a]", "classes: named more than once: a"),
         ("classes: [a, traffic light]", "letters, digits and _, .* got 'traffic light'"),
@@ -630,7 +635,9 @@ def test_every_fault_of_a_description_is_reported_at_once(own):
 
 def test_files_that_do_not_fit_together_are_named(own):
     write_mask(own / "masks" / "a_mask.png", 0)
-    with pytest.raises(DataError, match=r"masks: no image of the same name in images/: a_mask; rename or remove the masks$"):
+    with pytest.raises(
+        DataError, match=r"masks: 1 of 4 masks have no image of the same name in images/: a_mask; rename or remove the masks$"
+    ):
         find_split(of("folder"), at(own))
     (own / "masks" / "a_mask.png").unlink()
     write_image(own / "images" / "a.jpg")
