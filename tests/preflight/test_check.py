@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from mlflow import MlflowClient
+from own_data import make_folder
 from PIL import Image
 from places import ROOT, SHARED
 from servers import MlflowServer, S3Server, free_port
@@ -281,6 +282,69 @@ def test_missing_data_are_a_fault_that_names_the_option(here):
 def test_a_folder_that_only_the_cluster_has_is_no_fault():
     findings = checks.check_data([CAMVID], Runtime(data_root=Path("nowhere")), local=False)
     assert [finding.level for finding in findings] == ["warn"]
+
+
+OWN = configure(dataset="folder", method="supervised", partition="full", crop=64, backbone="tiny", scales=[0.5, 1.0])
+
+
+@pytest.mark.parametrize("sample", [None, 2])
+def test_a_validation_list_without_a_labelled_pixel_is_a_fault_also_at_the_start_of_a_run(tmp_path, sample):
+    own = make_folder(tmp_path, images=12)
+    (own / "val.txt").write_text("im8\nim9\nim10\nim11\n")
+    for name in ("im8", "im9", "im10", "im11"):
+        Image.fromarray(np.full((64, 64), 255, np.uint8)).save(own / "masks" / f"{name}.png")
+    text = only(inspected(own, OWN, sample=sample))
+    assert text.startswith("folder validation: none of the 4 labels has a pixel of a class, all are void: im8, im9, im10 and 1 more; ")
+    Image.fromarray(np.zeros((64, 64), np.uint8)).save(own / "masks" / "im9.png")
+    assert wrong(inspected(own, OWN, sample=sample)) == []
+
+
+def test_an_image_that_the_smallest_scale_leaves_nothing_of_is_a_fault(tmp_path):
+    own = make_folder(tmp_path)
+    for folder in ("images", "masks"):
+        Image.fromarray(np.zeros((1, 40), np.uint8)).save(own / folder / "im0.png")
+    assert "1 of 8 images are too small: im0; im0: 40 x 1 pixels" in only(inspected(own, OWN))
+
+
+def test_two_orders_of_a_palette_are_a_fault(tmp_path):
+    own = make_folder(tmp_path)
+    for i in range(10):
+        image = Image.open(own / "masks" / f"im{i}.png")
+        image.putpalette([0, 0, 0, 255, 0, 0] if i else [255, 0, 0, 0, 0, 0])
+        image.save(own / "masks" / f"im{i}.png")
+    text = only(inspected(own, OWN))
+    assert text.startswith("folder palettes: ")
+    assert "im0.png" in text
+
+
+def test_a_start_of_a_sweep_shows_what_a_sample_of_the_files_shows(tmp_path):
+    own = make_folder(tmp_path)
+    assert checks.data_notes([OWN], Runtime(data_root=own)) == []
+    for file in (own / "masks").iterdir():
+        Image.fromarray(np.asarray(Image.open(file)) * 255).save(file)
+    (own / "images" / "a.gif").touch()
+    turned = Image.Exif()
+    turned[0x0112] = 3
+    Image.open(own / "images" / "im0.png").save(own / "images" / "im0.png", exif=turned)
+    Image.new("RGB", (64, 64)).save(own / "images" / "im8.png")
+    notes = "\n".join(checks.data_notes([OWN], Runtime(data_root=own)))
+    assert "write `values: [0, 255]` into dataset.yaml" in notes
+    assert "1 files are not used: a.gif" in notes
+    assert "1 of 8 images are turned by their EXIF orientation: im0; " in notes
+    assert "1 of 2 images are nearly black: im8; " in notes
+    assert checks.data_notes([OWN], Runtime()) == []
+
+
+def test_16_bit_images_of_different_ranges_are_warned_about_with_the_line_to_write(tmp_path):
+    own = make_folder(tmp_path)
+    for name, largest in (("im0", 2047), ("im1", 1023)):
+        Image.fromarray(np.full((64, 64), largest, np.uint16)).save(own / "images" / f"{name}.png")
+    assert "need 10 to 11 bits, and each is scaled by its own range; to scale all alike, write `bits: 11`" in only(
+        inspected(own, OWN), "warn"
+    )
+    (own / "dataset.yaml").write_text("classes: [background, thing]\nbits: 16\n")
+    text = only(inspected(own, OWN), "warn")
+    assert "2 of 8 images are nearly black: im0, im1; 99 % of their values are at most 7 of 255; if these 16-bit images" in text
 
 
 # store
