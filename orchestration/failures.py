@@ -18,7 +18,7 @@ memory       out of memory, of the GPU or of the host
 diverged     a loss or gradient is no longer finite
 code         any other exception: a bug of this program or of a library
 data         images, labels, lists, weights or settings that cannot be used
-unavailable  the store did not answer, or a disk was full, for longer than the trial waits
+unavailable  the store did not answer, or its disk was full, failing or read-only, for longer than the trial waits; or it refused
 """
 FAILURES: tuple[Failure, ...] = get_args(Failure)
 
@@ -33,6 +33,8 @@ def classify(error: BaseException) -> Failure:
         return "lost"
     if isinstance(error, FloatingPointError):
         return "diverged"
+    if _no_memory(error):
+        return "memory"
     if isinstance(error, SweepError):  # in a trial only the store raises these
         return "unavailable"
     if isinstance(error, DataError | ConfigError | CheckpointError):
@@ -82,6 +84,11 @@ def traceback_of(error: BaseException) -> str:
 def _out_of_memory(error: BaseException) -> bool:
     """torch's error is recognised by its name, so that this module does not import torch."""
     return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "out of memory" in str(error).lower()
+
+
+def _no_memory(error: BaseException) -> bool:
+    """The kernel refused memory, to this process or to the store that it writes to."""
+    return errno.ENOMEM in (getattr(error, "errno", None), getattr(error.__cause__, "errno", None))
 
 
 def _disk_full(error: OSError) -> bool:

@@ -11,7 +11,7 @@ import torch
 from own_data import make_folder
 from PIL import Image
 
-from orchestration.errors import Preempted, StoreUnavailable, SweepError, user_errors
+from orchestration.errors import Preempted, StoreError, StoreUnavailable, SweepError, user_errors
 from orchestration.failures import Failure, classify, classify_death, fingerprint, reason_of, traceback_of, where
 from rrn_core import CheckpointError, ConfigError, DataError, Runtime, configure, train
 from rrn_core.data.batches import loader
@@ -122,3 +122,10 @@ def test_faults_that_a_user_can_fix_become_sweep_errors(kind):
 def test_a_bug_stays_what_it_is(kind):
     with pytest.raises(kind), user_errors():
         raise kind("a bug")
+
+
+def test_memory_that_the_kernel_refuses_is_of_class_memory_also_in_the_store():
+    refused = OSError(errno.ENOMEM, "Cannot allocate memory")
+    in_the_store = StoreError("k: Cannot allocate memory")
+    in_the_store.__cause__ = refused
+    assert [classify(refused), classify(in_the_store)] == ["memory", "memory"]

@@ -84,7 +84,7 @@ class Retries(_SpecModel):
     data: _Count = 0
     """Images, labels, lists, weights or settings cannot be used."""
     unavailable: _Count = 3
-    """The store did not answer, or a disk was full, for longer than an hour."""
+    """The store did not answer, or its disk was full or failing, for longer than an hour; or it refused a request."""
 
     def of(self, failure: Failure) -> int:
         """The budget of one class."""

@@ -19,7 +19,8 @@ class StoredTrials:
     """The manifests of a sweep, searchable by configuration."""
 
     def __init__(self, manifests: Iterable[Manifest]) -> None:
-        self._runs = [(manifest, stored_config(manifest)) for manifest in manifests if identity_of(manifest)]
+        known = ((manifest, _known_config(manifest)) for manifest in manifests)
+        self._runs = [(manifest, config) for manifest, config in known if config and _identity(manifest, config)]
         self._by_unknown: dict[tuple[str, ...], dict[str, Manifest]] = {}
 
     def find(self, config: TrainConfig) -> Manifest | None:
@@ -74,10 +75,19 @@ def varied_settings(manifest: Manifest) -> Settings:
 
 def identity_of(manifest: Manifest) -> str | None:
     """The identity of the stored trial in this release. None if its settings no longer describe the same run."""
+    config = _known_config(manifest)
+    return _identity(manifest, config) if config else None
+
+
+def _known_config(manifest: Manifest) -> TrainConfig | None:
     try:
-        identity = stored_config(manifest).digest[:ID_LENGTH]
+        return stored_config(manifest)
     except SpecError:
         return None
+
+
+def _identity(manifest: Manifest, config: TrainConfig) -> str | None:
+    identity = config.digest[:ID_LENGTH]
     return identity if manifest.trial_id in (identity, _identity_of_release_0_1(manifest.config)) else None
 
 
@@ -98,7 +108,8 @@ def new_manifest(plan: TrialPlan, *, now_ms: int) -> Manifest:
 
 def restored_plan(manifest: Manifest) -> TrialPlan:
     """The plan of a stored trial. Raises SweepError if this release cannot run it."""
-    config, identity = stored_config(manifest), identity_of(manifest)
+    config = stored_config(manifest)
+    identity = _identity(manifest, config)
     if identity is None:
         raise SweepError(
             f"trial {manifest.trial_id}: written by another release; this release computes the trial ID {config.digest[:ID_LENGTH]} "

@@ -143,19 +143,23 @@ class TrialRecord:
             Fenced: another attempt has replaced this one; nothing was committed.
         """
         objects = self._put(f"{CHECKPOINTS}/{step:08d}", files)
-        history = (*self.manifest.history, *(entry for entry in entries if entry.epoch > self.manifest.epochs))
-        score = next((entry.score for entry in history if entry.step == step), None)
-        checkpoint = Checkpoint(step=step, epoch=epoch, attempt=self.manifest.attempt, score=score, objects=objects)
-        before = self.manifest.checkpoints
-        changes = {
-            "checkpoints": retained((*(c for c in before if c.step < step), checkpoint), self._retention),
-            "history": history,
-            "pictures": (*self.manifest.pictures, *self._put_pictures(pictures or {})),
-            "seconds": max(seconds, self.manifest.seconds),
-        }
-        at_s = max(self._clock() if at_s is None else at_s, self._accounted_s)
-        self._swap(self._account(step, at_s), **changes)
-        self._accounted_s, self._step = at_s, step
+        drawn, captured_s, before = self._put_pictures(pictures or {}), self._clock() if at_s is None else at_s, self.manifest.checkpoints
+
+        def changes() -> dict[str, Any]:
+            now = self.manifest
+            history = (*now.history, *(entry for entry in entries if entry.epoch > now.epochs))
+            score = next((entry.score for entry in history if entry.step == step), None)
+            checkpoint = Checkpoint(step=step, epoch=epoch, attempt=now.attempt, score=score, objects=objects)
+            known = {stored.epoch for stored in now.pictures}
+            return {
+                "checkpoints": retained((*(c for c in now.checkpoints if c.step < step), checkpoint), self._retention),
+                "history": history,
+                "pictures": (*now.pictures, *(entry for entry in drawn if entry.epoch not in known)),
+                "seconds": max(seconds, now.seconds),
+            }
+
+        self._swap(lambda: self._account(step, max(captured_s, self._accounted_s)), changes)
+        self._accounted_s, self._step = max(captured_s, self._accounted_s), step
         self._drop(lambda: (ref.key for c in before for ref in c.objects.values()))
 
     def finish(self) -> None:
@@ -209,23 +213,50 @@ class TrialRecord:
     def _end(self, closing: dict[str, Any], *, lost: bool, **changes: Any) -> None:
         if self._abandoned:
             raise StoreUnavailable(f"{self._store.uri}: the last commit is still running; the attempt stays open")
-        kind = "lost_s" if lost else "useful_s"
-        left_s = max(0.0, self._clock() - self._accounted_s)
-        closing |= {"ended_ms": self._now_ms(), kind: getattr(self.manifest.attempts[-1], kind) + left_s}
-        self._swap(closing, **changes)
+        kind, now_s = "lost_s" if lost else "useful_s", self._clock()
 
-    def _swap(self, attempt: dict[str, Any], **changes: Any) -> None:
-        """Commit the manifest with `changes`, and with `attempt` in its last attempt. A refused commit does not change `self`."""
-        attempts = (*self.manifest.attempts[:-1], self.manifest.attempts[-1].model_copy(update=attempt))
-        fresh = self.manifest.model_copy(update={**changes, "attempts": attempts, "updated_ms": self._now_ms()})
-        key = manifest_key(fresh.sweep, fresh.trial_id)
+        def account() -> dict[str, Any]:
+            left_s = max(0.0, now_s - self._accounted_s)
+            return closing | {"ended_ms": self._now_ms(), kind: getattr(self.manifest.attempts[-1], kind) + left_s}
+
+        self._swap(account, lambda: changes)
+
+    def _swap(self, attempt: Callable[[], dict[str, Any]], changes: Callable[[], dict[str, Any]]) -> None:
+        """Commit the manifest with `changes`, and with `attempt` in its last attempt, both made from `self.manifest`.
+
+        A refused commit does not change `self`. If an earlier commit of this attempt arrived although its reply was lost, it is adopted
+        first. An attempt that has ended stays as it ended.
+        """
+        while True:
+            last = self.manifest.attempts[-1].model_copy(update=attempt())
+            attempts = (*self.manifest.attempts[:-1], last)
+            fresh = self.manifest.model_copy(update={**changes(), "attempts": attempts, "updated_ms": self._now_ms()})
+            try:
+                self._etag = self._store.replace(manifest_key(fresh.sweep, fresh.trial_id), dump_manifest(fresh), expected=self._etag)
+            except Conflict as error:
+                if not self._adopted():
+                    raise Fenced(
+                        f"trial {fresh.trial_id}: attempt {fresh.attempt} was replaced by a later one; its uncommitted work is lost"
+                    ) from error
+                if self.manifest.is_open:
+                    continue
+                return
+            self.manifest = fresh
+            return
+
+    def _adopted(self) -> bool:
+        """Whether this attempt itself wrote the stored manifest. Then it is this record's from now on."""
+        key = manifest_key(self.manifest.sweep, self.manifest.trial_id)
         try:
-            self._etag = self._store.replace(key, dump_manifest(fresh), expected=self._etag)
-        except Conflict as error:
-            raise Fenced(
-                f"trial {fresh.trial_id}: attempt {fresh.attempt} was replaced by a later one; its uncommitted work is lost"
-            ) from error
-        self.manifest = fresh
+            found, etag = parse_manifest(*self._store.read(key), key=key)
+        except NotFound:
+            return False
+        if found.writer != self.manifest.writer or etag == self._etag:
+            return False
+        self._accounted_s += found.attempts[-1].seconds - self.manifest.attempts[-1].seconds
+        self._step = found.attempts[-1].last_step or self._first
+        self.manifest, self._etag = found, etag
+        return True
 
     def _drop(self, keys: Callable[[], Iterable[str]]) -> None:
         """Delete the keys that the manifest does not name. A failure is only logged: the commit is complete, and gc can delete them."""

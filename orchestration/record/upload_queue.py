@@ -15,6 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO
 
+from orchestration.errors import StoreUnavailable
 from orchestration.record.manifest import EpochMetrics
 
 log = logging.getLogger(__name__)
@@ -215,7 +216,10 @@ class UploadQueue:
         return None
 
     def _read_back(self, item: _QueuedCheckpoint) -> PendingCheckpoint:
-        files = self._spool.take(item.spooled)
+        try:
+            files = self._spool.take(item.spooled)
+        except OSError as error:  # somebody cleaned the temporary folder, or its disk fails
+            raise StoreUnavailable(f"a spooled checkpoint cannot be read, so it was not committed: {error}") from error
         with self._change:
             self._reading_bytes = 0
             self._change.notify_all()

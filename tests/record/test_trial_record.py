@@ -11,6 +11,7 @@ from orchestration.errors import Fenced, StoreError, StoreUnavailable
 from orchestration.plan.spec import Retention, Retries
 from orchestration.plan.sweep_file import check
 from orchestration.plan.trial_plan import expand
+from orchestration.record import stored_trials
 from orchestration.record.manifest import EpochMetrics, manifest_key, read_manifest
 from orchestration.record.stored_trials import restored_plan
 from orchestration.record.trial_record import WORKER_DIED, TrialRecord, settle
@@ -318,3 +319,36 @@ def test_each_class_of_failure_has_its_own_budget_for_each_driver(store):
 
 def test_a_trial_that_never_started_has_nothing_to_settle(store):
     assert settle(store, "demo", PLAN.trial_id, driver=1, failure="lost", reason="") is None
+
+
+def test_a_commit_whose_reply_was_lost_past_the_deadline_is_adopted(store, monkeypatch):
+    clock = Clock()
+    record = TrialRecord.open(store, PLAN, retention=KEEP, clock=clock)
+    clock.now_s += 4
+    real = type(store).replace
+
+    def lost_reply(self, *args, **options):
+        real(self, *args, **options)
+        raise StoreUnavailable("no answer")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(store), "replace", lost_reply)
+        with pytest.raises(StoreUnavailable):
+            commit(record, 1, 0.5)
+    clock.now_s += 1
+    with monkeypatch.context() as patch:
+        patch.setattr(type(store), "replace", lost_reply)
+        with pytest.raises(StoreUnavailable):
+            record.fail(failure="unavailable", reason="no answer")
+    record.stop()  # the attempt has ended: it stays as it ended
+    assert account(record) == [("unavailable", 0, 10, 4.0, 0.0, 1.0)]
+    assert read_manifest(store, "demo", PLAN.trial_id) == record.manifest
+
+
+def test_every_stored_configuration_is_validated_once(store, monkeypatch):
+    manifest, calls = TrialRecord.open(store, PLAN, retention=KEEP).manifest, []
+    real = stored_trials.build_config
+    monkeypatch.setattr(stored_trials, "build_config", lambda *args, **options: (calls.append(1), real(*args, **options))[1])
+    stored_trials.StoredTrials([manifest, manifest])
+    restored_plan(manifest)
+    assert len(calls) == 3
