@@ -81,7 +81,7 @@ class S3Server:
 class ForgetfulProxy:
     """A TCP proxy that, once `lose_next_reply_to` is set to a method such as b"PUT", swallows one reply and hangs up, or stays `silent`.
 
-    It can also damage what passes: in every reply the first bytes of `tamper` become the second, and requests lose the header `strip`.
+    It can also damage what passes: in every reply the first bytes of `tamper` become the second.
     """
 
     def __init__(self, endpoint: str) -> None:
@@ -93,7 +93,6 @@ class ForgetfulProxy:
         self.replies_lost = 0
         self.silent = False
         self.tamper: tuple[bytes, bytes] = (b"", b"")
-        self.strip = b""
         threading.Thread(target=self._accept, daemon=True).start()
 
     def close(self) -> None:
@@ -128,8 +127,6 @@ class ForgetfulProxy:
                 word = part.split(b" ", 1)[0]
                 if word in (b"GET", b"PUT", b"DELETE", b"HEAD", b"POST"):
                     seen[0] = word
-                if self.strip:  # another name hides it from the server
-                    part = part.replace(b"\r\n" + self.strip + b":", b"\r\nX-" + self.strip[2:] + b":")
                 server.sendall(part)
             server.shutdown(socket.SHUT_WR)
 

@@ -364,7 +364,7 @@ class TestErrors:
 
     def test_a_missing_spooled_file_is_an_error_and_not_a_checkpoint(self, gate: Gate, spool: Path):
         queue = UploadQueue(gate.commit, limit_bytes=ROOMY, folder=spool)
-        with queue_that_ends_with(queue, FileNotFoundError):
+        with queue_that_ends_with(queue, StoreUnavailable):
             queue.submit(checkpoint(1))
             gate.arrive()
             queue.submit(checkpoint(2))
