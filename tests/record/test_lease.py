@@ -450,7 +450,7 @@ class TestConditions:
     def test_a_server_that_does_not_get_the_conditions_is_refused(self, s3_environment, header: str):
         store = fresh_s3()
         events = store._client().meta.events
-        events.register("before-call.s3.PutObject", lambda params, **_: params["headers"].pop(header, None))
+        events.register("before-call.s3.PutObject", lambda params, **_: params["headers"].pop(header, None) and None)
         with pytest.raises(StoreError, match=f"ignores the condition of a conditional put .{header}."):
             acquire(store)
 
