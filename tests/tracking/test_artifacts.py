@@ -189,7 +189,7 @@ class TestUnavailableArtifactStore:
         found = [drawn_trial(local, 2), drawn_trial(local, 2, trial_id="def", seed=4)]
         done = synced(local, tmp_path, *found)
         assert (done.files, done.missing, done.created) == (0, 16, 3)
-        assert "16 files could not be uploaded" in str(done)
+        assert "16 files could not be stored or found" in str(done)
         (tmp_path / "artifacts").unlink()
         done = synced(local, tmp_path, *found)
         assert (done.files, done.missing, done.error) == (16, 0, "")
