@@ -37,8 +37,12 @@ def label(settings: Mapping[str, object]) -> str:
 
 
 def shown(value: object) -> str:
-    """A setting as a person writes it."""
-    return f"{value:.4g}" if isinstance(value, float) else str(value).lower() if isinstance(value, bool) else one_line(value)
+    """A setting as a person writes it: `none`, `[1, 2]`, never as Python does."""
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(shown, value))}]"
+    if value is None or isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:.4g}" if isinstance(value, float) else one_line(value)
 
 
 def table(rows: Iterable[Sequence[str]]) -> str:
