@@ -31,7 +31,7 @@ class Counts:
 
 
 @dataclass(frozen=True)
-class DatasetInput:
+class UsedData:
     """One of MLflow's data set inputs."""
 
     name: str
@@ -65,7 +65,7 @@ def split_hash(config: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()
 
 
-def data_sets(config: Mapping[str, Any]) -> tuple[DatasetInput, ...]:
+def data_sets(config: Mapping[str, Any]) -> tuple[UsedData, ...]:
     """The data that a trial trains on and the data that it is validated on."""
     name, partition, images = config.get("dataset"), config.get("partition"), counts(config)
     used = {name: config.get(name) for name in _PARTITION}
@@ -73,8 +73,8 @@ def data_sets(config: Mapping[str, Any]) -> tuple[DatasetInput, ...]:
     validation = {"images": images.val} if images else {}
     digest, source = split_hash(config)[:LONGEST_DIGEST], json.dumps(_source(config))
     return (
-        DatasetInput(f"{name} {partition}", digest, "training", source, json.dumps(training)),
-        DatasetInput(f"{name} validation", digest, "validation", source, json.dumps(validation)),
+        UsedData(f"{name} {partition}", digest, "training", source, json.dumps(training)),
+        UsedData(f"{name} validation", digest, "validation", source, json.dumps(validation)),
     )
 
 

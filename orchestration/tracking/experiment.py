@@ -15,7 +15,7 @@ from orchestration.errors import TrackingError, without_password
 from orchestration.plan.tracking_address import database_of
 from orchestration.record.manifest import SCORE
 from orchestration.tracking.artifacts import ArtifactsUnavailable, try_storing
-from orchestration.tracking.dataset_inputs import DatasetInput
+from orchestration.tracking.dataset_inputs import UsedData
 from orchestration.tracking.mlflow_private import (
     DATA_CONTEXT,
     PARAMS_PER_BATCH,
@@ -117,7 +117,7 @@ def write_values(client: Client, run_id: str, values: Sequence[MetricValue]) -> 
     client.log_batch(run_id, metrics=[Metric(v.key, v.value, v.time_ms, v.step) for v in values], synchronous=True)
 
 
-def write_data(client: Client, run_id: str, data: Sequence[DatasetInput]) -> None:
+def write_data(client: Client, run_id: str, data: Sequence[UsedData]) -> None:
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
     client.log_inputs(

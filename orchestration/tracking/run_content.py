@@ -13,7 +13,7 @@ from orchestration.plan.trial_plan import ID_LENGTH
 from orchestration.record.manifest import CONTENTS, SCORE, Checkpoint, EpochMetrics, Manifest, best_epoch
 from orchestration.record.stored_trials import varied_settings
 from orchestration.record.trial_state import TrialState
-from orchestration.tracking.dataset_inputs import DatasetInput, data_sets, split_hash
+from orchestration.tracking.dataset_inputs import UsedData, data_sets, split_hash
 from orchestration.tracking.descriptions import cell_of, label_of, trial_note
 from orchestration.tracking.mlflow_private import LONGEST_PARAM, LONGEST_TAG, NOTE, storable_ms
 from rrn_core.methods import METHODS, settings_class
@@ -47,7 +47,7 @@ class RunContent:
     end_ms: int | None = None
     """None while it runs. Here and in `start_ms`, None lets MLflow take its own clock."""
     params: Mapping[str, str] = field(default_factory=dict)
-    data: tuple[DatasetInput, ...] = ()
+    data: tuple[UsedData, ...] = ()
     series: Mapping[str, tuple[MetricPoint, ...]] = field(default_factory=dict)
     """Points by rising step. The key is the tag that records the last step that MLflow has."""
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from orchestration.errors import TrackingError, without_password
 from orchestration.record.trial_state import TrialState
 from orchestration.tracking.artifacts import Artifacts
-from orchestration.tracking.dataset_inputs import DatasetInput
+from orchestration.tracking.dataset_inputs import UsedData
 from orchestration.tracking.experiment import (
     MetricValue,
     RunGone,
@@ -189,7 +189,7 @@ class Runs:
         listed = file_tags([file.name for file in files], tables=[file.name for file in files if file.table])
         return self._tag(run, {_FILES: digest, **listed})
 
-    def _log_data(self, run: _Run, data: Sequence[DatasetInput]) -> _Run:
+    def _log_data(self, run: _Run, data: Sequence[UsedData]) -> _Run:
         missing = [item for item in data if (item.name, item.digest) not in run.data]
         if missing:
             write_data(self._writer, run.run_id, missing)

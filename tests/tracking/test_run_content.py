@@ -14,7 +14,7 @@ from tracked_sweep import STORE, attempt, checkpoint, manifest, validated
 from orchestration.plan.sweep_file import check
 from orchestration.plan.trial_plan import expand
 from orchestration.record.manifest import manifest_key, parse_manifest
-from orchestration.tracking.dataset_inputs import DatasetInput
+from orchestration.tracking.dataset_inputs import UsedData
 from orchestration.tracking.descriptions import summary_of
 from orchestration.tracking.run_content import run_content
 from rrn_core import configure
@@ -174,5 +174,5 @@ def params_of(config: TrainConfig, **changes: Any) -> Mapping[str, str]:
     return run_content(manifest(1, config=config.model_dump(mode="json"), **settings), store=STORE, live=True).params
 
 
-def data_of(config: TrainConfig) -> tuple[DatasetInput, ...]:
+def data_of(config: TrainConfig) -> tuple[UsedData, ...]:
     return run_content(manifest(1, config=config.model_dump(mode="json")), store=STORE, live=True).data
