@@ -291,7 +291,7 @@ def _tried_store(store: Store, key: str) -> Finding:
     store.replace(key, second, expected=etag)
     with suppress(Conflict):
         store.replace(key, b"third", expected=etag)
-        return _finding("fault", "store", f"{store.uri}: takes an outdated etag for the present one; use another store")
+        return _finding("fault", "store", f"{store.uri}: a conditional put takes an outdated etag for the present one; use another store")
     require_conditions(store, key, b"third")
     store.delete([key])
     with suppress(NotFound):

@@ -614,7 +614,7 @@ def trained(tmp_path: Path, plan: TrialPlan, *, epochs: list[tuple[float, float]
     for epoch, (train_s, eval_s) in enumerate(epochs, start=1):
         metrics = {"val/miou": 0.1, "perf/train_s": train_s, "perf/eval_s": eval_s, "perf/peak_memory_mb": 100.0 * epoch}
         entry = EpochMetrics(epoch=epoch, step=epoch * per_epoch, time_ms=epoch, metrics=metrics)
-        record.commit(step=entry.step, epoch=epoch, files={}, entries=[entry], seconds=1)
+        record.commit(step=entry.step, epoch=epoch, files={"model.safetensors": b"x"}, entries=[entry], seconds=1)
     return read_manifests(store, "demo")
 
 
