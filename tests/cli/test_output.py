@@ -14,6 +14,9 @@ from places import ROOT
 from screen import terminal
 from small_sweep import SMALL
 
+from orchestration.plan.spec import Retention
+from orchestration.record.trial_record import TrialRecord
+from orchestration.store.open import open_store
 from orchestration.sweep import open_sweep
 
 COMMAND = f"PYTHONPATH={ROOT} {sys.executable} -m orchestration.cli"
@@ -70,16 +73,15 @@ def test_a_sweep_whose_reader_is_gone_trains_to_its_end(here, lost):
 @pytest.mark.parametrize("command", ["watch small.yaml --every 0.1", "logs small.yaml --follow eps=0.4"])
 def test_following_ends_when_its_reader_is_gone(here, command):
     trial, *_ = open_sweep(here / "small.yaml", [], data_root=None, environment={}).plans
-    folder = here / "runs" / "store" / "small"
-    (folder / trial.trial_id).mkdir(parents=True)
+    store = open_store(str(here / "runs" / "store"))
+    TrialRecord.open(store, trial, retention=Retention()).stop()
     words = [sys.executable, "-m", "orchestration.cli", *command.split()]
     process = subprocess.Popen(words, cwd=here, env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE)
     try:
         process.stdout.readline()
         process.stdout.close()
-        for n in range(200):  # damaged or not: each is news, and a line
-            for file in (folder / "driver.json", folder / trial.trial_id / "manifest.json"):
-                file.write_bytes(b"{") if n % 2 else file.unlink(missing_ok=True)
+        for _ in range(200):  # each attempt is news, and a line
+            TrialRecord.open(store, trial, retention=Retention()).stop()
             with suppress(subprocess.TimeoutExpired):
                 process.wait(timeout=0.3)
                 break
