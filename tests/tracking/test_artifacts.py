@@ -74,7 +74,8 @@ def drawn_trial(sweep: Sweep, *epochs: int, **changes: Any) -> Manifest:
     """A trial with pictures of these epochs; `count` is the number of all its epochs."""
     count = changes.pop("count", epochs[-1] if epochs else 1)
     history = tuple(validated(epoch, 0.5 + 0.01 * epoch) for epoch in range(1, count + 1))
-    default = {"history": history, "pictures": tuple(sweep.drawn(epoch) for epoch in epochs), "attempts": (attempt(1, "finished"),)}
+    pictures = tuple(sweep.drawn(epoch, trial_id=changes.get("trial_id", "abc")) for epoch in epochs)
+    default = {"history": history, "pictures": pictures, "attempts": (attempt(1, "finished"),)}
     return manifest(count, **{"status": "finished", **default, **changes})
 
 
@@ -417,9 +418,10 @@ def synced(sweep: Sweep, folder: Path, *manifests: Manifest, **changes: Any) -> 
     store = open_store(str(folder / "store"))
     for found in manifests:
         named = found.model_copy(update={"sweep": sweep.name})
-        store.write(manifest_key(sweep.name, named.trial_id), dump_manifest(named))
+        body = dump_manifest(named).replace(b'"sweep/', f'"{sweep.name}/'.encode())  # objects lie below their trial
+        store.write(manifest_key(sweep.name, named.trial_id), body)
     for key, body in sweep.objects.items():
-        store.write(key, body)
+        store.write(key.replace("sweep/", f"{sweep.name}/", 1), body)
     ids = [found.trial_id for found in manifests]
     return sync(sweep.uri, sweep.name, store, **{"trial_ids": ids, "facts": SweepFacts(about="what it is for"), **changes})
 

@@ -243,7 +243,7 @@ def test_a_refused_look_at_the_files_does_not_count_as_all_there(fresh: Case, mo
     assert (synced.missing, synced.error) == (3, "PermissionError: 403")
 
 
-@pytest.mark.parametrize("ms", [-(10**30), 0, 10**30])
+@pytest.mark.parametrize("ms", [-(2**53), 0, 2**53])
 def test_a_wrong_clock_of_a_node_refuses_no_trial(fresh: Case, ms: int) -> None:
     odd = entry(1).model_copy(update={"time_ms": ms})
     ended = attempt(1, "finished", ended_ms=ms)
