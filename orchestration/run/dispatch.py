@@ -84,6 +84,10 @@ class Dispatch:
         self._lease.check()
         return self._stop.requested()
 
+    def warned(self, text: str) -> None:
+        """A warning from the process of Ray."""
+        log.warning("%s", text)
+
     def started(self, trial_id: str) -> None:
         self._emit(Event(self._out[trial_id], TrialState.RUNNING))
 

@@ -91,8 +91,8 @@ def _run_once(setup: Setup, dispatch: Dispatch) -> Ended:
                 ray.keep_log = message.fault is not None and not message.expected
                 return replace(message, fault=f"{message.fault} (log: {ray.log})") if ray.keep_log else message
             if message:
-                called = True
                 method, arguments = message
+                called = called or method != "warned"
                 answer = getattr(dispatch, method)(*arguments)
                 with suppress(OSError):  # it has died: the next `recv` says so
                     ray.connection.send(answer)

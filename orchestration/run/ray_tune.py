@@ -5,6 +5,7 @@ Ray's own state is in a scratch folder that is never read again: the store knows
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
@@ -35,6 +36,7 @@ def main(descriptor: int) -> None:
     threading.Thread(target=_end_with_driver, daemon=True).start()
     driver = _Driver(Connection(descriptor))
     setup: Setup = driver.receive()
+    logging.getLogger("orchestration").addHandler(_ToDriver(driver))
     sys.argv[:1] = [setup.program]  # Ray adds its folder to the path of the workers
     try:
         with connect(setup.address):
@@ -55,15 +57,27 @@ def _end_with_driver() -> None:
     os._exit(1)
 
 
+class _ToDriver(logging.Handler):
+    """Warnings of this process appear on the driver's terminal."""
+
+    def __init__(self, driver: _Driver) -> None:
+        super().__init__(logging.WARNING)
+        self._driver = driver
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._driver.call("warned", record.getMessage())
+
+
 class _Driver:
     """The driver's `Dispatch` (dispatch.py), by remote calls."""
 
     def __init__(self, connection: Connection[Any, Any]) -> None:
-        self._connection = connection
+        self._connection, self._lock = connection, threading.Lock()
 
     def call(self, method: str, *arguments: Any) -> Any:
-        self._connection.send((method, arguments))
-        return self.receive()
+        with self._lock:
+            self._connection.send((method, arguments))
+            return self.receive()
 
     def send(self, ended: Ended) -> None:
         self._connection.send(ended)
