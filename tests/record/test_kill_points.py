@@ -21,7 +21,7 @@ from orchestration.plan.sweep_file import check
 from orchestration.plan.trial_plan import TrialPlan, expand
 from orchestration.record.garbage import collect
 from orchestration.record.manifest import EpochMetrics, Manifest, manifest_key, read_checkpoint, read_manifest, read_manifests
-from orchestration.record.trial_record import TrialRecord
+from orchestration.record.trial_record import TrialRecord, settle
 from orchestration.store.base import Store
 from orchestration.store.directory import DirectoryStore
 from orchestration.store.open import open_store
@@ -112,8 +112,10 @@ def outcomes(store: Store, act: Callable[[TrialRecord], None], check: Callable[[
 
 
 def removed(store: Store, trials: int) -> int:
-    """How many things gc deletes. Asserts that afterwards the store contains exactly the named objects."""
+    """How many things gc deletes once the attempts are closed. Asserts that afterwards the store contains exactly the named objects."""
     trial_ids = [plan(number).trial_id for number in range(trials)]
+    for trial_id in trial_ids:
+        settle(store, "demo", trial_id, driver=2, failure="lost", reason="killed")
     report = collect(store, "demo", trial_ids, driver=2, retention=KEEP, dry_run=False)
     keys = named(store, read_manifests(store, "demo").values())
     assert list(store.keys("demo/")) == sorted([*keys, *(manifest_key("demo", trial_id) for trial_id in trial_ids)])
