@@ -110,7 +110,7 @@ class _Process:
 
     @property
     def death(self) -> str:
-        """How it ended without a word."""
+        """How it ended, where it sent no `Ended`."""
         self.keep_log = True
         with suppress(subprocess.TimeoutExpired):
             code = self.child.wait(CLOSE_WITHIN_S)
