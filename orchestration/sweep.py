@@ -53,7 +53,7 @@ class Sweep:
     driver: int | None = None
     """Token of the driver that works on the sweep, as far as the last reading of the store can tell."""
     unreadable: Mapping[str, str] = field(default_factory=dict)
-    """Why, for each trial whose manifest cannot be read."""
+    """Why, for each trial of which the store has no usable record. Such a trial counts as failed."""
 
     @property
     def name(self) -> str:
@@ -117,6 +117,8 @@ class Sweep:
 
     def state(self, plan: TrialPlan) -> TrialState:
         """The state of a trial, as of the last reading of the store."""
+        if plan.trial_id in self.unreadable:
+            return TrialState.FAILED
         return state_of(self.manifests.get(plan.trial_id), driver=self.driver, retries=self.spec.retries)
 
     @property

@@ -69,9 +69,9 @@ def trial_runtime(spec: SweepSpec, arguments: argparse.Namespace) -> Runtime:
         raise SweepError(faults) from None
 
 
-def require_device(arguments: argparse.Namespace, runtime: Runtime) -> None:
-    """Raise SweepError if `--device` names a device that this machine lacks."""
-    if arguments.device in (None, "auto", "cpu"):
+def require_device(runtime: Runtime) -> None:
+    """Raise SweepError if this machine lacks the device."""
+    if runtime.device in ("auto", "cpu"):
         return
     from rrn_core.training import device_of
 
@@ -87,11 +87,6 @@ def own_runtime(arguments: argparse.Namespace) -> Runtime:
 def changed_settings(arguments: argparse.Namespace) -> dict[str, Any]:
     """Settings that replace those of a checkpoint: `--data` and every `--set`."""
     return ({"dataset": arguments.data} if arguments.data else {}) | settings_of(arguments.set)
-
-
-def say(text: str) -> None:
-    """Print a line at once."""
-    print(text, flush=True)
 
 
 def console() -> SharedTerminal:

@@ -11,7 +11,7 @@ import sys
 from collections import Counter
 
 from orchestration import inference
-from orchestration.cli.context import command_line, console, open_from_store, own_runtime, require_device, say, set_defaults
+from orchestration.cli.context import command_line, console, open_from_store, own_runtime, require_device, set_defaults
 from orchestration.cli.exit_codes import OK
 from orchestration.compare import formats
 from orchestration.compare.published import published_table
@@ -38,7 +38,7 @@ def status(arguments: argparse.Namespace) -> int:
         trials = as_json(sweep.plans, sweep.manifests, sweep.states)
         print(json.dumps({"sweep": sweep.name, "store": sweep.store.uri, "trials": trials}, indent=2))
         return OK
-    print(summary(sweep.plans, sweep.manifests, sweep.states) if sweep.plans else "no trial started yet")
+    print(summary(sweep.plans, sweep.manifests, sweep.states, unreadable=sweep.unreadable) if sweep.plans else "no trial started yet")
     if arguments.effort:
         print(f"\n{effort(sweep.plans, sweep.manifests)}")
     if sweep.spec.published:
@@ -59,7 +59,7 @@ def watch(arguments: argparse.Namespace) -> int:
 def logs(arguments: argparse.Namespace) -> int:
     from orchestration.observe.logs import logs as print_log
 
-    print_log(open_from_store(arguments), arguments.trial, say, follow=arguments.follow, stop=reader_gone())
+    print_log(open_from_store(arguments), arguments.trial, print, follow=arguments.follow, stop=reader_gone())
     return OK
 
 
@@ -87,7 +87,7 @@ def best(arguments: argparse.Namespace) -> int:
     from orchestration.export import best_checkpoint
     from orchestration.export.export_folder import export
 
-    require_device(arguments, own_runtime(arguments))
+    require_device(own_runtime(arguments))
     sweep = open_from_store(arguments)
     choices = best_checkpoint.best(sweep.plans, sweep.manifests, per=arguments.per, at=arguments.at)
     print(best_checkpoint.render(choices, best_checkpoint.missing(sweep.plans, choices, per=arguments.per)))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import yaml
 
-from orchestration.cli.context import command_line, open_with_data, progress_bar, say, set_defaults, trial_runtime
+from orchestration.cli.context import command_line, open_with_data, progress_bar, set_defaults, trial_runtime
 from orchestration.cli.exit_codes import BAD_INPUT, FAILED, OK
 from orchestration.errors import SweepError, user_errors
 from orchestration.observe.status import state_text
@@ -23,7 +23,7 @@ from orchestration.record import garbage
 from orchestration.record.inputs import unresolved
 from orchestration.record.lease import BEAT_WITHIN_S, Lease
 from orchestration.run.runner import RAY_SETTINGS, Runner, facts, overview, settle_dead
-from orchestration.run.signals import Sigterm
+from orchestration.run.signals import Termination
 from orchestration.store.open import open_store
 from orchestration.sweep import Sweep, open_sweep
 from orchestration.tracking.mlflow_private import CLIENT_SETTINGS
@@ -109,9 +109,9 @@ def run(arguments: argparse.Namespace) -> int:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         preflight.require_device(sweep.spec.resources, trial_runtime(sweep.spec, arguments), visible=visible)
     for note in preflight.data_notes([plan.config for plan in chosen], trial_runtime(sweep.spec, arguments)):
-        say(note)
+        print(note)
     set_defaults(RAY_SETTINGS | CLIENT_SETTINGS)
-    sigterm = Sigterm()
+    termination = Termination()
     sweep = _with_memory(sweep, arguments)
     with _leased(sweep, arguments) as lease:
         sweep = settle_dead(sweep, lease)
@@ -122,8 +122,8 @@ def run(arguments: argparse.Namespace) -> int:
             chosen=sweep.chosen(only=arguments.only, retry=arguments.retry),
             environment=os.environ,
             command=command_line(arguments),
-            sigterm=sigterm,
-            say=say,
+            termination=termination,
+            say=print,
         ).run()
     left = ended.chosen(only=arguments.only) if arguments.only else ended.unfinished
     return OK if not left and (arguments.only or ended.complete) else FAILED
@@ -171,9 +171,9 @@ def _leased(sweep: Sweep, arguments: argparse.Namespace) -> Lease:
     """The sweep's lease, with a token above that of every driver that its trials have known."""
     above = max((manifest.driver for manifest in sweep.manifests.values()), default=0)
     beats = open_store(sweep.store.uri, deadline_s=BEAT_WITHIN_S)
-    lease = Lease.acquire(sweep.store, sweep.name, take_over=arguments.take_over, above=above, beats=beats, say=say)
+    lease = Lease.acquire(sweep.store, sweep.name, take_over=arguments.take_over, above=above, beats=beats, say=print)
     if lease.took_over:
-        say(lease.took_over)
+        print(lease.took_over)
     return lease
 
 
@@ -193,7 +193,7 @@ def _with_memory(sweep: Sweep, arguments: argparse.Namespace) -> Sweep:
         return sweep
     peak_mb = _peak_mb(sweep, arguments)
     stated = resources.model_copy(update={"memory": preflight.reserved_gib(peak_mb, resources)})
-    say(f"resources.memory: {stated.memory:.2f} GiB for each trial: a measured peak of {peak_mb / 1024:.2f} GiB and a tenth")
+    print(f"resources.memory: {stated.memory:.2f} GiB for each trial: a measured peak of {peak_mb / 1024:.2f} GiB and a tenth")
     return replace(sweep, spec=sweep.spec.model_copy(update={"resources": stated}))
 
 

@@ -13,7 +13,6 @@ from orchestration.record.trial_state import TrialState
 class TrialProgress:
     """Progress of a trial; an unknown value is None."""
 
-    trial_id: str
     attempt: int
     resumed_step: int | None
     """Step of the checkpoint from which this attempt resumed."""

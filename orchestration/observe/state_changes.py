@@ -59,7 +59,6 @@ def _updates(plan: TrialPlan, reported: ReportedTrial, manifest: Manifest, *, en
     reached = attempt.last_step or max((c.step for c in manifest.checkpoints), default=0)
     pace = _seconds_per_step(manifest, attempt)
     now = TrialProgress(
-        trial_id=plan.trial_id,
         attempt=attempt.number,
         resumed_step=attempt.first_step or None,
         epoch=manifest.epochs,

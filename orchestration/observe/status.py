@@ -19,7 +19,7 @@ States = Mapping[str, TrialState]
 
 
 def summary(
-    plans: Sequence[TrialPlan], manifests: Mapping[str, Manifest], states: States, *, unrecorded: Mapping[str, str] | None = None
+    plans: Sequence[TrialPlan], manifests: Mapping[str, Manifest], states: States, *, unreadable: Mapping[str, str] | None = None
 ) -> str:
     """One line per failed trial, then a table of all trials in the order of the sweep file.
 
@@ -27,20 +27,20 @@ def summary(
     best `val/miou`.
 
     Args:
-        unrecorded: by trial_id, why a trial failed that the store could not record.
+        unreadable: by trial_id, why the store has no usable record of a trial.
     """
     varied = plans[0].varied if plans else ()
     head = ["trial", *varied, "state", "epoch", "last: b1", "b2", "ens", "best: b1", "b2", "ens", "at", "time"]
     rows = [_row(plan, manifests.get(plan.trial_id), states[plan.trial_id]) for plan in plans]
     text = table([head, *rows])
-    return "\n".join([*failures(plans, manifests, states, unrecorded), text])
+    return "\n".join([*failures(plans, manifests, states, unreadable), text])
 
 
 def failures(
-    plans: Sequence[TrialPlan], manifests: Mapping[str, Manifest], states: States, unrecorded: Mapping[str, str] | None = None
+    plans: Sequence[TrialPlan], manifests: Mapping[str, Manifest], states: States, unreadable: Mapping[str, str] | None = None
 ) -> list[str]:
     """One line per failed trial, with the reason."""
-    reasons = {trial_id: manifest.failure_text for trial_id, manifest in manifests.items()} | dict(unrecorded or {})
+    reasons = {trial_id: manifest.failure_text for trial_id, manifest in manifests.items()} | dict(unreadable or {})
     failed = [plan for plan in plans if states[plan.trial_id] is TrialState.FAILED]
     return [f"FAILED {plan.trial_id} {plan.label}: {one_line(reasons[plan.trial_id])}" for plan in failed]
 

@@ -120,7 +120,7 @@ class Dispatch:
             assert manifest
             self._conclude(trial_id, manifest)
         except SweepError as error:
-            log.debug("trial %s: %s", trial_id, error)
+            log.debug("trial %s: %s", trial_id, error)  # the worker's reason says more
             self._end_unrecorded(trial_id, StoreError(reason))
 
     def died(self, trial_id: str, line: str, text: str) -> None:
@@ -194,7 +194,6 @@ class Dispatch:
 
     def _end_unrecorded(self, trial_id: str, error: SweepError) -> None:
         """End a trial whose attempt may still be open in the store; then the next driver closes it."""
-        log.warning("trial %s: %s", trial_id, error)
         if isinstance(error, StoreUnavailable | Fenced):
             self._end(trial_id, TrialState.INTERRUPTED, str(error))
         else:

@@ -21,7 +21,7 @@ class Job:
     """Token of the driver's lease."""
     checkpoint_every_s: float = 300.0
     """Longest time between checkpoints within an epoch; every completed epoch is saved too."""
-    outbox_bytes: int = 2**32
+    upload_queue_bytes: int = 2**32
     """Local disk for checkpoints while the store is unavailable; when it is full, training pauses."""
     patience_s: float = 3600.0
     """How long to wait for an unavailable store."""

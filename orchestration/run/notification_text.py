@@ -36,7 +36,7 @@ class Notification:
 
 def ended(sweep: Sweep, *, stopped: str | None = None) -> Notification:
     """The sweep ended. `stopped`: why it ended before its trials did."""
-    failed = failures(sweep.plans, sweep.manifests, sweep.states)
+    failed = failures(sweep.plans, sweep.manifests, sweep.states, sweep.unreadable)
     outcome = f"stopped: {stopped}" if stopped else "finished" if sweep.complete else f"ended, {len(failed)} failed"
     more = [f"and {len(failed) - MAX_FAILURES} more failed"] if len(failed) > MAX_FAILURES else []
     text = "\n".join([f"Sweep {sweep.name} {outcome}; {sweep.count}", *_best(sweep), *failed[:MAX_FAILURES], *more])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -87,18 +86,17 @@ def _own_cluster(environment: Mapping[str, str]) -> Iterator[None]:
     folder = _folder(environment)
     with private_cluster(_short_tmpdir(environment, folder)):
         try:
-            with _hang_up_blocked():
-                # "local": without an address Ray would join any cluster that runs on this machine
-                ray.init(
-                    address="local",
-                    num_cpus=granted_cpus(environment),
-                    num_gpus=_visible_gpus(environment),
-                    _memory=max(0, free_memory() - OBJECT_STORE_BYTES),
-                    _temp_dir=str(folder / "r"),  # which Ray opens to every user
-                    include_dashboard=False,
-                    object_store_memory=OBJECT_STORE_BYTES,
-                    **_QUIET,
-                )
+            # "local": without an address Ray would join any cluster that runs on this machine
+            ray.init(
+                address="local",
+                num_cpus=granted_cpus(environment),
+                num_gpus=_visible_gpus(environment),
+                _memory=max(0, free_memory() - OBJECT_STORE_BYTES),
+                _temp_dir=str(folder / "r"),  # which Ray opens to every user
+                include_dashboard=False,
+                object_store_memory=OBJECT_STORE_BYTES,
+                **_QUIET,
+            )
         except Exception as error:  # Ray raises bare exceptions too
             text = f"Ray does not start on this machine: {first_sentence(error)}; its logs are in {folder}/r/session_latest/logs"
             raise ClusterError(text) from error
@@ -185,16 +183,6 @@ def _visible_gpus(environment: Mapping[str, str]) -> int | None:
     import torch
 
     return torch.cuda.device_count()
-
-
-@contextmanager
-def _hang_up_blocked() -> Iterator[None]:
-    """Processes that Ray starts in this context never get SIGHUP: a closed terminal must not end trials before their last checkpoint."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _offers_work(nodes: list[dict[str, float]]) -> bool:

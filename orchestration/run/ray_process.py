@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import socket
 import subprocess
@@ -124,7 +123,7 @@ def _process() -> Iterator[_Process]:
     """Start it. At the end it is killed if it still runs; Ray's own processes on this machine end with it."""
     ours, theirs = socket.socketpair()
     code = f"import sys; sys.path[:] = {sys.path!r}; from orchestration.run.ray_tune import main; main({theirs.fileno()})"
-    with ours, tempfile.NamedTemporaryFile(prefix="rrn-sweep-ray-", suffix=".log", delete=False) as log:
+    with tempfile.NamedTemporaryFile(prefix="rrn-sweep-ray-", suffix=".log", delete=False) as log:
         with theirs:
             child = subprocess.Popen(
                 [sys.executable, "-c", code],
@@ -134,7 +133,7 @@ def _process() -> Iterator[_Process]:
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,  # Ctrl-C and SIGHUP of the terminal reach only the driver, which decides
             )
-        ray = _Process(child, Connection(os.dup(ours.fileno())), Path(log.name))
+        ray = _Process(child, Connection(ours.detach()), Path(log.name))
         try:
             yield ray
         finally:

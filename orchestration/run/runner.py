@@ -22,7 +22,7 @@ from orchestration.run import ray_process
 from orchestration.run.dispatch import Dispatch
 from orchestration.run.git_checkout import git_diff, git_state
 from orchestration.run.job import Job
-from orchestration.run.signals import Sigterm, graceful_stop
+from orchestration.run.signals import Termination, graceful_stop
 from orchestration.run.stopping import Stop
 from orchestration.sweep import Sweep
 from rrn_core.config import Runtime
@@ -51,7 +51,7 @@ class Runner:
         chosen: the trials to train; the others are only displayed.
         environment: RAY_ADDRESS names a Ray cluster; unset, Ray runs on this machine.
         command: the command line that runs the whole sweep.
-        sigterm: the SIGTERM handler that the process installed at its start.
+        termination: the handler of SIGTERM and SIGHUP that the process installed at its start.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class Runner:
         chosen: Sequence[TrialPlan],
         environment: Mapping[str, str],
         command: str,
-        sigterm: Sigterm,
+        termination: Termination,
         say: Callable[[str], None],
     ) -> None:
         from orchestration.run.notifications import Notifier
@@ -74,7 +74,7 @@ class Runner:
         self._ray_address = environment.get("RAY_ADDRESS") or None
         finished = len(sweep.finished)
         self._notifier = Notifier(sweep.spec.notify, sweep.name, total=sweep.total, finished=finished, environment=environment)
-        self._stop, self._run_command, self._sigterm = Stop(say), command, sigterm
+        self._stop, self._run_command, self._termination = Stop(say), command, termination
         self._committed: dict[str, int] = {}
         self._unwritable: Mapping[str, str] = {}
         self._tracker = Tracker(
@@ -154,7 +154,8 @@ class Runner:
 
     def _ended(self) -> Sweep:
         """The sweep as it stands once this driver starts no further attempt."""
-        return replace(self._sweep.reread(), driver=None)
+        found = self._sweep.reread()
+        return replace(found, driver=None, unreadable={**found.unreadable, **self._unwritable})
 
     def _close(self) -> tuple[list[str], KeyboardInterrupt | None]:
         """Update MLflow. Returns the trials that MLflow does not show completely, and the signal that interrupted the update."""
@@ -182,7 +183,7 @@ class Runner:
             ended={trial_id: manifest.attempt for trial_id, manifest in sweep.manifests.items()},
         )
         self._unwritable = dispatch.unwritable
-        self._sigterm.check()
+        self._termination.check()
         with graceful_stop(self._stop), view:
             ray_process.train(dispatch, job, address=self._ray_address, resources=spec.resources)
 
@@ -207,8 +208,7 @@ class Runner:
         return FixedSource(self._chosen)
 
     def _conclude(self, sweep: Sweep) -> None:
-        states = sweep.states | dict.fromkeys(self._unwritable, TrialState.FAILED)
-        self._say(f"\n{status.summary(sweep.plans, sweep.manifests, states, unrecorded=self._unwritable)}\n\n{sweep.count}")
+        self._say(f"\n{status.summary(sweep.plans, sweep.manifests, sweep.states, unreadable=sweep.unreadable)}\n\n{sweep.count}")
         self._say(
             "mIoU in percent on the validation list; b1, b2, ens: branch 1, branch 2, their ensemble; best: epoch with the best val/miou"
         )

@@ -19,7 +19,7 @@ class Terminated(KeyboardInterrupt):
     """SIGTERM or SIGHUP: a batch system, a spot machine's shutdown notice or a closed terminal stops the sweep, to be restarted later."""
 
 
-class Sigterm:
+class Termination:
     """Turns SIGTERM and SIGHUP into `Terminated`.
 
     It also records the signal, because Python can drop an exception that a handler raises during an import.

@@ -127,7 +127,8 @@ def _attempt(
     pace = _IterationPace(update.iteration)
     report: Report | None = None
     submitted = update.iteration
-    with Usage(job.runtime) as usage, UploadQueue(partial(_commit, record), limit_bytes=job.outbox_bytes) as queue:
+    queue = UploadQueue(lambda pending: record.commit(**vars(pending)), limit_bytes=job.upload_queue_bytes)
+    with Usage(job.runtime) as usage, queue:
         try:
             init_weights = _init_weights(plan, store) if files is None else None
             for report in train(plan.config, job.runtime, resume_from=files, init_weights=init_weights):
@@ -160,18 +161,6 @@ def _pending(report: Report, plan: TrialPlan, job: Job, usage: Usage) -> Pending
     )
 
 
-def _commit(record: TrialRecord, pending: PendingCheckpoint) -> None:
-    record.commit(
-        step=pending.step,
-        epoch=pending.epoch,
-        files=pending.files,
-        entries=pending.entries,
-        pictures=pending.pictures,
-        seconds=pending.seconds,
-        at_s=pending.at_s,
-    )
-
-
 def _init_weights(plan: TrialPlan, store: Store) -> bytes | None:
     """The initial weights, which the driver uploaded; None if the trial has none."""
     sha256 = plan.config.init_sha256
@@ -192,7 +181,6 @@ class _IterationPace:
 def _start_progress(plan: TrialPlan, manifest: Manifest, resumed_step: int | None) -> TrialProgress:
     last = manifest.last
     return TrialProgress(
-        trial_id=plan.trial_id,
         attempt=manifest.attempt,
         resumed_step=resumed_step,
         epoch=manifest.epochs,

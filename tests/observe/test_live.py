@@ -26,7 +26,7 @@ PLANS = expand(check({"name": "demo", "preset": "digits", "grid": {"partition": 
 
 def update(plan, **changes) -> TrialProgress:
     known = {"attempt": 1, "resumed_step": None, "epoch": 2, "epochs": 5, "iteration": 40, "iterations": 100}
-    return TrialProgress(trial_id=plan.trial_id, **(known | {"loss": 1.25, "miou": 0.321, "eta_s": 75.0} | changes))
+    return TrialProgress(**(known | {"loss": 1.25, "miou": 0.321, "eta_s": 75.0} | changes))
 
 
 def screen(view: LiveView) -> str:

@@ -157,7 +157,7 @@ def test_a_trial_that_the_store_refuses_fails_with_its_reason_even_if_no_record_
         ended.refused(plan.trial_id, "no permission")
     assert [(event.state, event.reason) for event in events] == [(TrialState.FAILED, "no permission")]
     assert ended.unwritable == {plan.trial_id: "no permission"}
-    shown = status.summary(sweep.plans, {}, {plan.trial_id: TrialState.FAILED}, unrecorded=ended.unwritable)
+    shown = status.summary(sweep.plans, {}, {plan.trial_id: TrialState.FAILED}, unreadable=ended.unwritable)
     assert shown.splitlines()[0] == f"FAILED {plan.trial_id} {plan.label}: no permission"
 
 
