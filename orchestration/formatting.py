@@ -68,7 +68,7 @@ def instant(ms: int, zone: tzinfo | None = None) -> str:
     try:
         return datetime.fromtimestamp(ms / 1000, zone).strftime("%Y-%m-%d %H:%M:%S" + (" %Z" if zone else ""))
     except (ValueError, OverflowError, OSError):  # a node's clock may be wrong by any amount
-        return UNKNOWN_TIME
+        return UNKNOWN_TIME if zone is None else UNKNOWN_TIME.strip()
 
 
 def clock(seconds: float) -> str:

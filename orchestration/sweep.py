@@ -112,6 +112,8 @@ class Sweep:
 
     def _failure(self, plan: TrialPlan) -> Failure | None:
         """Why the trial has failed, if it has."""
+        if plan.trial_id in self.unreadable:
+            return "unavailable"
         manifest = self.manifests.get(plan.trial_id)
         return (manifest.failure or "code") if manifest and manifest.status is TrialState.FAILED else None
 
@@ -139,14 +141,15 @@ class Sweep:
     def reread(self, *, known: Mapping[str, Manifest] | None = None) -> Sweep:
         """The sweep with what the store knows now; manifests that are `known` not to change are not read again. Raises StoreError.
 
-        A manifest that cannot be read is named in a warning, once, and its trial is left out.
+        A trial of the file whose manifest cannot be read counts as failed. Any other such manifest is named in a warning, once.
         """
         spec = self.spec
         manifests, faults = read_all(self.store, spec.name, known=known)
         unreadable = {trial_id: str(fault) for trial_id, fault in faults.items()}
+        own = self.trial_ids
         for trial_id, fault in unreadable.items():
-            if self.unreadable.get(trial_id) != fault:
-                log.warning("%s; this trial is left out", fault)
+            if trial_id not in own and self.unreadable.get(trial_id) != fault:
+                log.warning("%s; it is left out", fault)
         stored = StoredTrials(manifests.values())
         if spec.search:
             found = stored.of_search(spec, self.inputs.resolve)

@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 def status(arguments: argparse.Namespace) -> int:
     sweep = open_from_store(arguments)
     if arguments.json:
-        trials = as_json(sweep.plans, sweep.manifests, sweep.states)
+        trials = as_json(sweep.plans, sweep.manifests, sweep.states, unreadable=sweep.unreadable)
         print(json.dumps({"sweep": sweep.name, "store": sweep.store.uri, "trials": trials}, indent=2))
         return OK
     print(summary(sweep.plans, sweep.manifests, sweep.states, unreadable=sweep.unreadable) if sweep.plans else "no trial started yet")

@@ -100,7 +100,7 @@ def _page(comparison: Comparison, sweeps: Sequence[Sweep], source: Mapping[str, 
 def _newest(sweeps: Iterable[Sweep]) -> str:
     """The instant of the newest commit, `2026-11-26 04:10:33 UTC`; empty before the first."""
     newest_ms = max((manifest.updated_ms for sweep in sweeps for manifest in sweep.manifests.values()), default=None)
-    return instant(newest_ms, UTC).strip() if newest_ms is not None else ""
+    return instant(newest_ms, UTC) if newest_ms is not None else ""
 
 
 def _joined(text: str, sweeps: Iterable[Sweep], form: Form) -> bytes:

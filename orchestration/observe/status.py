@@ -79,9 +79,12 @@ def state_text(state: TrialState, manifest: Manifest | None) -> str:
     return f"{_with_class(state, manifest)} at epoch {manifest.epochs}"
 
 
-def as_json(plans: Sequence[TrialPlan], manifests: Mapping[str, Manifest], states: States) -> list[dict[str, Any]]:
+def as_json(
+    plans: Sequence[TrialPlan], manifests: Mapping[str, Manifest], states: States, *, unreadable: Mapping[str, str] | None = None
+) -> list[dict[str, Any]]:
     """State, attempts and checkpoints of every trial, and the metrics of its last and best epoch, for other programs."""
-    return [_as_json(plan, manifests.get(plan.trial_id), states[plan.trial_id]) for plan in plans]
+    reasons = {trial_id: {"reason": fault} for trial_id, fault in (unreadable or {}).items()}
+    return [_as_json(plan, manifests.get(plan.trial_id), states[plan.trial_id]) | reasons.get(plan.trial_id, {}) for plan in plans]
 
 
 def _with_class(state: str, manifest: Manifest) -> str:

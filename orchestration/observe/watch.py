@@ -100,7 +100,9 @@ class _Watcher:
             if manifest := sweep.manifests.get(plan.trial_id):
                 self._compare(plan, manifest)
             elif self._reported.pop(plan.trial_id, None):
-                self.view(Event(plan, TrialState.INTERRUPTED, reason="its manifest was deleted from the store"))
+                fault = sweep.unreadable.get(plan.trial_id)
+                ended = TrialState.FAILED if fault else TrialState.INTERRUPTED
+                self.view(Event(plan, ended, reason=fault or "its manifest was deleted from the store"))
         if self._driver != (state := self._liveness.state):
             self._driver = state
             self.view.say(self._driver_line())
@@ -150,8 +152,8 @@ def _reread(sweep: Sweep) -> Sweep:
 
 @contextmanager
 def muted_store_warnings() -> Iterator[None]:
-    """Mute the S3 store's warnings: the caller reports an outage itself, once."""
-    logger = logging.getLogger("orchestration.store.s3")
+    """Mute the store's warnings: the caller reports an outage itself, once."""
+    logger = logging.getLogger("orchestration.store")
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:

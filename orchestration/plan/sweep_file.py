@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from orchestration.errors import SpecError
 from orchestration.plan.spec import Settings, SweepSpec
+from orchestration.plan.tracking_address import path_fault
 from orchestration.plan.validation_text import dotted, faults_of, lines, quoted, suggestion
 from rrn_core.config import TrainConfig
 from rrn_core.methods import DEFAULT, METHODS, all_settings, methods_with, settings_class
@@ -108,11 +109,11 @@ def _too_many(spec: SweepSpec) -> str | None:
     grid = math.prod(map(len, spec.grid.values())) if spec.grid or not spec.points else 0
     count, proposed = (grid + len(spec.points)) * max(1, len(spec.seeds or [])), spec.search.trials if spec.search else 0
     if count > MOST_TRIALS:
-        return f"grid, points and seeds: make {count:,} trials; at most {MOST_TRIALS:,} are planned"
+        return f"grid, points and seeds: must make <= {MOST_TRIALS:,} trials, got {count:,}"
     if proposed > MOST_TRIALS:
-        return f"search.trials: must be <= {MOST_TRIALS}, got {proposed}"
+        return f"search.trials: must be <= {MOST_TRIALS:,}, got {proposed:,}"
     choices = sum(len(dimension.choices or []) for dimension in spec.space.values())
-    return f"space: has {choices:,} choices; at most {MOST_TRIALS:,} are tried" if choices > MOST_TRIALS else None
+    return f"space: must have <= {MOST_TRIALS:,} choices, got {choices:,}" if choices > MOST_TRIALS else None
 
 
 def _structure_faults(spec: SweepSpec) -> list[str]:
@@ -127,6 +128,8 @@ def _structure_faults(spec: SweepSpec) -> list[str]:
         faults.append("search: cannot be combined with grid, points or seeds; put what varies under space, and a seed under base")
     if spec.tracking and not re.fullmatch(r"sqlite:///.+|https?://[^/@\s]+(/[^@\s]*)?", spec.tracking):
         faults.append("tracking: must be sqlite:///PATH or http(s)://HOST (credentials belong in the environment)")
+    elif spec.tracking and (fault := path_fault(spec.tracking)):
+        faults.append(f"tracking: {fault}")
     varied = {*spec.grid, *spec.space}
     faults += [f"base.{key}: is varied in grid or space too; keep one of them" for key in spec.base if key in varied]
     if spec.search and not spec.space:

@@ -8,6 +8,7 @@ from pathlib import Path
 from orchestration.errors import TrackingError, without_password
 
 _SQLITE = "sqlite:///"
+_UNOPENABLE = re.compile(r"\?|%[0-9a-fA-F]{2}|[\0-\x1f]")
 
 
 def database_of(address: str) -> Path | None:
@@ -23,10 +24,15 @@ def absolute(address: str) -> str:
 
 def checked_address(address: str) -> str:
     """`address` itself. Raises TrackingError unless it is absolute and MLflow can open it."""
-    database = database_of(address)
     if not re.match(r"sqlite:////.|https?://[^/]", address, re.DOTALL):
         got = without_password(address)
         raise TrackingError(f"tracking: must be sqlite:////absolute/path.db or http(s)://host..., got {got!r}")
-    if database and re.search(r"\?|%[0-9a-fA-F]{2}|[\0-\x1f]", str(database)):
-        raise TrackingError(f"tracking: {str(database)!r}: MLflow cannot open a path with ?, %20 or a line break; name another")
+    if fault := path_fault(address):
+        raise TrackingError(f"tracking: {fault}")
     return address
+
+
+def path_fault(address: str) -> str | None:
+    """Why MLflow cannot open the path of an SQLite address."""
+    path = str(database_of(address) or "")
+    return f"{path!r}: MLflow cannot open a path with ?, %20 or a line break; name another" if _UNOPENABLE.search(path) else None

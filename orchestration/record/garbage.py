@@ -10,13 +10,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
 
-from orchestration.errors import Conflict, Fenced, StoreError, StoreUnavailable
+from orchestration.errors import Conflict, StoreError, StoreUnavailable
 from orchestration.formatting import bytes_shown, table
 from orchestration.plan.spec import FinishedRetention, Retention
-from orchestration.record.lease import current_token
+from orchestration.record.lease import require_lease, superseded
 from orchestration.record.manifest import FOLDERS, Checkpoint, Manifest, dump_manifest, manifest_key, parse_manifest, read_all
 from orchestration.record.tracking_note import forget_tracked
-from orchestration.record.trial_record import superseded
 from orchestration.record.trial_state import TrialState
 from orchestration.store.base import Store, UnfinishedWrite
 
@@ -41,11 +40,6 @@ class GarbageItem:
     kind: Kind
     place: str
     size: int | None
-
-    @property
-    def trial_id(self) -> str:
-        """Empty if it belongs to the whole sweep."""
-        return _trial(self.place) if self.place.count("/") > 1 else ""
 
 
 @dataclass(frozen=True)
@@ -89,7 +83,7 @@ def collect(store: Store, sweep: str, trial_ids: Collection[str], *, driver: int
     unnamed = _unnamed(sizes, manifests.values(), running | unreadable.keys())
     dead = [write for write in unfinished if _is_dead(write, running | unreadable.keys())]
     if not dry_run:
-        _require_lease(store, sweep, driver)
+        require_lease(store, sweep, driver)
         _delete(store, unnamed)
         store.abandon(dead)
     others = [manifest for trial_id, manifest in manifests.items() if trial_id not in trial_ids]
@@ -129,16 +123,17 @@ _LABELS: dict[Kind, str] = {
 def _retire(store: Store, sweep: str, trial_ids: Collection[str], rule: FinishedRetention, *, driver: int, dry_run: bool) -> set[str]:
     """Remove the checkpoints that the rule does not keep from their manifests. Returns the keys that no manifest names any more.
 
-    First every finished trial gets this driver's token, so that what is decided from these manifests stays true: a driver that was
-    overtaken while it slept finds a higher token and changes nothing.
+    If there is anything to retire, first every finished trial of the file gets this driver's token, so that what is decided from these
+    manifests stays true: a driver that was overtaken while it slept finds a higher token and changes nothing.
     """
     if not dry_run:
-        _require_lease(store, sweep, driver)
-    finished = [manifest for manifest in read_all(store, sweep)[0].values() if manifest.status is TrialState.FINISHED]
-    if not dry_run:
+        require_lease(store, sweep, driver)
+    stored = read_all(store, sweep)[0]
+    finished = [trial for trial in stored.values() if trial.status is TrialState.FINISHED and trial.trial_id in trial_ids]
+    if not dry_run and _retired(finished, rule):
         with ThreadPoolExecutor(max_workers=8) as pool:
             finished = list(pool.map(lambda trial: _changed(store, trial, driver), finished))
-    retired = _retired([trial for trial in finished if trial.trial_id in trial_ids], rule)
+    retired = _retired(finished, rule)
     losing = [trial for trial in finished if retired & _keys(trial.checkpoints)]
     if losing and not dry_run:  # the note first: updating MLflow once too often does no harm
         forget_tracked(store, sweep, [trial.trial_id for trial in losing], driver=driver)
@@ -153,19 +148,13 @@ def _changed(store: Store, trial: Manifest, driver: int, retired: Set[str] = fro
     while True:
         now, etag = parse_manifest(*store.read(key), key=key)
         if now.driver > driver:
-            raise superseded(now.trial_id, now.driver, driver)
+            raise superseded(f"trial {now.trial_id}", now.driver, driver)
         fresh = _without(now, retired).model_copy(update={"driver": driver})
         if fresh == now:
             return now
         with suppress(Conflict):
             store.replace(key, dump_manifest(fresh), expected=etag)
             return fresh
-
-
-def _require_lease(store: Store, sweep: str, driver: int) -> None:
-    """Raises Fenced if another driver has taken the lease since."""
-    if (token := current_token(store, sweep)) > driver:
-        raise Fenced(f"sweep {sweep}: driver {token} has taken the sweep over from driver {driver}; nothing more is removed")
 
 
 def _retired(trials: Sequence[Manifest], rule: FinishedRetention) -> set[str]:

@@ -14,10 +14,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field, ValidationError
 
-from orchestration.errors import Conflict, LeaseHeld, LeaseLost, NotFound, StoreError
+from orchestration.errors import Conflict, Fenced, LeaseHeld, LeaseLost, NotFound, StoreError
 from orchestration.formatting import instant
-from orchestration.record.manifest import Count, Seconds, StoredModel, Token
 from orchestration.record.process import Process, here
+from orchestration.record.stored_model import Count, Seconds, StoredModel, Token
 from orchestration.store.base import Store, ignores_condition, require_conditions
 
 log = logging.getLogger(__name__)
@@ -63,7 +63,7 @@ class _LeaseRecord(StoredModel):
 
     @property
     def last_heartbeat(self) -> str:
-        return f"{instant(self.beat_ms, UTC).strip()} by its own clock"
+        return f"{instant(self.beat_ms, UTC)} by its own clock"
 
 
 class Lease:
@@ -80,9 +80,9 @@ class Lease:
     """One line for the user: whose lease was taken, and why. None if it was free."""
 
     def __init__(
-        self, store: Store, key: str, record: _LeaseRecord, etag: str, *, took_over: str | None, now_ms: Callable[[], int]
+        self, store: Store, beats: Store, key: str, record: _LeaseRecord, etag: str, *, took_over: str | None, now_ms: Callable[[], int]
     ) -> None:
-        self._store, self._key, self._record, self._now_ms = store, key, record, now_ms
+        self._patient, self._store, self._key, self._record, self._now_ms = store, beats, key, record, now_ms
         self._etag: str | None = etag
         self.token, self.previous, self.took_over = record.token, dict(record.seen), took_over
         self._seen, self._lock = dict(record.seen), threading.Lock()
@@ -141,7 +141,7 @@ class Lease:
                 target = old.token if old else 0
                 continue
             require_conditions(store, key, _dump(record.model_copy(update={"released": True})))
-            return cls(beats or store, key, record, etag, took_over=took_over, now_ms=now_ms)
+            return cls(store, beats or store, key, record, etag, took_over=took_over, now_ms=now_ms)
 
     def __enter__(self) -> Lease:
         return self
@@ -167,7 +167,7 @@ class Lease:
     def confirm(self) -> None:
         """Like `check`, but reads the lease first if the last heartbeat is old: this process may have slept. Raises StoreError too."""
         if _awake_s() - self._beat_s > _OLD_BEATS * self._record.every_s:
-            found, _ = _read(self._store, self._key)
+            found, _ = _read(self._patient, self._key)
             if found and found.writer != self._record.writer:
                 self._lose(self._taken_by(found))
         self.check()
@@ -238,6 +238,17 @@ def current_token(store: Store, sweep: str) -> int:
     """The token of the current or last driver of the sweep; 0 if there was none."""
     record, _ = _read(store, _key(sweep))
     return record.token if record else 0
+
+
+def require_lease(store: Store, sweep: str, driver: int) -> None:
+    """Raises Fenced if another driver has taken the lease since."""
+    if (token := current_token(store, sweep)) > driver:
+        raise superseded(f"sweep {sweep}", token, driver)
+
+
+def superseded(what: str, successor: int, driver: int) -> Fenced:
+    """What ends an action of the overtaken `driver`."""
+    return Fenced(f"{what}: driver {successor} has taken the sweep over from driver {driver}")
 
 
 @dataclass(frozen=True)

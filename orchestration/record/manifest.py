@@ -20,11 +20,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from orchestration.errors import Corrupt, NotFound, StoreError, StoreUnavailable
 from orchestration.failures import Failure
 from orchestration.plan.spec import Retention
+from orchestration.record.stored_model import Count, Milliseconds, Seconds, StoredModel, Token, Value
 from orchestration.record.trial_state import TrialState, with_present_states
 from orchestration.store.base import Store, is_key
 from rrn_core.config import Split
@@ -44,23 +45,6 @@ VERSION: Literal[2] = 2
 _LONGEST_FAULT = 200
 FOLDERS = CHECKPOINTS, PICTURES = "checkpoints", "pictures"
 """Folders of a trial. The objects below carry their attempt's number in their keys, so that no two attempts share a key."""
-
-
-Count = Annotated[int, Field(ge=0, le=2**53)]
-"""A whole number that JSON and databases can hold."""
-Token = Annotated[int, Field(ge=0)]
-"""A driver's token. It has no bound, because the next one is always higher."""
-Milliseconds = Annotated[int, Field(ge=-(2**53), le=2**53)]
-"""A time since 1970, by the clock of some machine, which may be wrong by any amount."""
-Seconds = Annotated[float, Field(ge=0, le=1e12)]
-Value = Annotated[float, Field(ge=-1e100, le=1e100)]
-"""A metric. Sums and squares of such values are finite."""
-
-
-class StoredModel(BaseModel):
-    """What is read from the store: it may be damaged, or hold fields of a later release."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
 
 
 class ObjectRef(StoredModel):
@@ -118,7 +102,7 @@ class Attempt(StoredModel):
     driver: Token
     """Token of the driver that started it."""
     node: str
-    machine: dict[str, str] = {}
+    machine: dict[str, str] = Field(default_factory=dict)
     """What it runs on: versions of Python and torch, device, CPUs."""
     started_ms: Milliseconds
     ended_ms: Milliseconds | None = None

@@ -66,17 +66,9 @@ def stored_config(manifest: Manifest) -> TrainConfig:
 
 def varied_settings(manifest: Manifest) -> Settings:
     """The varied settings that the trial's method has, as in its plan. All of them if this release does not know its settings."""
-    try:
-        config = stored_config(manifest)
-    except SpecError:
-        return {name: manifest.config.get(name) for name in manifest.varied}
-    return TrialPlan(manifest.sweep, config, manifest.varied).settings
-
-
-def identity_of(manifest: Manifest) -> str | None:
-    """The identity of the stored trial in this release. None if its settings no longer describe the same run."""
-    config = _known_config(manifest)
-    return _identity(manifest, config) if config else None
+    if config := _known_config(manifest):
+        return TrialPlan(manifest.sweep, config, manifest.varied).settings
+    return {name: manifest.config.get(name) for name in manifest.varied}
 
 
 def _known_config(manifest: Manifest) -> TrainConfig | None:

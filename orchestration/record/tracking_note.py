@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-import json
 import uuid
 from collections.abc import Callable, Collection
 from contextlib import suppress
 
 from pydantic import ValidationError
 
-from orchestration.errors import Conflict, Fenced, NotFound, StoreError
-from orchestration.record.lease import current_token
-from orchestration.record.manifest import StoredModel
+from orchestration.errors import Conflict, NotFound, StoreError
+from orchestration.record.lease import require_lease, superseded
+from orchestration.record.stored_model import StoredModel, Token
 from orchestration.store.base import Store
 
 
 class _TrackingNote(StoredModel):
     uri: str
     trials: frozenset[str]
-    driver: int = 0
+    driver: Token = 0
     """The highest token of a driver that wrote the note. Drivers with lower tokens are fenced."""
+    writer: str = ""
+    """Random: two notes that are written at once are never the same bytes."""
 
 
 def tracked(store: Store, sweep: str, uri: str) -> set[str]:
@@ -42,15 +43,15 @@ def _rewrite(store: Store, sweep: str, driver: int, change: Callable[[_TrackingN
     """Replace the note by compare-and-swap, unless a driver with a higher token has written it or holds the lease."""
     while True:
         note, etag = _read_note(store, sweep)
-        successor = max(note.driver if note else 0, current_token(store, sweep))
-        if successor > driver:
-            raise Fenced(f"sweep {sweep}: driver {successor} has taken the sweep over from driver {driver}")
+        require_lease(store, sweep, driver)
+        if note and note.driver > driver:
+            raise superseded(f"sweep {sweep}", note.driver, driver)
         fresh = change(note)
         if fresh is None:
             return
-        body = {"uri": fresh.uri, "trials": sorted(fresh.trials), "driver": driver, "writer": uuid.uuid4().hex}
+        signed = fresh.model_copy(update={"driver": driver, "writer": uuid.uuid4().hex})
         with suppress(Conflict):
-            store.replace(_tracking_key(sweep), json.dumps(body).encode(), expected=etag)
+            store.replace(_tracking_key(sweep), signed.model_dump_json().encode(), expected=etag)
             return
 
 

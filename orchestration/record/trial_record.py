@@ -15,6 +15,7 @@ from orchestration.errors import Conflict, Corrupt, Fenced, NotFound, StoreError
 from orchestration.failures import Failure
 from orchestration.plan.spec import Retention, Retries
 from orchestration.plan.trial_plan import TrialPlan
+from orchestration.record.lease import superseded
 from orchestration.record.manifest import (
     CHECKPOINTS,
     FOLDERS,
@@ -87,7 +88,7 @@ class TrialRecord:
         while True:
             manifest, etag = _read_or_new(store, plan, key, now_ms())
             if manifest.driver > driver:
-                raise superseded(plan.trial_id, manifest.driver, driver)
+                raise superseded(f"trial {plan.trial_id}", manifest.driver, driver)
             if manifest.status is TrialState.FINISHED:
                 assert etag is not None
                 return cls(store, manifest, etag, retention=retention, now_ms=now_ms, clock=clock)
@@ -143,10 +144,12 @@ class TrialRecord:
             Fenced: another attempt has replaced this one; nothing was committed.
         """
         objects = self._put(f"{CHECKPOINTS}/{step:08d}", files)
-        drawn, captured_s, before = self._put_pictures(pictures or {}), self._clock() if at_s is None else at_s, self.manifest.checkpoints
+        drawn, captured_s = self._put_pictures(pictures or {}), self._clock() if at_s is None else at_s
+        before: set[str] = set()
 
         def changes() -> dict[str, Any]:
             now = self.manifest
+            before.update(ref.key for checkpoint in now.checkpoints for ref in checkpoint.objects.values())
             history = (*now.history, *(entry for entry in entries if entry.epoch > now.epochs))
             score = next((entry.score for entry in history if entry.step == step), None)
             checkpoint = Checkpoint(step=step, epoch=epoch, attempt=now.attempt, score=score, objects=objects)
@@ -160,7 +163,7 @@ class TrialRecord:
 
         self._swap(lambda: self._account(step, max(captured_s, self._accounted_s)), changes)
         self._accounted_s, self._step = max(captured_s, self._accounted_s), step
-        self._drop(lambda: (ref.key for c in before for ref in c.objects.values()))
+        self._drop(lambda: before)
 
     def finish(self) -> None:
         """Close the attempt of a completed trial, and delete the objects of uncommitted uploads."""
@@ -309,7 +312,7 @@ def settle(
         if not manifest.is_open and not died_early:
             return manifest
         if manifest.driver > driver:
-            raise superseded(trial_id, manifest.driver, driver)
+            raise superseded(f"trial {trial_id}", manifest.driver, driver)
         if not manifest.is_open:
             manifest = _with_attempt(manifest, driver, "an unknown node", {}, now_ms())
         closed = _closed(manifest, failure, reason, worked_s, now_ms())
@@ -323,11 +326,6 @@ def settle(
         with suppress(Conflict):  # the worker was alive and wrote the manifest: read it again
             store.replace(key, dump_manifest(fresh), expected=etag)
             return fresh
-
-
-def superseded(trial_id: str, successor: int, driver: int) -> Fenced:
-    """What ends an action of the overtaken `driver`."""
-    return Fenced(f"trial {trial_id}: driver {successor} has taken the sweep over from driver {driver}")
 
 
 def _read_or_new(store: Store, plan: TrialPlan, key: str, now_ms: int) -> tuple[Manifest, str | None]:

@@ -232,6 +232,8 @@ def _spinner(text: str) -> AbstractContextManager[object]:
 
 def settle_dead(sweep: Sweep, lease: Lease) -> Sweep:
     """Close the attempts that a dead driver left open, up to the last progress that it recorded. Its trials cannot commit afterwards."""
+    finished = {trial_id: manifest for trial_id, manifest in sweep.manifests.items() if manifest.status is TrialState.FINISHED}
+    sweep = sweep.reread(known=finished)  # the dead driver may have opened attempts while this one waited for the lease
     for trial_id in sorted({*sweep.manifests, *lease.previous}):
         if trial_id in sweep.unreadable:
             continue

@@ -15,7 +15,7 @@ from orchestration.failures import classify, reason_of, traceback_of
 from orchestration.observe.events import TrialProgress
 from orchestration.plan.trial_plan import TrialPlan
 from orchestration.record.inputs import weights_key
-from orchestration.record.lease import current_token
+from orchestration.record.lease import require_lease
 from orchestration.record.manifest import SCORE, Checkpoint, EpochMetrics, Manifest
 from orchestration.record.trial_record import WORKER_DIED, TrialRecord, settle
 from orchestration.record.trial_state import TrialState, budget_spent
@@ -91,9 +91,7 @@ def _close_quickly(record: TrialRecord, job: Job, end: Callable[[], None]) -> No
 
 def _without_retries(plan: TrialPlan, job: Job, store: Store) -> Manifest | None:
     """The manifest of a trial with no retries left under this driver; else None."""
-    token = current_token(store, plan.sweep)
-    if token > job.driver:
-        raise Fenced(f"trial {plan.trial_id}: driver {token} has taken the sweep over from driver {job.driver}")
+    require_lease(store, plan.sweep, job.driver)
     known = settle(store, plan.sweep, plan.trial_id, driver=job.driver, failure="lost", reason=WORKER_DIED, retries=job.retries)
     return known if known and budget_spent(known, job.retries, driver=job.driver) else None
 

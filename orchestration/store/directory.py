@@ -48,6 +48,8 @@ class DirectoryStore:
 
     root: Path
     deadline_s: float = field(default=600.0, kw_only=True)
+    _denied_folders: set[Path] = field(default_factory=set, init=False, repr=False, compare=False)
+    """Those that a warning has named."""
 
     @property
     def uri(self) -> str:
@@ -114,12 +116,26 @@ class DirectoryStore:
 
     def _listed(self, folder: Path, prefix: str) -> list[tuple[str, os.stat_result]]:
         found = []
-        for path in _files_below(folder):
+        for path in self._files_below(folder):
             place = path.relative_to(self.root).as_posix()
             with suppress(FileNotFoundError):  # deleted since it was listed
                 if place.startswith(prefix):
                     found.append((place, path.stat()))
         return sorted(found, key=lambda entry: entry[0])
+
+    def _files_below(self, folder: Path) -> Iterator[Path]:
+        def tolerate(error: OSError) -> None:
+            # os.walk ignores errors by default: an unreadable folder would look empty, and its checkpoints lost
+            denied = Path(error.filename)
+            if isinstance(error, PermissionError) and denied != folder:
+                if denied not in self._denied_folders:
+                    log.warning("%s; what is in it is left out", _denied(denied))
+                self._denied_folders.add(denied)
+            elif not isinstance(error, (FileNotFoundError, NotADirectoryError)):
+                raise error
+
+        for parent, _, names in os.walk(folder, onerror=tolerate):
+            yield from (Path(parent, name) for name in names)
 
     def _path(self, key: str) -> Path:
         return self.root / checked(key)
@@ -217,18 +233,6 @@ def _remove_strays(folder: Path) -> None:
                 stray.unlink()
         except (FileNotFoundError, PermissionError):  # deleted since it was listed, or another user's
             continue
-
-
-def _files_below(folder: Path) -> Iterator[Path]:
-    def tolerate(error: OSError) -> None:
-        # os.walk ignores errors by default: an unreadable folder would look empty, and its checkpoints lost
-        if isinstance(error, PermissionError) and Path(error.filename) != folder:
-            log.warning("%s; what is in it is left out", _denied(Path(error.filename)))
-        elif not isinstance(error, (FileNotFoundError, NotADirectoryError)):
-            raise error
-
-    for parent, _, names in os.walk(folder, onerror=tolerate):
-        yield from (Path(parent, name) for name in names)
 
 
 def _name(place: str) -> str:

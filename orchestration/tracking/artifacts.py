@@ -10,7 +10,8 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from orchestration.errors import SweepError, without_password
+from orchestration.errors import SweepError
+from orchestration.tracking.mlflow_private import error_text
 from orchestration.tracking.run_files import RunFile
 
 if TYPE_CHECKING:
@@ -126,8 +127,7 @@ def _as_unavailable() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        text = without_password(" ".join(str(error).split()))[:300]
-        raise ArtifactsUnavailable(f"{type(error).__name__}: {text}") from error
+        raise ArtifactsUnavailable(f"{type(error).__name__}: {error_text(error)}") from error
 
 
 def _require_reachable(uri: str, place: str) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
-from orchestration.errors import TrackingError, without_password
+from orchestration.errors import TrackingError
 from orchestration.plan.tracking_address import database_of
 from orchestration.record.manifest import SCORE
 from orchestration.tracking.artifacts import ArtifactsUnavailable, try_storing
@@ -19,8 +19,8 @@ from orchestration.tracking.dataset_inputs import UsedData
 from orchestration.tracking.mlflow_private import (
     DATA_CONTEXT,
     PARAMS_PER_BATCH,
+    error_text,
     experiment_tags,
-    open_database,
     relocate,
     schema_age,
 )
@@ -52,7 +52,7 @@ def find_experiment(uri: str, sweep: str) -> tuple[str, Client]:
         if experiment is None:
             # a server has its own place for files; with a bare database MLflow would take the current folder
             database = database_of(uri)
-            place = files_of(database, sweep).as_uri() if database else None
+            place = _files_of(database, sweep).as_uri() if database else None
             return str(client.create_experiment(sweep, artifact_location=place, tags=experiment_tags(SCORE) | views(()))), client
         if experiment.lifecycle_stage == "deleted":
             client.restore_experiment(experiment.experiment_id)
@@ -60,7 +60,7 @@ def find_experiment(uri: str, sweep: str) -> tuple[str, Client]:
 
 
 def known_experiment(uri: str, sweep: str) -> str | None:
-    """The ID of the sweep's experiment; None before its first run. Changes nothing. Raises TrackingError, MlflowUnavailable, RunGone."""
+    """The ID of the sweep's experiment; None before its first run. Creates none. Raises TrackingError, MlflowUnavailable, RunGone."""
     client = _client(uri)
     with translated():
         experiment = client.get_experiment_by_name(sweep)
@@ -141,16 +141,10 @@ def translated() -> Iterator[None]:
         yield
     except MlflowException as error:
         if error.error_code in ("PERMISSION_DENIED", "UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED", "ENDPOINT_NOT_FOUND"):
-            raise TrackingError(f"MLflow refused: {one_line(error)}") from error
+            raise TrackingError(f"MLflow refused: {error_text(error)}") from error
         if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "INVALID_STATE", "BAD_REQUEST"):
-            raise RunGone(one_line(error)) from error
-        raise MlflowUnavailable(one_line(error)) from error
-
-
-def one_line(error: Exception) -> str:
-    """The error's text for a log: one line, bounded, without credentials."""
-    text = " ".join(str(error).split()).partition(" [SQL: ")[0].partition(" (Background on this error")[0]
-    return without_password(text)[:400]
+            raise RunGone(error_text(error)) from error
+        raise MlflowUnavailable(error_text(error)) from error
 
 
 def _client(uri: str) -> Client:
@@ -163,6 +157,7 @@ def _client(uri: str) -> Client:
 
 
 def _opened(uri: str, database: Path) -> Client:
+    from mlflow import MlflowClient
     from sqlalchemy.exc import OperationalError
 
     where = f"the MLflow database {uri}"
@@ -174,18 +169,18 @@ def _opened(uri: str, database: Path) -> Client:
             }
             raise TrackingError(f"cannot use {where}: {remedy[age]}")
         with translated():
-            client = open_database(uri)
-            relocate(client, lambda location, name: _moved(location, files_of(database, name)))
+            client = MlflowClient(tracking_uri=uri)
+            relocate(client, lambda location, name: _moved(location, _files_of(database, name)))
             return client
     except (TrackingError, MlflowUnavailable):
         raise
     except OperationalError as error:  # locked, no space, no permission: all may pass
-        raise MlflowUnavailable(f"{where}: {one_line(error)}") from error
+        raise MlflowUnavailable(f"{where}: {error_text(error)}") from error
     except Exception as error:  # of SQLAlchemy, Alembic or MLflow; waiting would not help
-        raise TrackingError(f"cannot use {where}: {one_line(error)}") from error
+        raise TrackingError(f"cannot use {where}: {error_text(error)}") from error
 
 
-def files_of(database: Path, sweep: str) -> Path:
+def _files_of(database: Path, sweep: str) -> Path:
     """The folder of a sweep's files, beside the database."""
     return database.parent / "artifacts" / sweep
 

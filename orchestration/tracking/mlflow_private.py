@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import quote, urlencode
 
+from orchestration.errors import without_password
+
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from sqlalchemy import Engine
@@ -219,12 +221,10 @@ def schema_age(uri: str) -> Literal["older", "newer"] | None:
         return "older" if connection.execute(text("SELECT 1 FROM experiments LIMIT 1")).first() else None
 
 
-def open_database(uri: str) -> MlflowClient:
-    """MLflow's client of an SQLite database. Raises SQLAlchemy's and MLflow's errors."""
-    from mlflow import MlflowClient
-
-    _engine(uri)
-    return MlflowClient(tracking_uri=uri)
+def error_text(error: Exception) -> str:
+    """An error of MLflow or SQLAlchemy for a log: one line, bounded, without credentials."""
+    text = " ".join(str(error).split()).partition(" [SQL: ")[0].partition(" (Background on this error")[0]
+    return without_password(text)[:400]
 
 
 def _engine(uri: str) -> Engine:

@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from orchestration.record.trial_state import TrialState
 from orchestration.tracking.artifact_queue import ArtifactQueue
 from orchestration.tracking.descriptions import SweepFacts, TrialSummary, sweep_note
-from orchestration.tracking.experiment import MlflowUnavailable, RunGone, one_line, translated
-from orchestration.tracking.mlflow_private import artifact_url
+from orchestration.tracking.experiment import MlflowUnavailable, RunGone, translated
+from orchestration.tracking.mlflow_private import artifact_url, error_text
 from orchestration.tracking.run_files import RunFile, overview_files
 from orchestration.tracking.runs import Runs
 from orchestration.tracking.ui_links import comparison_url, grouped_by, runs_url, trials_url, views
@@ -75,7 +75,7 @@ class SweepRun:
             raise
 
     def _warn_once(self, what: str, error: Exception) -> None:
-        log.log(logging.DEBUG if what in self._warned else logging.WARNING, "%s: %s: %s", what, type(error).__name__, one_line(error))
+        log.log(logging.DEBUG if what in self._warned else logging.WARNING, "%s: %s: %s", what, type(error).__name__, error_text(error))
         self._warned.add(what)
 
 

@@ -13,8 +13,8 @@ from orchestration.record.trial_state import TrialState
 from orchestration.store.base import Store
 from orchestration.tracking.artifacts import ArtifactsUnavailable
 from orchestration.tracking.descriptions import SweepFacts, TrialSummary, summary_of
-from orchestration.tracking.experiment import MlflowUnavailable, RunGone, one_line, translated
-from orchestration.tracking.mlflow_private import storable_ms
+from orchestration.tracking.experiment import MlflowUnavailable, RunGone, translated
+from orchestration.tracking.mlflow_private import error_text, storable_ms
 from orchestration.tracking.run_content import RunContent, run_content, sweep_state
 from orchestration.tracking.run_files import RunFile, stored, trial_files
 from orchestration.tracking.runs import Runs, open_runs
@@ -178,5 +178,5 @@ class _Sync:
         try:
             return comparison_files(overview, summaries)
         except Exception as error:  # a bug in a figure must not stop the rest
-            log.warning("MLflow: the comparison could not be drawn: %s: %s", type(error).__name__, one_line(error))
+            log.warning("MLflow: the comparison could not be drawn: %s: %s", type(error).__name__, error_text(error))
             return ()

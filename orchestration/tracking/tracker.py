@@ -21,10 +21,9 @@ from orchestration.tracking.experiment import (
     MlflowUnavailable,
     RunGone,
     TrackingAbandoned,
-    one_line,
     translated,
 )
-from orchestration.tracking.mlflow_private import LONGEST_TAG
+from orchestration.tracking.mlflow_private import LONGEST_TAG, error_text
 from orchestration.tracking.run_content import RunContent, run_content, sweep_state
 from orchestration.tracking.run_files import CodeOrigin, Fetch, trial_files
 from orchestration.tracking.runs import Runs, open_runs
@@ -144,7 +143,7 @@ class Tracker:
         except TrackingError as error:
             log.warning("%s; tracking is off, the sweep continues", error)
         except Exception as error:
-            log.warning("tracking failed and is off, the sweep continues: %s: %s", type(error).__name__, one_line(error))
+            log.warning("tracking failed and is off, the sweep continues: %s: %s", type(error).__name__, error_text(error))
             log.debug("tracking failed", exc_info=True)
 
     def _keep_up(self) -> None:

@@ -331,7 +331,7 @@ def start_driver(*lines: str, environment: dict[str, str], home: Path) -> subpro
     )
 
 
-def test_two_processes_with_the_same_seed_choose_different_ports():
+def test_ports_do_not_depend_on_the_global_seed():
     chosen = []
     for _ in range(2):
         random.seed(1)  # as training does

@@ -199,12 +199,15 @@ def test_rubbish_is_refused_in_lines_and_never_crashes(document):
         (
             f"name: x\ngrid: {{partition: [{', '.join(f'n:{n}' for n in range(1, 1001))}], lr: {[n / 1e4 for n in range(1, 1001)]}}}\n"
             f"seeds: {list(range(1000))}",
-            "grid, points and seeds: make 1,000,000,000 trials; at most 10,000 are planned",
+            "grid, points and seeds: must make <= 10,000 trials, got 1,000,000,000",
         ),
-        ("name: x\nsearch: {trials: 1000000000}\nspace: {eps: {low: 0.1, high: 0.2}}", "search.trials: must be <= 10000, got 1000000000"),
+        (
+            "name: x\nsearch: {trials: 1000000000}\nspace: {eps: {low: 0.1, high: 0.2}}",
+            "search.trials: must be <= 10,000, got 1,000,000,000",
+        ),
         (
             f"name: x\nsearch: {{trials: 1}}\nspace: {{seed: {{choices: {list(range(10001))}}}}}",
-            "space: has 10,001 choices; at most 10,000 are tried",
+            "space: must have <= 10,000 choices, got 10,001",
         ),
     ],
     ids=["grid", "search", "choices"],

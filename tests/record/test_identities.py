@@ -11,10 +11,11 @@ import pytest
 from places import ROOT
 from pydantic import create_model
 
+from orchestration.errors import SweepError
 from orchestration.plan.sweep_file import check, load
 from orchestration.plan.trial_plan import ID_LENGTH, expand
 from orchestration.record.manifest import dump_manifest, parse_manifest, read_manifests
-from orchestration.record.stored_trials import identity_of, restored_plan
+from orchestration.record.stored_trials import restored_plan
 from orchestration.store.open import open_store
 from orchestration.sweep import open_sweep
 from rrn_core import PRESETS, configure
@@ -92,7 +93,8 @@ class TestStoreOfRelease01:
     def test_settings_that_do_not_give_the_stored_identity_have_none(self, store):
         key = "old/67ae66cd4385/manifest.json"
         manifest, _ = parse_manifest(*store.read(key), key=key)
-        assert identity_of(manifest.model_copy(update={"config": manifest.config | {"eps": 0.5}})) is None
+        with pytest.raises(SweepError, match="written by another release"):
+            restored_plan(manifest.model_copy(update={"config": manifest.config | {"eps": 0.5}}))
 
     def test_a_stopped_attempt_is_read_as_interrupted(self, store):
         key = "old/67ae66cd4385/manifest.json"

@@ -388,8 +388,8 @@ while True:
         etag = store.replace("demo/t/k", b"1", expected=None)
         store.write("demo/own/k", b"1")
         (root / "demo" / "own").chmod(0o700)
-        spawn = multiprocessing.get_context("fork")
-        other = spawn.Process(target=as_second_user, args=(store, etag))
+        fork = multiprocessing.get_context("fork")
+        other = fork.Process(target=as_second_user, args=(store, etag))
         other.start()
         other.join(60)
         assert other.exitcode == 0

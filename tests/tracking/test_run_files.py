@@ -15,7 +15,7 @@ from orchestration.errors import Corrupt, NotFound
 from orchestration.plan.sweep_file import load
 from orchestration.plan.trial_plan import expand
 from orchestration.record.manifest import EpochPictures, Manifest, ObjectRef, manifest_key, parse_manifest, sha256_of
-from orchestration.record.stored_trials import identity_of
+from orchestration.record.stored_trials import restored_plan
 from orchestration.store.base import Store
 from orchestration.store.open import open_store
 from orchestration.tracking.mlflow_private import table
@@ -80,7 +80,7 @@ class TestSettings:
         found = parse_manifest(stored_trial.read_bytes(), "", key=manifest_key("old", stored_trial.stem))[0]
         (tmp_path / "config.yaml").write_bytes(files(store, found)["config.yaml"].make())
         (plan,) = expand(load(tmp_path / "config.yaml"))
-        assert plan.trial_id == identity_of(found)
+        assert plan.trial_id == restored_plan(found).config.digest[: len(plan.trial_id)]
 
     def test_settings_that_vary_come_first(self, store: Store) -> None:
         text = files(store, manifest(1, varied=("eps", "seed")))["config.yaml"].make().decode()
