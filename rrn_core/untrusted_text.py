@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
@@ -26,4 +28,6 @@ def faults_of(error: ValidationError, *, most: int = 3) -> str:
 
 def _message(fault: ErrorDetails) -> str:
     said = fault["msg"].removeprefix("Value error, ")
-    return f"{said}, got {fault['input']!r}" if fault["loc"] and fault["type"] != "missing" else said
+    if not fault["loc"] or fault["type"] == "missing":
+        return said
+    return f"{said}, got {json.dumps(fault['input'], default=str, ensure_ascii=False)}"

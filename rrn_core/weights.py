@@ -81,13 +81,17 @@ class Model:
     left out."""
     metadata: WeightsMetadata
 
-    def ordered_as(self, classes: Sequence[str], *, remedy: str) -> Model:
-        """The model with its scores in the order of the data's `classes`. A file without names keeps its order.
+    def order(self, classes: Sequence[str], *, remedy: str) -> tuple[int, ...]:
+        """The index in the model of each of the data's classes. A file without names has their order.
 
         Raises:
             DataError: other classes, or without names another number of classes; the text ends with `remedy`.
         """
-        order = _order(self.metadata, classes, remedy=remedy)
+        return _order(self.metadata, classes, remedy=remedy)
+
+    def ordered_as(self, classes: Sequence[str], *, remedy: str) -> Model:
+        """The model with its scores in the order of the data's `classes`. Raises DataError as `order`."""
+        order = self.order(classes, remedy=remedy)
         if order == tuple(range(self.num_classes)):
             return self
         quartet = quartet_of(_reordered(self.quartet.state_dict(), order), self.metadata.backbone, self.num_classes)
@@ -128,14 +132,14 @@ def header_of(body: bytes) -> dict[str, str]:
     return dict(header.get("__metadata__") or {})
 
 
-def initialise(quartet: Quartet, body: bytes, *, classes: Sequence[str] | None = None, sha256: str | None = None) -> str:
+def initialise(quartet: Quartet, body: bytes, *, classes: Sequence[str], sha256: str | None = None) -> str:
     """Copy the weights of a file that `pack` has written into a new quartet, and return one line that says which parts were copied.
 
     A backbone is copied into both branches. Other files hold both branches, and discriminators, which are copied if the quartet's have the
     same kind and sizes. Classes that the file has in another order than the data are put into the order of the data.
 
     Args:
-        classes: names of the data's classes in order. Unset: the order of the file is kept.
+        classes: names of the data's classes in order.
         sha256: expected SHA-256 of `body`. Unset: any.
 
     Raises:
@@ -150,10 +154,8 @@ def initialise(quartet: Quartet, body: bytes, *, classes: Sequence[str] | None =
             for branch in (quartet.branch1, quartet.branch2):
                 _load(branch.backbone, tensors, "backbone.")
             return f"backbone {metadata.backbone} in both branches"
-        unnamed = ""
-        if classes is not None:
-            unnamed = "" if metadata.classes else "; the file does not name its classes, so they are matched by number"
-            tensors = _reordered(tensors, _order(metadata, classes, remedy="start from an ImageNet backbone"))
+        unnamed = "" if metadata.classes else "; the file does not name its classes, so they are matched by number"
+        tensors = _reordered(tensors, _order(metadata, classes, remedy="start from an ImageNet backbone"))
         for name in BRANCHES:
             _load(quartet.get_submodule(name), tensors, f"{name}.")
         return f"both branches; {_start_discriminators(quartet, tensors, metadata)}{unnamed}"
@@ -277,13 +279,10 @@ def _compare(got: Shapes, expected: Shapes, metadata: WeightsMetadata) -> None:
 
 
 def _match(quartet: Quartet, metadata: WeightsMetadata) -> None:
-    """Raise DataError if the quartet has another backbone or another number of classes."""
+    """Raise DataError if the quartet has another backbone."""
     own = _backbone_name(shapes_of(quartet.branch1.state_dict()), "backbone.")
     if metadata.backbone != own:
         raise DataError(f"the weights are of {metadata.backbone}, the run is of {own}; set backbone: {metadata.backbone}")
-    classes = quartet.branch1.classifier.out_channels
-    if metadata.kind == "branches" and metadata.num_classes != classes:
-        raise DataError(f"the weights are for {metadata.num_classes} classes, the data have {classes}; start from an ImageNet backbone")
 
 
 def _check_metadata(metadata: WeightsMetadata, found: WeightsMetadata) -> None:
@@ -294,7 +293,7 @@ def _check_metadata(metadata: WeightsMetadata, found: WeightsMetadata) -> None:
 
 
 def _order(metadata: WeightsMetadata, classes: Sequence[str], *, remedy: str) -> tuple[int, ...]:
-    """The index in the file of each of the data's classes. Raises DataError as `Model.ordered_as`."""
+    """The index in the file of each of the data's classes. Raises DataError as `Model.order`."""
     if metadata.classes is not None:
         return order_of(classes, metadata.classes, remedy=remedy)
     if metadata.num_classes != len(classes):

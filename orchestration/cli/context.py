@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from orchestration.errors import SweepError, user_errors
+from orchestration.errors import SweepError
 from orchestration.plan.spec import SweepSpec
 from orchestration.plan.sweep_file import settings_of
 from orchestration.sweep import Sweep, open_sweep
@@ -67,16 +67,6 @@ def trial_runtime(spec: SweepSpec, arguments: argparse.Namespace) -> Runtime:
     except ValidationError as error:
         faults = "; ".join(f"--{fault['loc'][0]}: {fault['msg'].lower()}, got {fault['input']}" for fault in error.errors())
         raise SweepError(faults) from None
-
-
-def require_device(runtime: Runtime) -> None:
-    """Raise SweepError if this machine lacks the device."""
-    if runtime.device in ("auto", "cpu"):
-        return
-    from rrn_core.training import device_of
-
-    with user_errors():
-        device_of(runtime)
 
 
 def own_runtime(arguments: argparse.Namespace) -> Runtime:

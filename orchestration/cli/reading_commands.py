@@ -11,7 +11,7 @@ import sys
 from collections import Counter
 
 from orchestration import inference
-from orchestration.cli.context import command_line, console, open_from_store, own_runtime, require_device, set_defaults
+from orchestration.cli.context import command_line, console, open_from_store, own_runtime, set_defaults
 from orchestration.cli.exit_codes import OK
 from orchestration.compare import formats
 from orchestration.compare.published import published_table
@@ -20,6 +20,7 @@ from orchestration.formatting import bytes_shown, table
 from orchestration.observe.status import as_json, effort, summary
 from orchestration.output import reader_gone
 from orchestration.plan.spec import Retries
+from orchestration.preflight import check as preflight
 from orchestration.record.lease import driver_of
 from orchestration.record.manifest import read_manifests, sweep_names
 from orchestration.record.trial_state import TrialState, state_of
@@ -87,7 +88,7 @@ def best(arguments: argparse.Namespace) -> int:
     from orchestration.export import best_checkpoint
     from orchestration.export.export_folder import export
 
-    require_device(own_runtime(arguments))
+    preflight.require_device(own_runtime(arguments))
     sweep = open_from_store(arguments)
     choices = best_checkpoint.best(sweep.plans, sweep.manifests, per=arguments.per, at=arguments.at)
     print(best_checkpoint.render(choices, best_checkpoint.missing(sweep.plans, choices, per=arguments.per)))

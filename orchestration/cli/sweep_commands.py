@@ -69,6 +69,7 @@ def check(arguments: argparse.Namespace) -> int:
             runtime=trial_runtime(sweep.spec, arguments),
             local=not os.environ.get("RAY_ADDRESS"),
             cpus=granted_cpus(os.environ),
+            visible=os.environ.get("CUDA_VISIBLE_DEVICES"),
             progress=progress,
         )
     print(preflight.render(findings))
@@ -94,7 +95,7 @@ def plan(arguments: argparse.Namespace) -> int:
         print("\n".join(f"  {name}: {dimension}" for name, dimension in sweep.spec.space.items()))
     if left:
         print(total(sweep.to_run, estimates, sweep.spec.resources))
-    if arguments.probe:
+    if arguments.probe and not os.environ.get("RAY_ADDRESS"):
         print(preflight.render([_main_memory(sweep, arguments)]))
     return OK
 
@@ -104,11 +105,11 @@ def run(arguments: argparse.Namespace) -> int:
     if sweep.complete and sweep.tracked() >= sweep.trial_ids:
         print(f"{sweep.count}, nothing to do")
         return OK
+    runtime = trial_runtime(sweep.spec, arguments)
     chosen = sweep.chosen(only=arguments.only, retry=arguments.retry)  # a wrong choice is refused before anything is touched
     if not os.environ.get("RAY_ADDRESS"):
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-        preflight.require_device(sweep.spec.resources, trial_runtime(sweep.spec, arguments), visible=visible)
-    for note in preflight.data_notes([plan.config for plan in chosen], trial_runtime(sweep.spec, arguments)):
+        preflight.require_device(runtime, sweep.spec.resources, visible=os.environ.get("CUDA_VISIBLE_DEVICES"))
+    for note in preflight.data_notes([plan.config for plan in [*chosen, *sweep.samples]], runtime):
         print(note)
     set_defaults(RAY_SETTINGS | CLIENT_SETTINGS)
     termination = Termination()
@@ -117,7 +118,7 @@ def run(arguments: argparse.Namespace) -> int:
         sweep = settle_dead(sweep, lease)
         ended = Runner(
             sweep,
-            trial_runtime(sweep.spec, arguments),
+            runtime,
             lease,
             chosen=sweep.chosen(only=arguments.only, retry=arguments.retry),
             environment=os.environ,

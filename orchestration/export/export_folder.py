@@ -171,7 +171,7 @@ class _Known:
         except (DataError, ConfigError):
             return
         # raises DataError for other classes; the stored weights keep their order, which the card and the ONNX file name
-        model.ordered_as(self.data.classes, remedy="give the data of this sweep as --data-root, or leave it out")
+        model.order(self.data.classes, remedy="give the data of this sweep as --data-root, or leave it out")
 
     def images(self) -> tuple[list[Pixels], str]:
         """Validation images, or digit scenes without the data, cropped to 1 x 1.5 windows; and a description of them."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import tempfile
 import uuid
@@ -45,6 +46,7 @@ def check(
     runtime: Runtime,
     local: bool = True,
     cpus: int = 1,
+    visible: str | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Finding]:
     """Run every check. A fault that the user can fix is a finding, not an exception.
@@ -53,6 +55,7 @@ def check(
         plans: all trials, finished or not, because the disk space for checkpoints is an upper bound; of a search, its samples.
         local: trials run on this machine. If not, a missing data root is a warning and the device is not checked.
         cpus: that all trials together may use on this machine.
+        visible: CUDA_VISIBLE_DEVICES.
         progress: called with the files inspected and the number of files of the current data configuration.
     """
     trials = spec.search.trials if spec.search else len(plans)
@@ -62,7 +65,7 @@ def check(
         check_store(store, spec.name),
         *check_disk([plan.config for plan in plans], runtime, trials=trials, retention=spec.retention, store=store),
         check_tracking(tracking, spec.name),
-        *check_device([plan.config for plan in plans], spec.resources, runtime, local=local),
+        *check_device([plan.config for plan in plans], spec.resources, runtime, local=local, visible=visible),
     ]
     if local and not faulty(findings):  # trains a few steps
         findings += _main_memory(plans, spec.resources, runtime, trials=trials, cpus=cpus)
@@ -168,7 +171,9 @@ def check_tracking(uri: str, sweep: str) -> Finding:
     return _finding("ok", "tracking", f"{where}: works; experiment {sweep} exists, and files can be stored")
 
 
-def check_device(configs: Iterable[TrainConfig], resources: Resources, runtime: Runtime, *, local: bool = True) -> list[Finding]:
+def check_device(
+    configs: Iterable[TrainConfig], resources: Resources, runtime: Runtime, *, local: bool = True, visible: str | None = None
+) -> list[Finding]:
     """Check that the device exists and that each kind of trial fits its share of GPU memory, by training a few steps."""
     import torch
 
@@ -177,7 +182,7 @@ def check_device(configs: Iterable[TrainConfig], resources: Resources, runtime: 
     if not local:
         return [_finding("warn", "device", "not checked: trials run on a cluster")]
     if resources.gpu and not torch.cuda.is_available():
-        return [_finding("fault", "device", _no_gpu(resources, None))]
+        return [_finding("fault", "device", _no_gpu(resources, visible))]
     try:
         device = device_of(runtime)
     except ConfigError as error:
@@ -188,14 +193,22 @@ def check_device(configs: Iterable[TrainConfig], resources: Resources, runtime: 
     return [_fit(config, runtime, share) for config in {cost_group(config): config for config in configs}.values()]
 
 
-def check_main_memory(peak_mb: float, resources: Resources, *, trials: int, cpus: int) -> Finding:
-    """Compare the peaks of the trials that run at once with the main memory of this machine, above which Ray kills trials."""
+def check_main_memory(peak_mb: float, resources: Resources, *, trials: int, cpus: int, gpus: int | None = None) -> Finding:
+    """Compare the peaks of the trials that run at once with the main memory of this machine, above which Ray kills trials.
+
+    Args:
+        gpus: of this machine; unset: those that torch finds.
+    """
+    import torch
+
     granted, free, one = RAY_KILLS_ABOVE * granted_memory(), free_memory(), peak_mb * 2**20
     at_once = max(1, min(trials, int(cpus / resources.cpu + 1e-6)))
+    if resources.gpu:
+        at_once = min(at_once, max(1, int((torch.cuda.device_count() if gpus is None else gpus) / resources.gpu + 1e-6)))
     if resources.memory:
         at_once = min(at_once, max(1, int(free / (2**30 * reserved_gib(peak_mb, resources)))))
     need = at_once * one
-    text = f"{at_once} trials at once x {bytes_shown(one)} = {bytes_shown(need)} of main memory, {bytes_shown(free)} is free"
+    text = f"{counted(at_once, 'trial')} at once x {bytes_shown(one)} = {bytes_shown(need)} of main memory, {bytes_shown(free)} is free"
     if one > granted:
         return _finding("fault", "memory", f"{text}; lower batch_size or crop")
     if need > free:
@@ -209,22 +222,27 @@ def reserved_gib(peak_mb: float, resources: Resources) -> float:
     return resources.memory if isinstance(resources.memory, float | int) else 1.1 * peak_mb / 1024
 
 
-def require_device(resources: Resources, runtime: Runtime, *, visible: str | None) -> None:
-    """Raises SweepError if trials on this machine ask for a GPU that it lacks. `visible`: CUDA_VISIBLE_DEVICES."""
-    if runtime.device in ("cpu", "auto") and not resources.gpu:
+def require_device(runtime: Runtime, resources: Resources | None = None, *, visible: str | None = None) -> None:
+    """Raises SweepError if this machine lacks the device or the GPUs. `visible`: CUDA_VISIBLE_DEVICES."""
+    gpu = resources.gpu if resources else 0
+    if runtime.device in ("cpu", "auto") and not gpu:
         return
     import torch
 
     from rrn_core.training import device_of
 
-    if resources.gpu and not torch.cuda.device_count():
+    if resources and gpu and not torch.cuda.device_count():
         raise SweepError(_no_gpu(resources, visible))
     with user_errors():
         device_of(runtime)
 
 
 def _no_gpu(resources: Resources, visible: str | None) -> str:
-    cause = f"CUDA_VISIBLE_DEVICES={visible} names none; correct or unset it, or" if visible else "fix the CUDA installation, or"
+    cause = (
+        "fix the CUDA installation, or"
+        if visible is None
+        else f"CUDA_VISIBLE_DEVICES={shlex.quote(visible)} names none; correct or unset it, or"
+    )
     return f"resources.gpu is {resources.gpu:g}, but torch finds no CUDA device; {cause} set resources.gpu: 0"
 
 

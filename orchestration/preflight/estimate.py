@@ -83,7 +83,8 @@ def main_memory_mb(
     Raises:
         SweepError, DataError, ConfigError: as `probed`.
     """
-    known = {id_: cost.peak_memory_mb for id_, cost in estimate(plans, manifests).items() if cost and runtime.device == "cpu"}
+    on_cpu = {id_: found for id_, found in manifests.items() if not any("cuda" in attempt.machine for attempt in found.attempts)}
+    known = {id_: cost.peak_memory_mb for id_, cost in estimate(plans, on_cpu).items() if cost and runtime.device == "cpu"}
     unknown = [plan for plan in plans if not known.get(plan.trial_id)]
     return _highest([*known.values(), *(cost.host_memory_mb for cost in _measured(unknown, runtime, 1, progress).values())])
 

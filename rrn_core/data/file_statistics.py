@@ -122,7 +122,7 @@ def _file_statistics(record: ImageRecord, legend: Legend, bits: int | None) -> F
 
 
 def _label_statistics(label: DecodedLabel, image: DecodedImage | None) -> dict[str, object]:
-    pixels = label.counts()
+    pixels = label.counts
     used = np.flatnonzero(pixels).tolist()
     counts = np.zeros(256, np.int64)
     for value in used:

@@ -98,7 +98,7 @@ class ImageFiles:
         self.names = tuple(record.name for record in records)
         self.records = tuple(records)
         self.legend, self.bits = legend, bits
-        self._unneeded = set(unneeded)
+        self._unneeded, self._warned = set(unneeded), set[int]()
 
     def __len__(self) -> int:
         return len(self.records)
@@ -118,7 +118,9 @@ class ImageFiles:
         except DataError as error:
             if index not in self._unneeded:
                 raise
-            _log.warning("%s; unlabelled in this partition, so only diagnostics lack it", error)
+            if index not in self._warned:
+                _log.warning("%s; unlabelled in this partition, so only diagnostics lack it", error)
+            self._warned.add(index)
             return image.pixels, void
         return image.pixels, labels
 

@@ -110,7 +110,7 @@ def _description(file: Path) -> tuple[tuple[str, ...], tuple[Colour, ...], Legen
         raise DataError(f"{file}: {'; '.join(faults)}")
     classes, values = document["classes"], _values(document)
     table = label_table({**dict.fromkeys(_void(document), VOID), **{value: k for k, value in enumerate(values)}})
-    assumed = 0 if "values" in document else len(classes)
+    assumed = 0 if "values" in document or "void" in document else len(classes)
     if not isinstance(classes, dict):
         return tuple(classes), voc_palette(len(classes)), Legend(table, described=True, assumed=assumed), document.get("bits")
     colours = tuple((red, green, blue) for red, green, blue in classes.values())

@@ -113,5 +113,7 @@ def _header(body: bytes) -> tuple[bool, int]:
     try:
         with Image.open(io.BytesIO(body)) as image:
             return image.format == "TIFF", orientation_of(image)
+    except MemoryError:
+        raise
     except Exception:  # OpenCV decoded it; what Pillow cannot open has no orientation
         return False, 1

@@ -286,7 +286,7 @@ def _label_warnings(role: _Role) -> Iterator[str]:
 
 
 def _mixtures(role: _Role) -> Iterator[str]:
-    """Folders with both palette and grey files. Both are read alike, but they come from two sources, and one may be converted wrongly."""
+    """Folders whose files are read in two ways: they come from two sources, and one may be converted wrongly."""
     for folder in dict.fromkeys(file.label.parent for file in role.labeled if file.label):
         inside = [file for file in role.labeled if file.label and file.label.parent == folder]
         few, other = sorted(([file for file in inside if file.kind == kind] for kind in ("grey", "palette")), key=len)
@@ -294,6 +294,10 @@ def _mixtures(role: _Role) -> Iterator[str]:
             names = first_few(file.name for file in few)
             counts = f"{len(few)} {few[0].kind} label files among {len(other)} {other[0].kind} ones"
             yield f"{folder}: {counts}: {names}; check that the values of both have the same meaning"
+        by_value, by_colour = ([file for file in inside if file.kind == "colour" and bool(file.values) == plain] for plain in (True, False))
+        if by_value and by_colour:
+            counts = f"{len(by_colour)} RGB masks are read by their colours, {len(by_value)} as grey values"
+            yield f"{folder}: {counts}: {first_few(file.name for file in by_value)}; save all masks as grey values"
 
 
 def _void_share(role: _Role) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Literal
 
@@ -72,6 +72,7 @@ class DecodedLabel:
     oriented: bool = False
     """Whether `values` are turned by an EXIF orientation of the label file."""
 
+    @cached_property
     def counts(self) -> NDArray[np.int64]:
         """Number of pixels of each value, (256,)."""
         flat = self.values.reshape(-1)
@@ -80,7 +81,7 @@ class DecodedLabel:
 
     def labels(self, legend: Legend) -> Pixels:
         """Classes and 255, (H, W). Raises DataError if the table refuses a value."""
-        found = np.flatnonzero(self.counts()).tolist()
+        found = np.flatnonzero(self.counts).tolist()
         if refused := [value for value in found if self.table[value] == REFUSED]:
             raise DataError(_refusal(self.file, self.table, legend, found, refused))
         return np.asarray(cv2.LUT(self.values, self.table.astype(np.uint8)), np.uint8)
@@ -119,6 +120,8 @@ def palette_of(file: Path) -> tuple[Colour, ...]:
     try:
         with Image.open(file) as image:
             return _palette(image)
+    except MemoryError:
+        raise
     except Exception:  # what cannot be opened is reported where it is decoded
         return ()
 
@@ -192,7 +195,13 @@ def _palette(image: ImageFile.ImageFile) -> tuple[Colour, ...]:
     """The colours of a palette image; empty for any other, and for a palette of the grey levels, which says nothing."""
     if image.mode != "P" or image.palette is None:
         return ()
-    colours = np.frombuffer(image.palette.tobytes(), np.uint8).reshape(-1, len(image.palette.mode))[:, :3]
+    return _colours(image.palette.tobytes(), len(image.palette.mode))
+
+
+@lru_cache(maxsize=256)
+def _colours(palette: bytes, channels: int) -> tuple[Colour, ...]:
+    """The colours of a palette, shared by all files that have the same one; empty for a palette of the grey levels."""
+    colours = np.frombuffer(palette, np.uint8).reshape(-1, channels)[:, :3]
     found = tuple((red, green, blue) for red, green, blue in colours.tolist())
     return found if len(found) < 2 or found != tuple((k, k, k) for k in range(len(found))) else ()
 
@@ -204,7 +213,7 @@ def _by_palette(label: DecodedLabel, legend: Legend) -> DecodedLabel:
         DataError: such a palette has a colour without a meaning, or one colour for two classes.
     """
     palette, table = label.palette, legend.table
-    found = np.flatnonzero(label.counts()).tolist()
+    found = np.flatnonzero(label.counts).tolist()
     stated = {value: legend.colours.get(palette[value]) for value in found if value < len(palette)}
     for value in found:
         if table[value] == VOID and value in stated and _repeats(value, palette, range(value)):
@@ -250,7 +259,7 @@ def _of_colours(file: Path, pixels: Pixels, legend: Legend) -> DecodedLabel:
     if not grey:
         raise DataError(f"{file}: {_unknown_colours(unknown, legend)}; {_advice(legend)}")
     levels = DecodedLabel(file, np.ascontiguousarray(pixels[..., 0]), legend.table, "colour")
-    for level in np.flatnonzero(levels.counts()).tolist():
+    for level in np.flatnonzero(levels.counts).tolist():
         if legend.table[level] != REFUSED and legend.colours.get((level, level, level), VOID) not in (VOID, legend.table[level]):
             raise DataError(
                 f"{file}: a grey RGB mask whose value {level} has the colour of another class, while others have none; {_advice(legend)}"

@@ -51,7 +51,7 @@ def disagreement(used: Iterable[tuple[Path, dict[int, Colour], tuple[Colour, ...
 
 def used_colours(label: DecodedLabel) -> dict[int, Colour]:
     """The colours of the values that occur in a label file, without void."""
-    found = np.flatnonzero(label.counts()).tolist()
+    found = np.flatnonzero(label.counts).tolist()
     return {value: label.palette[value] for value in found if value < len(label.palette) and label.table[value] != VOID}
 
 

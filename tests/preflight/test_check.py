@@ -520,6 +520,7 @@ def test_a_gpu_that_is_asked_for_and_missing_is_refused_before_ray_starts():
     code = "from orchestration.cli.main import main; main()"
     for arguments, visible, line in (
         (["--set", "resources.gpu=1"], "7", "CUDA_VISIBLE_DEVICES=7 names none; correct or unset it, or set resources.gpu: 0"),
+        (["--set", "resources.gpu=1"], "", "CUDA_VISIBLE_DEVICES='' names none; correct or unset it, or set resources.gpu: 0"),
         (["--device", "cuda:7"], "", "device: cuda:7, but torch finds 0 CUDA devices; use --device cpu"),
     ):
         command = [sys.executable, "-c", code, "run", str(ROOT / "sweeps" / "epsilon_grid.yaml"), *arguments]
@@ -537,6 +538,7 @@ def test_trials_that_together_exceed_the_main_memory_are_a_fault_and_the_remedy_
     assert finding.detail.endswith("Ray would kill trials; set resources: {memory: auto}, or raise resources.cpu")
     assert checks.check_main_memory(peak_mb, Resources(memory="auto"), trials=8, cpus=8).level == "ok"
     assert checks.check_main_memory(peak_mb, Resources(cpu=8), trials=8, cpus=8).level != "fault"
+    assert checks.check_main_memory(peak_mb, Resources(gpu=1), trials=8, cpus=8, gpus=1).detail.startswith("1 trial at once x ")
     assert "lower batch_size or crop" in only([checks.check_main_memory(8 * peak_mb, Resources(memory="auto"), trials=1, cpus=8)])
 
 

@@ -255,7 +255,7 @@ def test_a_file_without_any_network_of_ours_shows_its_keys(tmp_path):
 def test_a_backbone_starts_both_branches_and_leaves_the_heads(tmp_path):
     quartet, before = (build_networks(config(backbone="resnet18"), CLASSES) for _ in range(2))
     weights = backbone()
-    text = initialise(quartet, imported(tmp_path, weights), sha256=None)
+    text = initialise(quartet, imported(tmp_path, weights), classes=NAMES)
     for branch, old in ((quartet.branch1, before.branch1), (quartet.branch2, before.branch2)):
         assert all(torch.equal(tensor, weights[key]) for key, tensor in branch.backbone.state_dict().items())
         assert same(branch.head, old.head)
@@ -267,10 +267,10 @@ def test_a_backbone_starts_both_branches_and_leaves_the_heads(tmp_path):
 def test_branches_and_discriminators_start_the_same_parts(tmp_path):
     quartet = build_networks(config(), CLASSES)
     weights, judges = branches(), [judge(seed=1), judge(seed=2)]
-    text = initialise(quartet, imported(tmp_path, {"model": weights, "D1": judges[0], "D2": judges[1]}))
+    text = initialise(quartet, imported(tmp_path, {"model": weights, "D1": judges[0], "D2": judges[1]}), classes=NAMES)
     expected = weights | {f"D{i + 1}.{key}": tensor for i, found in enumerate(judges) for key, tensor in found.items()}
     assert all(torch.equal(tensor, expected[key]) for key, tensor in quartet.state_dict().items())
-    assert text.endswith("both branches; both discriminators")
+    assert text == "both branches; both discriminators; the file does not name its classes, so they are matched by number"
 
 
 @pytest.mark.parametrize(
@@ -284,32 +284,32 @@ def test_branches_and_discriminators_start_the_same_parts(tmp_path):
 )
 def test_discriminators_that_do_not_fit_stay_as_drawn_and_the_text_says_so(tmp_path, settings, judges, text):
     quartet, before = (build_networks(config(**settings), CLASSES) for _ in range(2))
-    assert text in initialise(quartet, imported(tmp_path, {"model": branches(), **judges}))
+    assert text in initialise(quartet, imported(tmp_path, {"model": branches(), **judges}), classes=NAMES)
     assert quartet.D1 is before.D1 is None or (same(quartet.D1, before.D1) and same(quartet.D2, before.D2))
 
 
 def test_weights_that_do_not_fit_the_run_are_refused(tmp_path):
     body = imported(tmp_path, branches())
     with pytest.raises(DataError, match=r"^init_weights: the weights are for 7 classes, the data have 11; start from"):
-        initialise(build_networks(config(), 11), body)
+        initialise(build_networks(config(), 11), body, classes=[f"c{k}" for k in range(11)])
     with pytest.raises(DataError, match=r"^init_weights: the weights are of tiny, the run is of resnet18; set backbone: tiny$"):
-        initialise(build_networks(config(backbone="resnet18"), CLASSES), body)
+        initialise(build_networks(config(backbone="resnet18"), CLASSES), body, classes=NAMES)
     with pytest.raises(DataError, match=r"^init_weights: not a readable safetensors file"):
-        initialise(build_networks(config(), CLASSES), body[:-9])
+        initialise(build_networks(config(), CLASSES), body[:-9], classes=NAMES)
 
 
 def test_other_contents_than_planned_are_refused(tmp_path):
     body = imported(tmp_path, branches())
     quartet = build_networks(config(), CLASSES)
-    initialise(quartet, body, sha256=hashlib.sha256(body).hexdigest())
+    initialise(quartet, body, classes=NAMES, sha256=hashlib.sha256(body).hexdigest())
     with pytest.raises(DataError, match=r"init_weights: planned with SHA-256 0{12}, found [0-9a-f]{12}; restore the file"):
-        initialise(quartet, body, sha256="0" * 64)
+        initialise(quartet, body, classes=NAMES, sha256="0" * 64)
 
 
 def test_safetensors_that_say_nothing_of_themselves_are_refused(tmp_path):
     save_file(branches(), tmp_path / "x.safetensors")
     with pytest.raises(DataError, match="rrn-sweep weights import"):
-        initialise(build_networks(config(), CLASSES), (tmp_path / "x.safetensors").read_bytes())
+        initialise(build_networks(config(), CLASSES), (tmp_path / "x.safetensors").read_bytes(), classes=NAMES)
 
 
 # classes
