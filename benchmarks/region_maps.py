@@ -26,7 +26,8 @@ from rrn_core import Runtime
 from rrn_core.data.batch import IMAGENET_MEAN, IMAGENET_STD, Batch
 from rrn_core.data.batches import Batches
 from rrn_core.data.dataset import DataSet, open_dataset
-from rrn_core.losses import VOID, hard_labels, scale_image
+from rrn_core.data.labels import VOID
+from rrn_core.losses import hard_labels, scale_image
 from rrn_core.methods import build_networks
 from rrn_core.methods.cps import MixedImages, mixed_pass
 from rrn_core.methods.rrn import Settings, discriminator_inputs

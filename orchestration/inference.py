@@ -120,7 +120,7 @@ def predict_images(
     Raises:
         SweepError: as `evaluate_checkpoint`; an image that cannot be read; two images whose results would have the same name.
     """
-    from rrn_core.data.files import read_image
+    from rrn_core.data.images import read_image
     from rrn_core.evaluate import predict
     from rrn_core.weights import load_model
 
@@ -179,15 +179,14 @@ def _ordered(model: Model, classes: Sequence[str], checkpoint: str) -> Model:
     return ordered
 
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
-
-
 def _images(places: Iterable[Path]) -> Iterator[Path]:
     """The files, and the images in the folders in the order of their names. Logs one line for other files of a folder.
 
     Raises:
         SweepError: a folder without an image.
     """
+    from rrn_core.data.images import IMAGE_SUFFIXES
+
     for place in places:
         if not place.is_dir():
             yield place
@@ -294,7 +293,7 @@ def _results(stem: Path) -> tuple[Path, Path]:
 def _known_classes(model: Model, runtime: Runtime, changes: Mapping[str, Any]) -> tuple[Sequence[str], Palette]:
     """Classes and colours of the data set. If no data set is named, or its folder is not given: no classes, and VOC's colours."""
     from rrn_core.data.dataset import known_classes
-    from rrn_core.data.files import voc_palette
+    from rrn_core.data.labels import voc_palette
 
     named = bool(model.metadata.config or "dataset" in changes)
     if not named or (model.config.dataset == "folder" and runtime.data_root is None):

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rrn_core.data.files import VOID as VOID
+from rrn_core.data.labels import VOID as VOID
 from rrn_core.maps import at_least_float32, resize
 
 

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from rrn_core.data.files import VOID, Colour, Pixels
+from rrn_core.data.images import Pixels
+from rrn_core.data.labels import VOID, Colour
 
 PANEL = 256
 """Maximum of a panel's longer side in pixels."""

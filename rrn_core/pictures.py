@@ -12,7 +12,7 @@ from torch import Tensor
 
 from rrn_core.config import TrainConfig
 from rrn_core.data.dataset import Images, Pixels
-from rrn_core.data.files import VOID, Colour
+from rrn_core.data.labels import VOID, Colour
 from rrn_core.evaluate import HEADS, Forward, evaluating, heads, reported_head, slide_all
 from rrn_core.losses import hard_labels
 from rrn_core.methods import method_of

@@ -23,7 +23,7 @@ from orchestration.store.open import open_store
 from rrn_core import Runtime, configure, train
 from rrn_core.data.camvid import CamVid
 from rrn_core.data.dataset import open_dataset
-from rrn_core.data.files import voc_palette
+from rrn_core.data.labels import voc_palette
 from rrn_core.evaluate import predict
 from rrn_core.methods import build_networks
 from rrn_core.weights import load_model, pack, unpack

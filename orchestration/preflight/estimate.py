@@ -80,13 +80,20 @@ def main_memory_mb(
 ) -> float:
     """MiB of main memory of the largest of the trials: as measured where a trial of equal cost ran on a CPU, else by a probe here.
 
+    To a probe, which trains on random images, the images that a trial keeps in memory are added. Loader processes are not counted.
+
     Raises:
         SweepError, DataError, ConfigError: as `probed`.
     """
+    from rrn_core.data.dataset import cached_bytes
+
     on_cpu = {id_: found for id_, found in manifests.items() if not any("cuda" in attempt.machine for attempt in found.attempts)}
     known = {id_: cost.peak_memory_mb for id_, cost in estimate(plans, on_cpu).items() if cost and runtime.device == "cpu"}
     unknown = [plan for plan in plans if not known.get(plan.trial_id)]
-    return _highest([*known.values(), *(cost.host_memory_mb for cost in _measured(unknown, runtime, 1, progress).values())])
+    costs, images = _measured(unknown, runtime, 1, progress), {cost_group(plan.config): plan.config for plan in unknown}
+    return _highest(
+        [*known.values(), *(cost.host_memory_mb + cached_bytes(images[group], runtime) / 2**20 for group, cost in costs.items())]
+    )
 
 
 def shown_costs(estimates: Mapping[str, Estimate | None]) -> dict[str, tuple[str, str]]:

@@ -23,19 +23,19 @@ def granted_cpus(environment: Mapping[str, str]) -> int:
     """CPUs that this process may use, at least 1."""
     counts = [float(environment[name]) for name in CPU_COUNTS if environment.get(name, "").isdecimal() and int(environment[name])]
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, math.floor(min(affinity, *counts, *_cpu_quotas(), math.inf)))
+    return max(1, math.floor(min([affinity, *counts, *_cpu_quotas()])))
 
 
 def granted_memory() -> int:
     """Bytes of main memory that this process and its children may use."""
-    return min(int(psutil.virtual_memory().total), *_memory_limits(), 2**63)
+    return min([int(psutil.virtual_memory().total), *(limit for limit, _ in _memory_limits())])
 
 
 def free_memory() -> int:
     """Bytes of main memory that trials may take before Ray's memory monitor kills one."""
-    total, granted = psutil.virtual_memory().total, granted_memory()
-    free = psutil.virtual_memory().available - (1 - RAY_KILLS_ABOVE) * total
-    return int(max(0.0, min(free, RAY_KILLS_ABOVE * granted)))
+    machine = psutil.virtual_memory()
+    limits = [(machine.total, machine.total - machine.available), *_memory_limits()]
+    return int(max(0.0, min(RAY_KILLS_ABOVE * limit - used for limit, used in limits)))
 
 
 def _cpu_quotas() -> Iterator[float]:
@@ -49,12 +49,18 @@ def _cpu_quotas() -> Iterator[float]:
                 yield quota_us / int((folder / "cpu.cfs_period_us").read_text())
 
 
-def _memory_limits() -> Iterator[int]:
-    """Bytes that each control group of this process grants."""
+def _memory_limits() -> Iterator[tuple[int, int]]:
+    """Bytes that each control group of this process grants, and those that it uses. The cache of files does not count: it is given up."""
+    versions = (
+        ("memory.max", "memory.current", "inactive_file"),
+        ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    )
     for folder in _cgroups("memory"):
-        for name in ("memory.max", "memory.limit_in_bytes"):
+        for limit, current, cache in versions:
             with suppress(OSError, ValueError):
-                yield int((folder / name).read_text())
+                counters = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+                used = int((folder / current).read_text()) - int(counters.get(cache, 0))
+                yield int((folder / limit).read_text()), used
 
 
 def _cgroups(controller: str) -> Iterator[Path]:

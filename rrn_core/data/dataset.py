@@ -13,7 +13,8 @@ import numpy as np
 
 from rrn_core.config import Runtime, Split, TrainConfig
 from rrn_core.data import camvid, cityscapes, digits, folder, voc
-from rrn_core.data.files import DatasetLayout, ImageFiles, ImageRecord, Pixels, SplitName
+from rrn_core.data.files import DatasetLayout, ImageFiles, ImageRecord, SplitName
+from rrn_core.data.images import Pixels
 from rrn_core.data.labels import VOID, Colour, read_label, voc_palette
 from rrn_core.data.lists import find_file, first_few, read_list, roots
 from rrn_core.data.palettes import require_one_order
@@ -27,6 +28,7 @@ __all__ = [
     "DataSet",
     "Images",
     "Pixels",
+    "cached_bytes",
     "find_split",
     "known_classes",
     "open_dataset",
@@ -80,10 +82,14 @@ def open_dataset(config: TrainConfig, runtime: Runtime) -> DataSet:
     """
     data = open_files(config, runtime)
     _require_one_order(data)
-    cached = runtime.cache_images if runtime.cache_images is not None else _decoded_bytes(data) <= CACHE_LIMIT
-    if not cached:
+    if not _cached_bytes(data, runtime):
         return data
     return replace(data, train=_Decoded(data.train), val=_Decoded(data.val))
+
+
+def cached_bytes(config: TrainConfig, runtime: Runtime) -> int:
+    """Estimated size in bytes of the images that a run keeps in memory. Raises DataError, ConfigError as `open_dataset`."""
+    return _cached_bytes(open_files(config, runtime), runtime)
 
 
 def open_files(config: TrainConfig, runtime: Runtime) -> DataSet:
@@ -295,10 +301,13 @@ def _described(split: Split) -> str:
     return f"{split.labeled} + {split.unlabeled} training and {split.val} validation images ({split.sha256[:8]})"
 
 
-def _decoded_bytes(data: DataSet) -> int:
-    """Estimated size of all decoded images in bytes, from the size of the first one."""
+def _cached_bytes(data: DataSet, runtime: Runtime) -> int:
+    """Estimated size of all decoded images in bytes, from the size of the first one; 0 if they are not kept."""
+    if runtime.cache_images is False:
+        return 0
     image, label = data.train[0]
-    return (image.nbytes + label.nbytes) * (len(data.train) + len(data.val))
+    size = (image.nbytes + label.nbytes) * (len(data.train) + len(data.val))
+    return size if runtime.cache_images or size <= CACHE_LIMIT else 0
 
 
 class _Decoded:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +12,10 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from rrn_core.data.images import Pixels, decode_image, read_image
-from rrn_core.data.labels import VOID, Colour, Legend, decode_label, voc_palette
+from rrn_core.data.images import Pixels, decode_image
+from rrn_core.data.labels import VOID, Colour, Legend, decode_label
 from rrn_core.data.lists import first_few, image_name
 from rrn_core.errors import DataError
-
-__all__ = ["VOID", "Colour", "DatasetLayout", "ImageFiles", "ImageRecord", "Pixels", "SplitName", "read_image", "voc_palette"]
 
 SplitName = Literal["train", "val"]
 
@@ -136,12 +135,16 @@ class ImageFiles:
 def files_in(folder: Path, *suffixes: str) -> dict[str, Path]:
     """The image files of a folder by name, in the order of the names; none if there is no such folder.
 
-    Upper and lower case of suffixes are the same. Hidden files and sub-folders are skipped. Of two files of one name, that with the earlier
-    suffix counts.
+    Of two files of one name, that with the earlier suffix counts.
     """
-    found = [file for file in _entries(folder) if file.suffix.lower() in suffixes and file.is_file()]
+    found = matching(folder, *suffixes)
     found.sort(key=lambda file: (image_name(file.name), -suffixes.index(file.suffix.lower())))
     return {image_name(file.name): file for file in found}
+
+
+def matching(folder: Path, *suffixes: str) -> list[Path]:
+    """The files of a folder with these suffixes, in upper or lower case, sorted. Hidden files and sub-folders are skipped."""
+    return [file for file, is_folder in _entries(folder) if not is_folder and file.suffix.lower() in suffixes]
 
 
 def names_in(folder: Path, *suffixes: str) -> tuple[str, ...]:
@@ -152,11 +155,11 @@ def names_in(folder: Path, *suffixes: str) -> tuple[str, ...]:
 def unused_in(folder: Path, *suffixes: str) -> Iterator[str]:
     """A line about the files of a folder that `files_in` leaves out, if there are any."""
     used = set(files_in(folder, *suffixes).values())
-    left = {
-        file: sum(inner.is_file() for inner in file.rglob("*")) if file.is_dir() else 1 for file in _entries(folder) if file not in used
-    }
-    if count := sum(left.values()):
-        names = first_few(f"{file.name}/ ({inside} files)" if file.is_dir() else file.name for file, inside in left.items() if inside)
+    left = [(file, is_folder) for file, is_folder in _entries(folder) if file not in used]
+    inside = {file: sum(inner.is_file() for inner in file.rglob("*")) for file, is_folder in left if is_folder}
+    if count := sum(inside.get(file, 1) for file, _ in left):
+        shown = (file for file, _ in left if inside.get(file, 1))
+        names = first_few(f"{file.name}/ ({inside[file]} files)" if file in inside else file.name for file in shown)
         yield f"{folder}: {count} files are not used: {names}; expected {', '.join(suffixes)} files that lie in the folder itself"
 
 
@@ -171,11 +174,14 @@ def first_existing(candidates: Iterable[Path]) -> Path | None:
     return next((file for file in candidates if file.is_file()), None)
 
 
-def _entries(folder: Path) -> list[Path]:
-    """The files and sub-folders of a folder, sorted, without hidden ones."""
-    if not folder.is_dir():
+def _entries(folder: Path) -> list[tuple[Path, bool]]:
+    """The files and sub-folders of a folder, sorted, each with whether it is a folder; without hidden ones."""
+    try:
+        with os.scandir(folder) as entries:
+            shown = [entry for entry in entries if not entry.name.startswith(".") and entry.name not in _SYSTEM_FILES]
+            return sorted((folder / entry.name, entry.is_dir()) for entry in shown)
+    except (FileNotFoundError, NotADirectoryError):
         return []
-    return sorted(file for file in folder.iterdir() if not file.name.startswith(".") and file.name not in _SYSTEM_FILES)
 
 
 def _size(pixels: NDArray[Any]) -> str:

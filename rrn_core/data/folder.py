@@ -8,13 +8,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rrn_core.data.files import ImageRecord, SplitName, unused_in
+from rrn_core.data.files import ImageRecord, SplitName, matching, unused_in
+from rrn_core.data.images import IMAGE_SUFFIXES
 from rrn_core.data.labels import VOID, Colour, Legend, colour_meanings, label_table, voc_palette
 from rrn_core.data.lists import first_few, image_name, read_list, repeated
 from rrn_core.errors import DataError
 from rrn_core.yaml12 import YamlError, parse
 
-IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 MASKS = (".png",)
 
 EXAMPLE = "classes: [background, cat, dog]"
@@ -45,9 +45,9 @@ class Folder:
     def __init__(self, root: Path) -> None:
         self.list_folder = root
         self.classes, self.palette, self.legend, self.bits = _description(root / "dataset.yaml")
-        self._images = _by_name(root / "images", IMAGES)
+        self._images = _by_name(root / "images", IMAGE_SUFFIXES)
         self._masks = _by_name(root / "masks", MASKS)
-        self._unlabeled = _by_name(root / "unlabeled", IMAGES) if (root / "unlabeled").is_dir() else {}
+        self._unlabeled = _by_name(root / "unlabeled", IMAGE_SUFFIXES) if (root / "unlabeled").is_dir() else {}
         if unmatched := sorted(set(self._masks) - set(self._images)):
             counted = f"{len(unmatched)} of {len(self._masks)} masks have no image of the same name in images/"
             raise DataError(f"{root / 'masks'}: {counted}: {first_few(unmatched)}; rename or remove the masks")
@@ -76,7 +76,7 @@ class Folder:
         return ImageRecord(name, image, self._masks.get(name))
 
     def unused(self) -> Iterator[str]:
-        for folder, suffixes in (("images", IMAGES), ("masks", MASKS), ("unlabeled", IMAGES)):
+        for folder, suffixes in (("images", IMAGE_SUFFIXES), ("masks", MASKS), ("unlabeled", IMAGE_SUFFIXES)):
             yield from unused_in(self.list_folder / folder, *suffixes)
 
     def _training(self) -> tuple[str, ...]:
@@ -90,17 +90,13 @@ def _by_name(folder: Path, suffixes: Sequence[str]) -> dict[str, Path]:
     """The files of a folder by the names of their images, as lists name them."""
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder; data_root must hold images/, masks/, dataset.yaml and val.txt")
-    files = [file for file in sorted(folder.iterdir()) if _is_used(file, suffixes)]
+    files = matching(folder, *suffixes)
     names = [image_name(file.name) for file in files]
     if duplicates := repeated(names):
         raise DataError(f"{folder}: more than one file of the same name: {first_few(duplicates)}; keep one")
     if not files and folder.name != "unlabeled":
         raise DataError(f"{folder}: holds no {', '.join(suffixes)} files")
     return dict(zip(names, files, strict=True))
-
-
-def _is_used(file: Path, suffixes: Sequence[str]) -> bool:
-    return file.suffix.lower() in suffixes and not file.name.startswith(".") and file.is_file()
 
 
 def _description(file: Path) -> tuple[tuple[str, ...], tuple[Colour, ...], Legend, int | None]:

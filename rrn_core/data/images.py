@@ -15,6 +15,7 @@ from PIL import Image
 from rrn_core.errors import DataError
 
 Pixels = NDArray[np.uint8]
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 MOST_PIXELS = 2**30
 """OpenCV decodes no larger image."""
 

@@ -17,7 +17,7 @@ from rrn_core import DataError, configure
 from rrn_core.config import Runtime, TrainConfig
 from rrn_core.data import cityscapes, voc
 from rrn_core.data.dataset import find_split, open_dataset, open_layout, open_validation, split_indices
-from rrn_core.data.files import read_image
+from rrn_core.data.images import read_image
 from rrn_core.data.labels import Legend, decode_label, label_table, read_label, voc_palette
 from rrn_core.data.lists import find_file, image_name, read_list, roots
 from rrn_core.data.published import PUBLISHED, names_hash
