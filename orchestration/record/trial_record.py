@@ -300,22 +300,22 @@ def settle(
     Raises:
         Fenced: a driver with a higher token started the attempt.
     """
-    key = manifest_key(sweep, trial_id)
+    key, ended_ms = manifest_key(sweep, trial_id), now_ms()  # of the call, as `worked_s`: the store may take its time
     while True:
         try:
             manifest, etag = parse_manifest(*store.read(key), key=key)
         except NotFound:
             if unopened is None:
                 return None
-            manifest, etag = new_manifest(unopened, now_ms=now_ms()), None
+            manifest, etag = new_manifest(unopened, now_ms=ended_ms), None
         died_early = unopened and manifest.attempt <= after and manifest.status is not TrialState.FINISHED
         if not manifest.is_open and not died_early:
             return manifest
         if manifest.driver > driver:
             raise superseded(f"trial {trial_id}", manifest.driver, driver)
         if not manifest.is_open:
-            manifest = _with_attempt(manifest, driver, "an unknown node", {}, now_ms())
-        closed = _closed(manifest, failure, reason, worked_s, now_ms())
+            manifest = _with_attempt(manifest, driver, "an unknown node", {}, ended_ms)
+        closed = _closed(manifest, failure, reason, worked_s, ended_ms)
         failed = retries is not None and budget_spent(closed, retries, driver=driver)
         changes = {
             "status": TrialState.FAILED if failed else TrialState.INTERRUPTED,

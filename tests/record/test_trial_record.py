@@ -287,6 +287,21 @@ def test_a_wall_clock_that_jumps_changes_no_account(store):
     assert account(record) == [("finished", 0, 10, 10.0, 0.0, 0.0)]
 
 
+def test_the_time_that_the_store_takes_to_settle_is_not_the_attempt_s(store, monkeypatch):
+    TrialRecord.open(store, PLAN, retention=KEEP, driver=1, now_ms=lambda: 10_000)
+    wall, read = Clock(), type(store).read
+    wall.now_s = 20.0
+
+    def slow(self, key):
+        wall.now_s += 7
+        return read(self, key)
+
+    monkeypatch.setattr(type(store), "read", slow)
+    found = settle(store, "demo", PLAN.trial_id, driver=1, failure="lost", reason="", worked_s=10.0, now_ms=lambda: int(1000 * wall.now_s))
+    (attempt,) = found.attempts
+    assert (attempt.ended_ms - attempt.started_ms, attempt.lost_s) == (10_000, 10.0)
+
+
 def test_a_dead_writer_is_settled_and_fenced(store):
     zombie = TrialRecord.open(store, PLAN, retention=KEEP, driver=1, clock=(clock := Clock()))
     clock.now_s += 5
