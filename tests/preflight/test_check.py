@@ -516,7 +516,7 @@ def test_a_trial_fits_a_whole_gpu_and_not_a_sliver_of_it():
     assert "raise resources.gpu" in only(checks.check_device([config], Resources(gpu=0.001), runtime))
 
 
-def test_a_gpu_that_is_asked_for_and_missing_is_refused_before_ray_starts():
+def test_a_gpu_that_is_asked_for_and_missing_is_refused_before_ray_starts(tmp_path):
     code = "from orchestration.cli.main import main; main()"
     for arguments, visible, line in (
         (["--set", "resources.gpu=1"], "7", "CUDA_VISIBLE_DEVICES=7 names none; correct or unset it, or set resources.gpu: 0"),
@@ -524,7 +524,8 @@ def test_a_gpu_that_is_asked_for_and_missing_is_refused_before_ray_starts():
         (["--device", "cuda:7"], "", "device: cuda:7, but torch finds 0 CUDA devices; use --device cpu"),
     ):
         command = [sys.executable, "-c", code, "run", str(ROOT / "sweeps" / "epsilon_grid.yaml"), *arguments]
-        done = subprocess.run(command, env=os.environ | {"CUDA_VISIBLE_DEVICES": visible}, capture_output=True, text=True, timeout=60)
+        environment = os.environ | {"CUDA_VISIBLE_DEVICES": visible, "PYTHONPATH": str(ROOT)}
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
         assert (done.returncode, line in done.stderr, done.stdout) == (2, True, "")
 
 
